@@ -1,0 +1,141 @@
+"""The command line: parse, call, print. A user's mistake prints without a traceback and exits 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from fastdraft import __version__, resolve, stages
+from fastdraft.artefacts import Journey
+from fastdraft.errors import FastDraftError, UserError
+from fastdraft.manifest import Manifest
+from fastdraft.progress import say
+from fastdraft.resolve import Resolved
+from fastdraft.run import locked
+
+INTERRUPTED = 130
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
+recipes = typer.Typer(no_args_is_help=True, help="Show, validate and explain recipes.")
+app.add_typer(recipes, name="recipe")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, dotted.")]
+Folder = Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/NAME.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> None:
+    """The `fastdraft` command."""
+    try:
+        app()
+    except FastDraftError as error:
+        kind = "error" if isinstance(error, UserError) else type(error).__name__
+        print(f"{kind}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """A draft model for speculative decoding, for any target."""
+    if show:
+        print(f"fastdraft {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go down the whole road of a recipe; what is done already is skipped."""
+    _travel(resolve.resolve(recipe, overrides or []), folder, as_json, until=until)
+
+
+def _stage_command(name: str) -> None:
+    def command(
+        recipe: RecipePath, overrides: Overrides = None, folder: Folder = None, as_json: AsJson = False
+    ) -> None:
+        _travel(resolve.resolve(recipe, overrides or []), folder, as_json, only=name)
+
+    app.command(name, help=f"Run the stage `{name}` of a recipe alone; the stages it needs must be done.")(command)
+
+
+for _stage in stages.STAGES:
+    _stage_command(_stage.name)
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
+    """Where a run stands, stage by stage."""
+    found = stages.standing(_journey(resolve.resolve(folder / "resolved.yaml", []), folder))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, state in found.items():
+            print(f"{name:12} {state}")
+
+
+@recipes.command()
+def show(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """The complete recipe, with where each value came from."""
+    print(resolve.resolved_yaml(resolve.resolve(recipe, overrides or [])), end="")
+
+
+@recipes.command()
+def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check keys, types and values; nothing is run."""
+    print(f"{recipe}: sound, {resolve.digest(resolve.resolve(recipe, overrides or []).recipe)}")
+
+
+@recipes.command()
+def schema(markdown: Annotated[bool, typer.Option(help="As docs/recipe.md; otherwise JSON Schema.")] = False) -> None:
+    """Every key with its type, default and meaning."""
+    print(resolve.schema_markdown() if markdown else json.dumps(resolve.schema_json(), indent=2), end="")
+
+
+def _travel(
+    resolved: Resolved, folder: Path | None, as_json: bool, until: str | None = None, only: str | None = None
+) -> None:
+    recipe = resolved.recipe
+    folder = folder or Path("runs") / recipe.name
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    with locked(folder):
+        journey = _journey(resolved, folder)
+        (folder / "resolved.yaml").write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
+        manifest = Manifest(folder, resolve.digest(recipe), recipe.seed, journey.device)
+        try:
+            stages.travel(journey, manifest, until, only)
+        except KeyboardInterrupt:
+            manifest.end("interrupted")
+            say("stopped: the same command goes on from the last checkpoint")
+            raise typer.Exit(INTERRUPTED) from None
+        except BaseException as error:
+            manifest.end(f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        manifest.end("finished")
+    say(f"finished: {folder}")
+
+
+def _journey(resolved: Resolved, folder: Path) -> Journey:
+    return Journey(resolved.recipe, folder, _device(resolved.recipe.device))
+
+
+def _device(name: str) -> torch.device:
+    """`auto` is the first accelerator that torch finds, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+if __name__ == "__main__":
+    main()

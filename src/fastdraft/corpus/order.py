@@ -1,0 +1,90 @@
+"""The order of training rows: mixed by weight, every token once per epoch of its source, resumable to the row.
+
+The order is a function of (seed, source, epoch) alone and not of the number of processes: a process takes the
+sequences of its rank out of each batch.
+
+Dimensions: B sequences, T tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdraft.corpus.shards import Shards
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs_BT, labels_BT: token ids; a label of -100 is not trained on."""
+
+    inputs_BT: Tensor
+    labels_BT: Tensor
+
+
+class Rows(Protocol):
+    """Training rows of one source, all of one length."""
+
+    rows: int
+
+    def row(self, index: int) -> tuple[Tensor, Tensor]:
+        """inputs_T, labels_T"""
+
+
+class ShardRows:
+    """Shards cut into sequences: the i-th has inputs [iT, iT + T) and as labels the tokens one further on.
+
+    So every token but the very first is a label exactly once; the last sequence may be shorter and is padded.
+    """
+
+    def __init__(self, shards: Shards, sequence_tokens: int) -> None:
+        self._shards, self._length = shards, sequence_tokens
+        self.rows = max(-(-(shards.tokens - 1) // sequence_tokens), 0)
+
+    def row(self, index: int) -> tuple[Tensor, Tensor]:
+        """inputs_T, labels_T"""
+        start = index * self._length
+        window = torch.from_numpy(self._shards[start : start + self._length + 1])
+        inputs_T, labels_T = torch.zeros(self._length, dtype=torch.long), torch.full((self._length,), IGNORED)
+        inputs_T[: len(window) - 1], labels_T[: len(window) - 1] = window[:-1], window[1:]
+        return inputs_T, labels_T
+
+
+class Mixture:
+    """An endless stream of batches; `position`, the rows drawn of each source so far, is all its state."""
+
+    def __init__(self, sources: dict[str, Rows], weights: dict[str, float], seed: int) -> None:
+        self.names = sorted(weights)
+        self.position = [0] * len(self.names)
+        self._rows = [sources[name] for name in self.names]
+        self._weights = np.array([weights[name] for name in self.names]) / sum(weights.values())
+        self._seed = seed
+        self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
+
+    def next_batch(self, sequences: int) -> Batch:
+        """The next sequences of the stream."""
+        rows = [self._next_row() for _ in range(sequences)]
+        return Batch(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
+
+    def _next_row(self) -> tuple[Tensor, Tensor]:
+        # The source that lags furthest behind its share goes next: shares hold at every moment, without a generator.
+        lag = self._weights * (sum(self.position) + 1) - np.array(self.position)
+        source = int(lag.argmax())
+        epoch, place = divmod(self.position[source], self._rows[source].rows)
+        self.position[source] += 1
+        return self._rows[source].row(int(self._order(source, epoch)[place]))
+
+    def _order(self, source: int, epoch: int) -> npt.NDArray[np.int64]:
+        """(rows) the epoch's permutation of a source's rows; one epoch is kept at a time."""
+        kept = self._orders.get(source)
+        if kept is None or kept[0] != epoch:
+            kept = epoch, np.random.default_rng([self._seed, source, epoch]).permutation(self._rows[source].rows)
+            self._orders[source] = kept
+        return kept[1]

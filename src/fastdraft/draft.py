@@ -1,0 +1,64 @@
+"""A draft: made from a shape, saved with its target's tokenizer byte for byte, opened, and held against its target."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from fastdraft.errors import VocabularyMismatch
+from fastdraft.records import Card
+from fastdraft.run import finished_last
+from fastdraft.shape import DraftShape
+from fastdraft.target import TOKENIZER_FILES, TargetCard
+
+
+class DraftCard(Card):
+    """A trained draft: what it is and what it was trained on. `model` is its folder's name beside the card."""
+
+    kind: ClassVar[str] = "draft"
+    target: str
+    target_digest: str
+    shape: DraftShape
+    trained_tokens: int
+    held_out_nats: dict[str, float]
+    model: str = "model"
+
+
+def new(shape: DraftShape, seed: int) -> PreTrainedModel:
+    """A draft with random weights, float32; the same for the same seed."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(shape.open_config(), dtype=torch.float32)
+    return model
+
+
+def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destination: Path) -> None:
+    """Write weights (safetensors), configuration and the target's very tokenizer files, whole or not at all."""
+    with finished_last(destination) as part:
+        model.save_pretrained(part)
+        eos = card.eos_ids[0] if len(card.eos_ids) == 1 else list(card.eos_ids)
+        pad = model.config.pad_token_id if model.config.pad_token_id is not None else card.eos_ids[0]
+        GenerationConfig(bos_token_id=card.bos_id, eos_token_id=eos, pad_token_id=pad).save_pretrained(part)
+        for name in TOKENIZER_FILES:
+            if (target_folder / name).is_file():
+                shutil.copyfile(target_folder / name, part / name)
+
+
+def open_draft(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A draft from its folder, float32, on a device."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    opened: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+    return opened
+
+
+def check_fit(draft: PreTrainedModel, card: TargetCard, where: Path) -> None:
+    """VocabularyMismatch unless the draft has a row for every row of its target."""
+    rows = draft.get_output_embeddings().weight.shape[0]
+    if rows != card.vocab_rows:
+        raise VocabularyMismatch(
+            f"{where} has {rows} output rows, target {card.name} has {card.vocab_rows}\n"
+            f"  wanted: the target's padded vocabulary\n  do: train the draft for this target"
+        )

@@ -1,0 +1,57 @@
+"""One block of speculative decoding, judged by the target. Two laws, two functions; coin tosses are arguments.
+
+Dimensions: G drafted tokens (gamma), G1 = gamma + 1, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Block(NamedTuple):
+    """How many drafted tokens the target accepted, and the ids it emits: those, and one token of its own."""
+
+    accepted: int
+    emitted: Tensor
+
+
+def accept_greedy(target_G1: Tensor, draft_G: Tensor) -> Block:
+    """The block under greedy decoding: drafted tokens are kept while they equal the target's most likely token.
+
+    target_G1[j] is the target's most likely token after draft_G[:j]. The ratio test at temperature 0 is not this law.
+    """
+    accepted = _leading(target_G1[:-1] == draft_G)
+    return Block(accepted, target_G1[: accepted + 1])
+
+
+def accept_sampled(p_G1V: Tensor, q_GV: Tensor, draft_G: Tensor, coin_G1: Tensor) -> Block:
+    """The block under sampling: what it emits is distributed as p, whatever q, given that draft_G[j] ~ q_GV[j].
+
+    Leviathan et al. 2023 (arXiv:2211.17192), algorithm 1. Coins are uniform on [0, 1): one per drafted token, then
+    one that draws the corrected or the bonus token.
+    """
+    p_G = p_G1V[:-1].gather(1, draft_G[:, None]).squeeze(1)
+    q_G = q_GV.gather(1, draft_G[:, None]).squeeze(1)
+    accepted = _leading(coin_G1[:-1] * q_G < p_G)
+    law_V = p_G1V[-1] if accepted == len(draft_G) else residual(p_G1V[accepted], q_GV[accepted])
+    return Block(accepted, torch.cat([draft_G[:accepted], _inverse_cdf(law_V, coin_G1[-1:])]))
+
+
+def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """(V) the law of the token that replaces a rejected one: max(p - q, 0), normalised."""
+    surplus_V = (p_V - q_V).clamp(min=0)
+    mass = surplus_V.sum()
+    # Nothing is left where p <= q everywhere; only rounding can reject there, and then p is the law to draw from.
+    return surplus_V / mass if mass > 0 else p_V
+
+
+def _leading(kept_G: Tensor) -> int:
+    """How many entries are true before the first false one."""
+    return int(kept_G.long().cumprod(0).sum())
+
+
+def _inverse_cdf(law_V: Tensor, coin: Tensor) -> Tensor:
+    """(one id) the token at which the summed law first exceeds the coin; never one of probability 0."""
+    cdf_V = law_V.double().cumsum(0)
+    return (cdf_V <= coin.double() * cdf_V[-1]).sum(0, keepdim=True)

@@ -1,0 +1,162 @@
+"""A recipe is a whole run: YAML plus `key=value` overrides, one strict and frozen `Recipe`.
+
+The schema below is the one source of keys, types, defaults and descriptions: `fastdraft recipe schema` and
+docs/recipe.md are printed from it, and a stage receives only its own part.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Part(BaseModel):
+    """What every part of a recipe shares: unknown keys stop, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class TargetPart(Part):
+    """The model that the draft is for."""
+
+    path: str = Field(description="Hub id, local folder, or `demo` for the packaged target.")
+    revision: str | None = Field(None, description="Hub revision (commit, branch or tag).")
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the target. Off unless asked.")
+    allow_pickle: bool = Field(False, description="Load pickled weights (they can run code). Off unless asked.")
+
+
+class DraftPart(Part):
+    """The draft's size; what is not given follows from the target."""
+
+    params_millions: PositiveFloat | None = Field(None, description="Budget, embeddings included.")
+    hidden_size: PositiveInt | None = Field(None, description="Width; otherwise derived from the budget.")
+    layers: PositiveInt | None = Field(None, description="Depth; otherwise derived from the budget.")
+    head_size: PositiveInt | None = Field(None, description="Size of an attention head; otherwise the target's rule.")
+    heads: PositiveInt | None = Field(None, description="Attention heads; otherwise hidden_size / head_size.")
+    kv_heads: PositiveInt | None = Field(None, description="Key-value heads; otherwise the target's ratio.")
+    intermediate_size: PositiveInt | None = Field(None, description="MLP width; otherwise the target's ratio.")
+    context_tokens: PositiveInt | None = Field(None, description="Longest context; otherwise the target's.")
+
+    @model_validator(mode="after")
+    def _budget_or_shape(self) -> DraftPart:
+        if self.params_millions is None and (self.hidden_size is None or self.layers is None):
+            raise ValueError("give params_millions, or both hidden_size and layers")
+        return self
+
+
+class SourcePart(Part):
+    """One named source of documents."""
+
+    source: Literal["python_code", "python_docstrings", "text", "jsonl", "parquet", "hub"] = Field(
+        description="Where documents come from: the Python sources on this machine (or their docstrings), "
+        "local files, or a data set on the hub."
+    )
+    path: str | None = Field(None, description="File, folder or glob of a local source; hub id of a data set.")
+    subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set.")
+    field: str = Field("text", description="Field that holds the text, in rows of jsonl, parquet and hub.")
+    separator: str | None = Field(
+        None, description="In text files: the line that ends a document; otherwise a file is one."
+    )
+    sample_share: Share = Field(
+        1.0, description="Share of the training documents that is kept, chosen by content hash."
+    )
+    held_out_share: Share = Field(0.02, description="Share of the documents held out, chosen by content hash.")
+    held_out_list: str | None = Field(
+        None, description="Allow-list of content hashes (a file, or `demo`): held-out documents outside it are dropped."
+    )
+    documents_at_most: PositiveInt | None = Field(None, description="Stop reading after so many documents.")
+
+
+class TokenizePart(Part):
+    """From documents to token shards."""
+
+    tasks: PositiveInt = Field(1, description="datatrove tasks a source is split into; each writes its own shards.")
+    workers: PositiveInt = Field(1, description="Tasks run at once on this machine.")
+
+
+class TrainPart(Part):
+    """One phase of training; every phase runs the same loop."""
+
+    mix: dict[str, PositiveFloat] = Field(default_factory=dict, description="Weight of each source in the batches.")
+    train_tokens: PositiveInt = Field(description="Tokens trained on in this phase.")
+    batch_sequences: PositiveInt = Field(16, description="Sequences in one optimizer step.")
+    micro_batch_sequences: PositiveInt | None = Field(
+        None, description="Sequences in one forward; otherwise all of them."
+    )
+    sequence_tokens: PositiveInt = Field(512, description="Tokens of a sequence.")
+    objective: Literal["cross_entropy", "forward_kl", "total_variation"] = Field(
+        "cross_entropy", description="Loss of a token: on the text, or against the live target's distribution."
+    )
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="Muon for matrices and AdamW for the rest, or AdamW."
+    )
+    muon_learning_rate: PositiveFloat = Field(0.02, description="Peak learning rate of the matrices under Muon.")
+    learning_rate: PositiveFloat = Field(0.003, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay of matrices.")
+    gradient_clip: PositiveFloat = Field(1.0, description="Largest global gradient norm.")
+    schedule: Literal["warmup_stable_decay", "cosine"] = Field(
+        "warmup_stable_decay", description="Learning-rate shape."
+    )
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    decay_share: Share = Field(0.4, description="Last share of the steps, over which the rate falls to zero.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast; master weights are always fp32.")
+    compile: bool = Field(False, description="torch.compile the forward pass (needs a C++ compiler on CPU).")
+    head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at one time.")
+    checkpoint_seconds: PositiveInt = Field(60, description="Seconds between checkpoints.")
+    held_out_every_tokens: PositiveInt = Field(250_000, description="Tokens between measurements of the held-out loss.")
+    held_out_sequences: PositiveInt = Field(32, description="Held-out sequences a source in such a measurement.")
+
+
+class SynthesizePart(Part):
+    """The target answers prompts; the draft learns from the answers."""
+
+    mix: dict[str, PositiveFloat] = Field(description="Share of the prompts that each source gives (held-in prefixes).")
+    prompts: PositiveInt = Field(description="Prompts to answer.")
+    prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
+    completion_tokens: PositiveInt = Field(128, description="Longest completion.")
+    temperatures: dict[float, PositiveFloat] = Field(
+        default_factory=lambda: {0.0: 1.0, 0.6: 1.0, 0.8: 1.0, 1.0: 1.0},
+        description="Weight of each sampling temperature; 0 is greedy.",
+    )
+    top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0 is all.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample from the smallest set with this mass.")
+    batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
+
+
+class EvaluatePart(Part):
+    """One-pass evaluation on held-out prompts, after each phase, and its judge."""
+
+    tasks: tuple[str, ...] = Field(description="Sources whose held-out part gives the prompts; one task each.")
+    prompts: PositiveInt = Field(64, description="Prompts of a task.")
+    prompt_tokens: PositiveInt = Field(64, description="Tokens of a prompt.")
+    completion_tokens: PositiveInt = Field(128, description="Longest completion.")
+    temperatures: tuple[float, ...] = Field((0.0, 0.6), description="Sampling temperatures; 0 is greedy.")
+    gammas: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), description="Block lengths.")
+    batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
+    bootstrap_resamples: PositiveInt = Field(1000, description="Resamples of the prompts behind an interval.")
+    judge_prompts: int = Field(
+        16, ge=0, description="Prompts of a task for real speculative decoding; 0 leaves it out."
+    )
+    judge_gamma: PositiveInt = Field(4, description="Block length of the judge.")
+
+
+class Recipe(Part):
+    """A whole run."""
+
+    name: str = Field(description="Name of the run; its folder is runs/NAME unless told otherwise.")
+    seed: int = Field(7, ge=0, description="Every generator starts from it.")
+    threads: PositiveInt | None = Field(None, description="CPU threads; otherwise all cores.")
+    device: str = Field("auto", description="cpu, cuda, xpu, hpu, or `auto`: the first accelerator, else cpu.")
+    target: TargetPart
+    draft: DraftPart
+    corpus: dict[str, SourcePart] = Field(default_factory=dict, description="Named sources.")
+    tokenize: TokenizePart = Field(default_factory=TokenizePart)
+    pretrain: TrainPart | None = Field(None, description="PT: from random weights, natural language.")
+    continue_: TrainPart | None = Field(None, alias="continue", description="CP: code mixed with text.")
+    synthesize: SynthesizePart | None = Field(None, description="The target writes data.")
+    align: TrainPart | None = Field(None, description="FT: on what the target wrote.")
+    evaluate: EvaluatePart | None = Field(None, description="Measure after every phase.")

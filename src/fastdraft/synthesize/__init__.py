@@ -1,0 +1,1 @@
+"""The target answers prompts; its tokens and their log-probabilities are recorded."""

@@ -1,0 +1,166 @@
+"""What the target wrote: completions, and the folder of parquet shards that keeps them.
+
+A row is known by its key, the hash of all that decides it. What is missing is found by key, never by count: shards may
+be written in any order, by runs that were killed, with any batch size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from fastdraft.corpus.shards import Tokens
+from fastdraft.errors import ShardError
+from fastdraft.run import finished_last
+
+LogProbabilities = npt.NDArray[np.float32]
+
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "index": pa.int32(),
+        "temperature": pa.float64(),
+        "top_k": pa.int32(),
+        "top_p": pa.float64(),
+        "prompt": pa.list_(pa.int32()),
+        "tokens": pa.list_(pa.int32()),
+        "logp": pa.list_(pa.float32()),
+    }
+)
+
+
+class Law(NamedTuple):
+    """How the next token is chosen. Temperature 0 is greedy decoding, a law of its own; top_k 0 keeps all tokens."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+class Request(NamedTuple):
+    """A prompt to complete under a law; `index` tells repeated samples of one prompt apart."""
+
+    prompt: Tokens
+    law: Law
+    index: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """One completion: (n) tokens and (n) log p of each under the law that it was sampled from, 0.0 where greedy."""
+
+    key: str
+    prompt: Tokens
+    tokens: Tokens
+    logp: LogProbabilities
+    law: Law
+    index: int = 0
+
+
+def row_key(request: Request, completion_tokens: int, seed: int, target_revision: str) -> str:
+    """16 hex digits that stand for all that decides a completion."""
+    law = float(request.law.temperature), request.law.top_k, float(request.law.top_p)
+    content = [request.prompt.tolist(), law, completion_tokens, request.index, seed, target_revision]
+    return xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
+
+
+class CompletionStore:
+    """A folder of completions; a batch is one shard, there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keys(self) -> set[str]:
+        """The keys of all completions that are stored."""
+        return {key for table in self._tables(["key"]) for key in table["key"].to_pylist()}
+
+    def write(self, completions: Sequence[Completion]) -> None:
+        """Add one shard."""
+        name = xxhash.xxh3_64_hexdigest("".join(completion.key for completion in completions))
+        with finished_last(self.folder / f"{name}.parquet") as part:
+            pq.write_table(_table(completions), part)
+
+    def read(self, keys: Sequence[str] | None = None) -> list[Completion]:
+        """The completions of these keys, in their order; otherwise all of them, in the order of their keys."""
+        stored = {row.key: row for path in self._shards() for row in _rows(_read(path, SCHEMA.names), path)}
+        wanted = sorted(stored) if keys is None else keys
+        missing = [key for key in wanted if key not in stored]
+        if missing:
+            raise ShardError(
+                f"{self.folder} lacks {len(missing)} of {len(wanted)} completions, the first is {missing[0]}\n"
+                f"  do: run the stage `synthesize` again: only what is missing is written"
+            )
+        return [stored[key] for key in wanted]
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    def _tables(self, columns: list[str]) -> Iterator[Any]:
+        return (_read(path, columns) for path in self._shards())
+
+
+def _table(completions: Sequence[Completion]) -> Any:
+    rows = [
+        {"key": row.key, "index": row.index, "prompt": row.prompt, "tokens": row.tokens, "logp": row.logp}
+        | row.law._asdict()
+        for row in completions
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _read(path: Path, columns: list[str]) -> Any:
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise _broken(path, f"its columns are {file.schema_arrow.names}, wanted {SCHEMA.names}")
+            return file.read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(path, str(error)) from error
+
+
+def _rows(table: Any, path: Path) -> Iterator[Completion]:
+    """The completions of a shard; ShardError at the first that cannot be."""
+    scalars = [table[name].to_pylist() for name in ("key", "index", "temperature", "top_k", "top_p")]
+    lists = [_arrays(table[name]) for name in ("prompt", "tokens", "logp")]
+    for key, index, temperature, top_k, top_p, prompt, tokens, logp in zip(*scalars, *lists, strict=True):
+        fault = _fault(len(prompt), len(tokens), logp)
+        if fault:
+            raise _broken(path, f"row {key} has {fault}")
+        law = Law(temperature, top_k, top_p)
+        yield Completion(key, prompt.astype(np.int64), tokens.astype(np.int64), logp, law, index)
+
+
+def _arrays(column: Any) -> list[npt.NDArray[Any]]:
+    """A column of lists as one array per row."""
+    lists = column.combine_chunks()
+    return np.split(lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()[1:-1])
+
+
+def _fault(prompt_tokens: int, tokens: int, logp: LogProbabilities) -> str | None:
+    """What is wrong with a row, if anything is."""
+    if not prompt_tokens or not tokens:
+        return f"a prompt of {prompt_tokens} and a completion of {tokens} tokens, wanted at least 1 of each"
+    if len(logp) != tokens:
+        return f"{len(logp)} log-probabilities for {tokens} tokens"
+    wrong = logp[~(np.isfinite(logp) & (logp <= 0))]
+    return f"the log-probability {wrong[0]}, wanted a finite one, at most 0" if len(wrong) else None
+
+
+def _broken(path: Path, what: str) -> ShardError:
+    return ShardError(
+        f"{path} is no sound shard of completions: {what}\n"
+        f"  do: remove it and run the stage `synthesize` again: its completions are written anew"
+    )

@@ -1,0 +1,40 @@
+"""Completions as training rows: the draft learns what the target wrote, never the prompt.
+
+Dimensions: T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdraft.corpus.order import IGNORED
+from fastdraft.errors import CorpusError
+from fastdraft.synthesize.completions import Completion
+
+
+class CompletionRows:
+    """One row per completion, all of T tokens; `cut` counts the completions of which the end did not fit."""
+
+    def __init__(self, completions: Sequence[Completion], sequence_tokens: int) -> None:
+        longest = max((len(row.prompt) for row in completions), default=0)
+        if longest > sequence_tokens:
+            raise CorpusError(
+                f"a prompt of {longest} tokens leaves no place for its completion in a sequence of {sequence_tokens}\n"
+                f"  do: raise `align.sequence_tokens` or lower `synthesize.prompt_tokens`"
+            )
+        self._completions, self._length = completions, sequence_tokens
+        self.rows = len(completions)
+        self.cut = sum(len(row.prompt) + len(row.tokens) > sequence_tokens + 1 for row in completions)
+
+    def row(self, index: int) -> tuple[Tensor, Tensor]:
+        """inputs_T, labels_T; the labels of prompt and padding are IGNORED."""
+        completion = self._completions[index]
+        text = torch.cat([torch.from_numpy(completion.prompt), torch.from_numpy(completion.tokens)])
+        inputs, labels = text[:-1][: self._length], text[1:][: self._length]
+        inputs_T, labels_T = torch.zeros(self._length, dtype=torch.long), torch.full((self._length,), IGNORED)
+        inputs_T[: len(inputs)], labels_T[: len(labels)] = inputs, labels
+        labels_T[: len(completion.prompt) - 1] = IGNORED
+        return inputs_T, labels_T

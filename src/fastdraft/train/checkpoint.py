@@ -1,0 +1,121 @@
+"""Checkpoints: weights, optimizers, generators and the data position, in safetensors and JSON, never pickle.
+
+A checkpoint exists when its folder has its final name; state.json holds a digest of each file beside it, so that a
+damaged one is recognised and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fastdraft.errors import CheckpointError
+from fastdraft.run import finished_last, remove
+from fastdraft.train.optim import OptimizerSet
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a phase stands: optimizer steps and trained tokens so far, rows drawn of each source, seconds spent."""
+
+    step: int
+    tokens: int
+    position: tuple[int, ...]
+    seconds: float
+
+
+def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Progress) -> None:
+    """Write checkpoint-STEP below `folder` and drop all but the last two."""
+    with finished_last(folder / f"checkpoint-{progress.step:08d}") as part:
+        part.mkdir()
+        save_file(_weights(model), part / "model.safetensors")
+        tensors, settings = _flatten(optimizers)
+        save_file(tensors | {"generator": torch.get_rng_state()}, part / "optimizer.safetensors")
+        digests = {file.name: _digest(file) for file in sorted(part.glob("*.safetensors"))}
+        state = {"progress": asdict(progress), "optimizers": settings, "digests": digests}
+        (part / "state.json").write_text(json.dumps(state))
+    for old in _found(folder)[:-KEPT]:
+        remove(old)
+
+
+def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress | None:
+    """Load the newest sound checkpoint; None where there is none yet.
+
+    CheckpointError where there are checkpoints and none is sound.
+    """
+    found = _found(folder)
+    for path in reversed(found):
+        if (problem := _damage(path)) is None:
+            return _load(path, model, optimizers)
+        warnings.warn(f"{path} is damaged ({problem}); the checkpoint before it is used", stacklevel=2)
+    if found:
+        raise CheckpointError(f"no checkpoint in {folder} is sound\n  do: remove {folder} to start this phase anew")
+    return None
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        digests = json.loads((path / "state.json").read_text())["digests"]
+        wrong = [name for name, digest in digests.items() if _digest(path / name) != digest]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{', '.join(wrong)} changed or cut short" if wrong else None
+
+
+def _load(path: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress:
+    state = json.loads((path / "state.json").read_text())
+    model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+    tensors = load_file(path / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("generator"))
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(_unflatten(name, tensors, state["optimizers"][name]))
+    progress = state["progress"]
+    return Progress(progress["step"], progress["tokens"], tuple(progress["position"]), progress["seconds"])
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight once: a tied output layer is the embedding."""
+    return {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
+
+
+def _flatten(optimizers: OptimizerSet) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimizer states as named tensors, and their settings as JSON."""
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for name, optimizer in optimizers.items():
+        state = optimizer.state_dict()
+        settings[name] = state["param_groups"]
+        for index, values in state["state"].items():
+            tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in values.items()}
+    return tensors, settings
+
+
+def _unflatten(name: str, tensors: dict[str, Tensor], groups: Any) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        owner, index, field = key.split(".", 2)
+        if owner == name:
+            state.setdefault(int(index), {})[field] = value
+    return {"state": state, "param_groups": groups}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = xxhash.xxh3_64()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""Each loss is its textbook sum, stays exact where a law has removed tokens, and keeps every leading dimension."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdraft.maths.divergence import (
+    DISTRIBUTION_LOSSES,
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    sampled_total_variation,
+    total_variation,
+)
+
+B, T, V = 2, 3, 5
+
+
+def _log_laws(removed: bool = False) -> tuple[Tensor, Tensor]:
+    """Target and draft, float64; when removed, token 1 is missing in both, 2 in the target and 3 in the draft."""
+    logits_2BTV = torch.randn(2, B, T, V, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    if removed:
+        logits_2BTV[:, ..., 1] = logits_2BTV[0, ..., 2] = logits_2BTV[1, ..., 3] = -torch.inf
+    logp_BTV, logq_BTV = logits_2BTV.log_softmax(-1)
+    return logp_BTV, logq_BTV
+
+
+def _ratio_term(p: float, q: float) -> float:
+    if p == 0:
+        return 0.0
+    return math.inf if q == 0 else p * math.log(p / q)
+
+
+REFERENCES = {
+    "forward_kl": lambda p, q: _ratio_term(p, q),
+    "reverse_kl": lambda p, q: _ratio_term(q, p),
+    "jensen_shannon": lambda p, q: (_ratio_term(p, (p + q) / 2) + _ratio_term(q, (p + q) / 2)) / 2,
+    "total_variation": lambda p, q: abs(p - q) / 2,
+}
+
+
+def test_every_loss_of_the_table_has_a_reference_here() -> None:
+    assert DISTRIBUTION_LOSSES.keys() == REFERENCES.keys()
+
+
+def test_every_loss_has_a_row_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "maths.md").read_text(encoding="utf-8")
+    for name in (*DISTRIBUTION_LOSSES, "cross_entropy", "sampled_total_variation"):
+        assert f"\n| `{name}` |" in page
+
+
+@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
+def test_a_distribution_loss_is_its_textbook_sum(name: str, removed: bool) -> None:
+    logp_BTV, logq_BTV = _log_laws(removed)
+    loss_BT = DISTRIBUTION_LOSSES[name](logp_BTV, logq_BTV)
+    for b in range(B):
+        for t in range(T):
+            laws = zip(logp_BTV[b, t].exp().tolist(), logq_BTV[b, t].exp().tolist(), strict=True)
+            assert loss_BT[b, t].item() == pytest.approx(sum(REFERENCES[name](p, q) for p, q in laws), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
+def test_a_distribution_loss_is_zero_only_between_equal_laws(name: str) -> None:
+    logp_BTV, logq_BTV = _log_laws()
+    loss = DISTRIBUTION_LOSSES[name]
+    torch.testing.assert_close(loss(logp_BTV, logp_BTV), torch.zeros(B, T).double())
+    assert (loss(logp_BTV, logq_BTV) > 0).all()
+
+
+@pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
+def test_no_removed_token_makes_a_gradient_nan(name: str) -> None:
+    logp_BTV, logq_BTV = _log_laws(removed=True)
+    for law_BTV in (logp_BTV.requires_grad_(), logq_BTV.requires_grad_()):
+        (gradient_BTV,) = torch.autograd.grad(DISTRIBUTION_LOSSES[name](logp_BTV, logq_BTV).sum(), law_BTV)
+        assert not gradient_BTV.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "jensen_shannon", "total_variation"])
+def test_a_target_that_removed_tokens_gives_the_draft_its_true_gradient(name: str) -> None:
+    logp_BTV, _ = _log_laws(removed=True)
+    logits_BTV = torch.randn(B, T, V, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda logits_BTV: DISTRIBUTION_LOSSES[name](logp_BTV, logits_BTV.log_softmax(-1)), (logits_BTV,)
+    )
+
+
+def test_tokens_that_underflow_count_as_removed() -> None:
+    logp_V, logq_V = torch.tensor([0.0, -200.0]), torch.tensor([0.0, -torch.inf])
+    assert forward_kl(logp_V, logq_V).item() == 0
+
+
+def test_cross_entropy_is_torchs_own() -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits_BTV, token_BT = torch.randn(B, T, V, generator=generator), torch.randint(V, (B, T), generator=generator)
+    expected_BT = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), token_BT.flatten(), reduction="none")
+    torch.testing.assert_close(cross_entropy(logits_BTV, token_BT), expected_BT.view(B, T))
+    assert cross_entropy(logits_BTV.bfloat16(), token_BT).dtype == torch.float32
+
+
+def test_cross_entropy_in_expectation_is_the_forward_divergence_plus_the_targets_entropy() -> None:
+    logp_BTV, logq_BTV = (law.float() for law in _log_laws())
+    every_V = torch.arange(V).expand(B, T, V)
+    loss_BTV = cross_entropy(logq_BTV[:, :, None].expand(B, T, V, V), every_V)
+    entropy_BT = -(logp_BTV.exp() * logp_BTV).sum(-1)
+    torch.testing.assert_close((logp_BTV.exp() * loss_BTV).sum(-1), forward_kl(logp_BTV, logq_BTV) + entropy_BT)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_sampled_loss_is_total_variation_minus_one_in_expectation(removed: bool) -> None:
+    logp_BTV, logq_BTV = _log_laws(removed)
+    sampled_BTV = torch.where(logp_BTV.isneginf(), 0, sampled_total_variation(logp_BTV, logq_BTV))
+    expected_BT = (logp_BTV.exp() * sampled_BTV).sum(-1)
+    torch.testing.assert_close(expected_BT, total_variation(logp_BTV, logq_BTV) - 1)
+
+
+def test_the_sampled_loss_has_the_gradient_of_total_variation_in_expectation() -> None:
+    logp_BTV, logits_BTV = _log_laws()
+    logits_BTV.requires_grad_()
+    logq_BTV = logits_BTV.log_softmax(-1)
+    sampled = (logp_BTV.exp() * sampled_total_variation(logp_BTV, logq_BTV)).sum()
+    (sampled_gradient,) = torch.autograd.grad(sampled, logits_BTV, retain_graph=True)
+    (gradient,) = torch.autograd.grad(total_variation(logp_BTV, logq_BTV).sum(), logits_BTV)
+    torch.testing.assert_close(sampled_gradient, gradient)
+
+
+def test_jensen_shannon_is_symmetric_and_at_most_log_two() -> None:
+    logp_BTV, logq_BTV = _log_laws(removed=True)
+    torch.testing.assert_close(jensen_shannon(logp_BTV, logq_BTV), jensen_shannon(logq_BTV, logp_BTV))
+    apart_2V = torch.eye(2).log()
+    assert jensen_shannon(apart_2V[0], apart_2V[1]).item() == pytest.approx(math.log(2))
