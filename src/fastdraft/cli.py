@@ -9,16 +9,22 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 
 from fastdraft import __version__, resolve, stages
-from fastdraft.artefacts import Journey
+from fastdraft.artefacts.evaluation import EvaluationCard
+from fastdraft.artefacts.journey import Journey
 from fastdraft.errors import FastDraftError, UserError
 from fastdraft.manifest import Manifest
 from fastdraft.progress import say
+from fastdraft.records import Card
 from fastdraft.resolve import Resolved
 from fastdraft.run import locked
+from fastdraft.target import folder_of, quiet
+from fastdraft.view import tables
 
 INTERRUPTED = 130
+screen = Console(soft_wrap=True)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
 recipes = typer.Typer(no_args_is_help=True, help="Show, validate and explain recipes.")
@@ -32,6 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 def main() -> None:
     """The `fastdraft` command."""
+    quiet()
     try:
         app()
     except FastDraftError as error:
@@ -114,7 +121,7 @@ def _travel(
         (folder / "resolved.yaml").write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
         manifest = Manifest(folder, resolve.digest(recipe), recipe.seed, journey.device)
         try:
-            stages.travel(journey, manifest, until, only)
+            made = stages.travel(journey, manifest, until, only)
         except KeyboardInterrupt:
             manifest.end("interrupted")
             say("stopped: the same command goes on from the last checkpoint")
@@ -123,7 +130,21 @@ def _travel(
             manifest.end(f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         manifest.end("finished")
-    say(f"finished: {folder}")
+    _print_cards(journey, made, as_json)
+
+
+def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> None:
+    """The result of a command: the card of each stage that it passed, or the tables made of them."""
+    if as_json:
+        print(json.dumps({name: card.model_dump(mode="json") for name, card in cards.items()}, indent=2))
+        return
+    evaluation = cards.get("evaluate")
+    if isinstance(evaluation, EvaluationCard):
+        screen.print(tables.results(evaluation.results))
+        screen.print(tables.judged(evaluation.judged))
+    screen.print(tables.costs({name: card.cost for name, card in cards.items()}))
+    if journey.drafts() and journey.drafts()[-1] in cards:
+        screen.print(tables.usage(folder_of(journey.recipe.target), journey.folder / journey.drafts()[-1] / "model"))
 
 
 def _journey(resolved: Resolved, folder: Path) -> Journey:

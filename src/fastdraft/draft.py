@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from fastdraft.errors import VocabularyMismatch
+from fastdraft.errors import CardError, TargetError, VocabularyMismatch
 from fastdraft.records import Card
-from fastdraft.run import finished_last
+from fastdraft.run import finished_last, recover
 from fastdraft.shape import DraftShape
-from fastdraft.target import TOKENIZER_FILES, TargetCard
+from fastdraft.target import TOKENIZER_FILES, TargetCard, load
 
 
 class DraftCard(Card):
@@ -48,8 +48,15 @@ def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destinat
 
 
 def open_draft(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A draft from its folder, float32, on a device."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    """A draft from its folder, float32, on a device; CardError where its weights are not what a card promised."""
+    recover(folder)
+    try:
+        model = load(folder, torch.float32)
+    except TargetError as error:
+        raise CardError(
+            f"the draft at {folder} cannot be opened: {str(error).splitlines()[0]}\n"
+            f"  do: remove {folder.parent} and run again: this stage is then made anew"
+        ) from error
     opened: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
     return opened
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from fastdraft import __version__
+from fastdraft.errors import CardError
 from fastdraft.run import write_json
 
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "safetensors", "datatrove", "datasets", "numpy")
@@ -25,7 +27,7 @@ class Manifest:
 
     def __init__(self, folder: Path, recipe_digest: str, seed: int, device: torch.device) -> None:
         self._path = folder / "manifest.json"
-        before = json.loads(self._path.read_text())["commands"] if self._path.is_file() else []
+        before = _commands(self._path)
         self._entry: dict[str, Any] = {
             "command": shlex.join(["fastdraft", *sys.argv[1:]]),
             "started": _now(),
@@ -63,17 +65,32 @@ class Manifest:
 
 def describe(device: torch.device) -> str:
     """A device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    if device.type != "cpu":
+        named = getattr(torch.get_device_module(device), "get_device_name", None)
+        return str(named(device)) if named else str(device)
+    return f"{platform.processor() or platform.machine()} cpu, {torch.get_num_threads()} threads"
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _commands(path: Path) -> list[Any]:
+    """The entries of the commands before; CardError where the file cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["commands"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CardError(f"{path} is not a manifest ({error})\n  do: move it away, then run again") from error
+
+
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from; None for an installed package."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    """The commit of the checkout that this code runs from; None for an installed package, or without git."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    ours = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True)
+    found = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return found.stdout.strip() or None if ours.returncode == found.returncode == 0 else None

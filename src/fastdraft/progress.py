@@ -53,7 +53,7 @@ class Bar:
         return (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
     def _line(self, note: str) -> None:
-        left = (self._total - self._done) / max(self._rate(), 1e-9)
+        left = max(self._total - self._done, 0) / max(self._rate(), 1e-9)
         print(
             f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {self._rate():,.0f} {self._unit}/s, "
             f"{left:.0f} s left {note}".rstrip(),

@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class Part(BaseModel):
     """What every part of a recipe shares: unknown keys stop, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class TargetPart(Part):
@@ -66,7 +66,9 @@ class SourcePart(Part):
     )
     held_out_share: Share = Field(0.02, description="Share of the documents held out, chosen by content hash.")
     held_out_list: str | None = Field(
-        None, description="Allow-list of content hashes (a file, or `demo`): held-out documents outside it are dropped."
+        None,
+        description="Allow-list of content hashes (a file; `demo:code` and `demo:text` came with the packaged target): "
+        "held-out documents outside it are dropped.",
     )
     documents_at_most: PositiveInt | None = Field(None, description="Stop reading after so many documents.")
 
@@ -81,7 +83,7 @@ class TokenizePart(Part):
 class TrainPart(Part):
     """One phase of training; every phase runs the same loop."""
 
-    mix: dict[str, PositiveFloat] = Field(default_factory=dict, description="Weight of each source in the batches.")
+    mix: dict[str, PositiveFloat] = Field(min_length=1, description="Weight of each source in the batches.")
     train_tokens: PositiveInt = Field(description="Tokens trained on in this phase.")
     batch_sequences: PositiveInt = Field(16, description="Sequences in one optimizer step.")
     micro_batch_sequences: PositiveInt | None = Field(
@@ -114,7 +116,9 @@ class TrainPart(Part):
 class SynthesizePart(Part):
     """The target answers prompts; the draft learns from the answers."""
 
-    mix: dict[str, PositiveFloat] = Field(description="Share of the prompts that each source gives (held-in prefixes).")
+    mix: dict[str, PositiveFloat] = Field(
+        min_length=1, description="Share of the prompts that each source gives (held-in prefixes)."
+    )
     prompts: PositiveInt = Field(description="Prompts to answer.")
     prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
     completion_tokens: PositiveInt = Field(128, description="Longest completion.")
@@ -160,3 +164,19 @@ class Recipe(Part):
     synthesize: SynthesizePart | None = Field(None, description="The target writes data.")
     align: TrainPart | None = Field(None, description="FT: on what the target wrote.")
     evaluate: EvaluatePart | None = Field(None, description="Measure after every phase.")
+
+    @model_validator(mode="after")
+    def _sources_exist(self) -> Recipe:
+        """Every source that a part names is one of `corpus`, or `synthetic`: what the target wrote."""
+        named = {
+            "pretrain.mix": self.pretrain.mix if self.pretrain else {},
+            "continue.mix": self.continue_.mix if self.continue_ else {},
+            "synthesize.mix": self.synthesize.mix if self.synthesize else {},
+            "align.mix": self.align.mix if self.align else {},
+            "evaluate.tasks": self.evaluate.tasks if self.evaluate else (),
+        }
+        for where, names in named.items():
+            known = {*self.corpus, *(["synthetic"] if where == "align.mix" and self.synthesize else [])}
+            if unknown := sorted(set(names) - known):
+                raise ValueError(f"{where} names {', '.join(unknown)}; this recipe has {', '.join(sorted(known))}")
+        return self

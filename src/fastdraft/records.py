@@ -70,7 +70,7 @@ def read_card(folder: Path, kind: type[AnyCard]) -> AnyCard:
         found = (content.pop("kind"), content["version"])
     except FileNotFoundError:
         raise CardError(f"no card at {path}\n  do: run the stage that makes it") from None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CardError(f"{path} is not a card ({type(error).__name__}: {error})\n{advice}") from error
     if found != (kind.kind, VERSION):
         raise CardError(

@@ -6,15 +6,19 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fastdraft.errors import DiskFull, RunError
 
-PART = ".part"
+PART, OLD = ".part", ".old"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,6 +30,7 @@ def finished_last(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(path.name + PART)
     remove(part)
+    recover(path)
     try:
         with full_disk_named(path):
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +39,16 @@ def finished_last(path: Path) -> Iterator[Path]:
             _swap(part, path)
     finally:
         remove(part)
+        recover(path)
+
+
+def recover(path: Path) -> None:
+    """End a replacement of `path` that was cut short: what was there before comes back, unless the new one stands."""
+    old = path.with_name(path.name + OLD)
+    if path.exists():
+        remove(old)
+    elif old.exists():
+        old.rename(path)
 
 
 @contextmanager
@@ -41,11 +56,12 @@ def full_disk_named(path: Path) -> Iterator[None]:
     """DiskFull, which says what to do, in place of the system's error."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number not in NO_SPACE:
             raise
         raise DiskFull(
-            f"no space left while writing {path} ({error.strerror})\n"
+            f"no space left while writing {path} ({os.strerror(number)})\n"
             f"  kept: everything finished before it\n  do: free some space, then run the same command again"
         ) from error
 
@@ -62,13 +78,15 @@ def claim(folder: Path, key: str) -> str | None:
     The same key means that the work begun there goes on.
     """
     claim_file, moved = folder / "key", None
-    if folder.exists() and (not claim_file.is_file() or claim_file.read_text() != key):
-        number = len(list((folder.parent / "stale").glob(f"{folder.name}-*")))
-        moved = f"stale/{folder.name}-{number}"
+    if folder.exists():
+        if claim_file.is_file() and claim_file.read_text() == key:
+            return None
+        names = (f"stale/{folder.name}-{number}" for number in count())
+        moved = next(name for name in names if not (folder.parent / name).exists())
         (folder.parent / "stale").mkdir(exist_ok=True)
         folder.rename(folder.parent / moved)
-    folder.mkdir(parents=True, exist_ok=True)
-    claim_file.write_text(key)
+    with finished_last(claim_file) as part:
+        part.write_text(key)
     return moved
 
 
@@ -86,7 +104,8 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: that one is inherited by forked children, and datatrove's can outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise RunError(
@@ -99,19 +118,33 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _error_number(error: OSError | SafetensorError) -> int:
+    """The system's number of an error, which safetensors leaves in the text; 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    return int(named[1]) if named else 0
+
+
 def _sync(part: Path) -> None:
-    """Make sure that the bytes are on the disk before the name says so."""
-    for path in [part] if part.is_file() else [p for p in part.rglob("*") if p.is_file()]:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """Make sure that the bytes, and the names of a folder's files, are on the disk before its own name says so."""
+    for path in [part, *part.rglob("*")]:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap(part: Path, path: Path) -> None:
+    """Rename; a kill between the two renames of a folder's replacement is mended by `recover`."""
     if path.is_dir():
-        old = path.with_name(path.name + ".old")
-        remove(old)
-        path.rename(old)
+        path.rename(path.with_name(path.name + OLD))
         part.rename(path)
-        remove(old)
     else:
         part.replace(path)
+    _flush(path.parent)

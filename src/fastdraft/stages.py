@@ -17,15 +17,19 @@ from typing import Any
 
 import xxhash
 
-from fastdraft import artefacts
-from fastdraft.artefacts import Journey, Made
+from fastdraft.artefacts.completions import CompletionsCard, make_completions
+from fastdraft.artefacts.drafts import make_draft
+from fastdraft.artefacts.evaluation import EvaluationCard, make_evaluation
+from fastdraft.artefacts.journey import CorpusCard, Journey, Made, make_target
+from fastdraft.artefacts.tokens import make_tokens
+from fastdraft.draft import DraftCard
 from fastdraft.errors import RecipeError, RunError
 from fastdraft.manifest import Manifest
 from fastdraft.progress import say
 from fastdraft.recipe import Recipe
-from fastdraft.records import VERSION, Cost, card_key, write_card
+from fastdraft.records import VERSION, Card, Cost, card_key, read_card, write_card
 from fastdraft.run import claim, full_disk_named
-from fastdraft.target import digest
+from fastdraft.target import TargetCard, digest
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Stage:
     needs: tuple[str, ...]
     part: Callable[[Recipe], Any]
     make: Callable[[Journey, Path], Made]
+    card: type[Card]
     version: int = 1
 
 
@@ -47,19 +52,15 @@ def road(recipe: Recipe) -> list[Stage]:
     return [stage for stage in STAGES if stage.part(recipe)[0] is not None]
 
 
-def travel(journey: Journey, manifest: Manifest, until: str | None = None, only: str | None = None) -> None:
-    """Go down the road, stage by stage, to its end or `until` a stage, or make `only` one whose needs are met.
+def travel(journey: Journey, manifest: Manifest, until: str | None = None, only: str | None = None) -> dict[str, Card]:
+    """The cards of the stages passed: down the road to its end or `until` a stage, or `only` one whose needs are met.
 
     RunError where `only` needs a stage that has not been run; RecipeError where the recipe has no such stage.
     """
     stages = road(journey.recipe)
-    for wanted in filter(None, (until, only)):
-        if wanted not in [stage.name for stage in stages]:
-            names = ", ".join(stage.name for stage in stages)
-            raise RecipeError(
-                f"this recipe has no stage `{wanted}`\n  wanted: {names}\n  do: give the recipe such a part"
-            )
+    _check_names(stages, until, only)
     keys: dict[str, str] = {}
+    passed: dict[str, Card] = {}
     for stage in stages:
         keys[stage.name] = _key(stage, journey.recipe, keys)
         done = card_key(journey.folder / stage.name) == keys[stage.name]
@@ -67,12 +68,26 @@ def travel(journey: Journey, manifest: Manifest, until: str | None = None, only:
             manifest.stage(stage.name, "already done")
         elif only in (None, stage.name):
             _make(stage, journey, manifest, keys[stage.name])
-        elif stage.name in _stage(only).needs:
+        elif stage.name in _needs(stages, only):
             raise RunError(
                 f"{only} needs {stage.name}, which has not been run\n  do: fastdraft {stage.name} RECIPE first"
             )
+        if done or only in (None, stage.name):
+            passed[stage.name] = read_card(journey.folder / stage.name, stage.card)
         if stage.name in (until, only):
-            return
+            break
+    return passed
+
+
+def _check_names(stages: list[Stage], *names: str | None) -> None:
+    known = [stage.name for stage in stages]
+    for name in names:
+        if name is not None and name not in known:
+            raise RecipeError(f"this recipe has no stage `{name}`, only {', '.join(known)}\n  do: choose one of them")
+
+
+def _needs(stages: list[Stage], name: str | None) -> tuple[str, ...]:
+    return next(stage.needs for stage in stages if stage.name == name)
 
 
 def standing(journey: Journey) -> dict[str, str]:
@@ -100,7 +115,7 @@ def _make(stage: Stage, journey: Journey, manifest: Manifest, key: str) -> None:
     with full_disk_named(folder), _warnings_noted(manifest):
         made = stage.make(journey, folder)
     seconds = made.seconds if made.seconds is not None else time.monotonic() - started
-    write_card(folder, made.card(key=key, cost=Cost(seconds=seconds, tokens=made.tokens), **made.fields))
+    write_card(folder, stage.card(key=key, cost=Cost(seconds=seconds, tokens=made.tokens), **made.fields))
     manifest.stage(stage.name, "made")
     say(f"{stage.name}: done in {seconds:.1f} s")
 
@@ -129,15 +144,26 @@ def _plain(part: Any) -> Any:
     return part.model_dump(mode="json")
 
 
-def _stage(name: str) -> Stage:
-    return next(stage for stage in STAGES if stage.name == name)
-
-
 STAGES = (
-    Stage("target", (), lambda r: (r.target, digest(r.target)), artefacts.make_target),
-    Stage("tokenize", ("target",), lambda r: (r.corpus or None, r.tokenize, r.seed), artefacts.make_tokens),
-    Stage("pretrain", ("target", "tokenize"), lambda r: (r.pretrain, r.draft, r.seed), artefacts.make_draft),
+    Stage("target", (), lambda r: (r.target, digest(r.target)), make_target, TargetCard),
+    Stage("tokenize", ("target",), lambda r: (r.corpus or None, r.tokenize, r.seed), make_tokens, CorpusCard),
+    Stage("pretrain", ("target", "tokenize"), lambda r: (r.pretrain, r.draft, r.seed), make_draft, DraftCard),
     Stage(
-        "continue", ("target", "tokenize", "pretrain"), lambda r: (r.continue_, r.draft, r.seed), artefacts.make_draft
+        "continue", ("target", "tokenize", "pretrain"), lambda r: (r.continue_, r.draft, r.seed), make_draft, DraftCard
+    ),
+    Stage("synthesize", ("target", "tokenize"), lambda r: (r.synthesize, r.seed), make_completions, CompletionsCard),
+    Stage(
+        "align",
+        ("target", "tokenize", "pretrain", "continue", "synthesize"),
+        lambda r: (r.align, r.draft, r.seed),
+        make_draft,
+        DraftCard,
+    ),
+    Stage(
+        "evaluate",
+        ("target", "tokenize", "pretrain", "continue", "align"),
+        lambda r: (r.evaluate, r.seed),
+        make_evaluation,
+        EvaluationCard,
     ),
 )

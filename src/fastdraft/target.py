@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import xxhash
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.configuration_utils import PretrainedConfig
+from transformers.utils.logging import disable_progress_bar
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from fastdraft.errors import TargetError, VocabularyMismatch
 from fastdraft.recipe import TargetPart
@@ -44,6 +57,11 @@ class TargetCard(Card):
     eos_ids: tuple[int, ...]
     adds_bos: bool
     digest: str
+
+
+def quiet() -> None:
+    """No bars of transformers' own while weights are read and written: ours show the long work."""
+    disable_progress_bar()
 
 
 def folder_of(part: TargetPart) -> Path:
@@ -85,9 +103,9 @@ def card(part: TargetPart) -> dict[str, object]:
         "parameters": parameters(config),
         "vocab_rows": text.vocab_size,
         "tokenizer_tokens": len(tokenizer),
-        "context_tokens": text.max_position_embeddings,
+        "context_tokens": _context_tokens(folder, text),
         "bos_id": tokenizer.bos_token_id,
-        "eos_ids": _eos_ids(config, tokenizer),
+        "eos_ids": _eos_ids(folder, config, tokenizer),
         "adds_bos": tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
         "digest": digest(part),
     }
@@ -97,7 +115,7 @@ def digest(part: TargetPart) -> str:
     """Of config and tokenizer all bytes, of weights the name, size, head and tail: gigabytes are not read for it."""
     found = xxhash.xxh3_64()
     for file in sorted(folder_of(part).iterdir()):
-        if file.name == "config.json" or file.name in TOKENIZER_FILES:
+        if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
             found.update(file.name.encode() + file.read_bytes())
         elif file.suffix in (".safetensors", *PICKLED):
             with file.open("rb") as handle:
@@ -112,8 +130,13 @@ def open_config(part: TargetPart) -> PretrainedConfig:
     folder = folder_of(part)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise TargetError(f"{folder / 'config.json'} cannot be read: {error}\n  do: check the folder") from error
+    if not _writes_text(config, part):
+        raise TargetError(
+            f"{folder / 'config.json'} describes a `{config.model_type}`, which writes no text from left to right\n"
+            f"  wanted: a causal language model (decoder only)\n  do: choose another target"
+        )
     return config
 
 
@@ -134,31 +157,47 @@ def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
 
 def open_model(part: TargetPart, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The target itself, ready to answer; TargetError where its weights are missing or do not fit its config."""
-    folder = folder_of(part)
+    model = load(folder_of(part), dtype, part.trust_remote_code, part.allow_pickle)
+    opened: PreTrainedModel = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    return opened
+
+
+def load(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> PreTrainedModel:
+    """The model in a folder; TargetError where its weights are missing, damaged, or do not fit its config."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            trust_remote_code=part.trust_remote_code,
-            use_safetensors=None if part.allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise TargetError(
             f"the weights in {folder} cannot be loaded: {error}\n  do: check that the download is complete"
         ) from error
-    opened: PreTrainedModel = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
-    return opened
+    model: PreTrainedModel = loaded[0]
+    if absent := sorted(loaded[1]["missing_keys"]):
+        raise TargetError(
+            f"the weights in {folder} lack {len(absent)} of the model's tensors, first {absent[0]}\n"
+            f"  do: check that the download is complete, and that config.json belongs to it"
+        )
+    return model
 
 
 def parameters(config: PretrainedConfig) -> int:
     """The exact number of parameters of a model with this configuration, counted on the meta device."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # on the meta device a tied output layer is made as a matrix of its own
     return int(model.num_parameters())
 
 
 def _fetched(part: TargetPart) -> Path:
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.bin"] if part.allow_pickle else [])]
+    patterns += ["*.py"] if part.trust_remote_code else []
     try:
         return Path(snapshot_download(part.path, revision=part.revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -169,11 +208,37 @@ def _fetched(part: TargetPart) -> Path:
         ) from error
 
 
-def _eos_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """Every id that ends a text, the tokenizer's own first."""
-    named = config.get_text_config().eos_token_id
-    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    found = tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+def _writes_text(config: PretrainedConfig, part: TargetPart) -> bool:
+    """Is this the configuration of a decoder? Encoders such as BERT can be opened as one, and are none."""
+    if part.trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
+        return True
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    return known and (
+        config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
+    )
+
+
+def _context_tokens(folder: Path, text: PretrainedConfig) -> int:
+    found = getattr(text, "max_position_embeddings", None)
+    if not isinstance(found, int):
+        raise TargetError(
+            f"{folder / 'config.json'} of family `{text.model_type}` names no longest context\n"
+            f"  wanted: max_position_embeddings\n  do: choose a target of another family"
+        )
+    return found
+
+
+def _eos_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Every id that ends a text, the tokenizer's own first; chat models name more in generation_config.json."""
+    sources: list[Any] = [tokenizer, config.get_text_config()]
+    if (folder / "generation_config.json").is_file():
+        sources.append(GenerationConfig.from_pretrained(folder))
+    ids: list[int | None] = []
+    for source in sources:
+        ids += source.eos_token_id if isinstance(source.eos_token_id, list) else [source.eos_token_id]
+    found = tuple(dict.fromkeys(i for i in ids if i is not None))
     if not found:
-        raise TargetError("the target names no end-of-text token\n  do: set eos_token_id in its config.json")
+        raise TargetError(
+            f"the target in {folder} names no end-of-text token\n  do: set eos_token_id in its config.json"
+        )
     return found

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdraft.corpus.shards import Shards
+from fastdraft.errors import ShardError
 
 IGNORED = -100
 
@@ -77,6 +78,11 @@ class Mixture:
         # The source that lags furthest behind its share goes next: shares hold at every moment, without a generator.
         lag = self._weights * (sum(self.position) + 1) - np.array(self.position)
         source = int(lag.argmax())
+        if not self._rows[source].rows:
+            raise ShardError(
+                f"the source `{self.names[source]}` holds no row to train on: a row is two tokens at least\n"
+                f"  do: give it more documents, or leave it out of `mix`"
+            )
         epoch, place = divmod(self.position[source], self._rows[source].rows)
         self.position[source] += 1
         return self._rows[source].row(int(self._order(source, epoch)[place]))

@@ -5,34 +5,33 @@ A source yields documents in an order that never changes and reports what it can
 
 from __future__ import annotations
 
-import ast
 import glob
 import gzip
-import inspect
+import io
 import json
-import sysconfig
-import tokenize
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from fastdraft.corpus.document import Document, Rejected, content_key
-from fastdraft.corpus.licences import licensed_packages
-from fastdraft.corpus.split import side
+from fastdraft.corpus.python import python_code, python_docstrings
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import SourcePart
 
 Source = Callable[[SourcePart, Rejected], Iterator[Document]]
 
-# Tests repeat themselves, vendored code is another package's, and above a quarter megabyte sit generated tables.
-SKIPPED_FOLDERS = frozenset(
-    {"test", "tests", "testing", "_vendor", "vendor", "vendored", "site-packages", "dist-packages"}
-)
-SOURCE_BYTES_AT_LEAST, SOURCE_BYTES_AT_MOST = 256, 256 * 1024
-DOCSTRING_CHARACTERS_AT_LEAST = 120
+UTF8 = "utf-8-sig"  # with or without the byte order mark that Windows programs put in front
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say it, no tokenizer takes it
+
+
+class Broken(NamedTuple):
+    """What stands in for a row that cannot be read."""
+
+    reason: str
 
 
 def documents(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
@@ -51,39 +50,13 @@ def documents(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
         )
 
 
-def python_code(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """The Python sources of the interpreter and of the packages that this project depends on."""
-    for path, origin in _python_files():
-        rejected.rows += 1
-        try:
-            with tokenize.open(path) as file:
-                text = file.read()
-        except (SyntaxError, UnicodeDecodeError):
-            rejected.add("files in an unknown encoding", origin)
-            continue
-        yield Document.of(text, origin)
-
-
-def python_docstrings(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """The docstrings of those files, one document a file, split as the file is, each docstring once."""
-    seen: set[str] = set()
-    for file in python_code(part, rejected):
-        if side(part, file.key) is None:  # parsing is the dear part: 35 s for all files, so not for those left out
-            continue
-        fresh = {content_key(text): text for text in _docstrings(file.text)}
-        texts = [text for key, text in fresh.items() if key not in seen]
-        seen.update(fresh)
-        if texts:
-            yield Document("\n\n".join(texts), file.origin, file.key)
-
-
 def text(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """Text files (.txt, .txt.gz): a file is a document, or what stands between `separator` lines."""
+    """Text files (.txt, .txt.gz, .md): a file is a document, or what stands between `separator` lines."""
     for path in _local_files(part, (".txt", ".txt.gz", ".md")):
         rejected.rows += 1
         try:
-            with _open(path) as file:
-                for number, piece in enumerate(_pieces(file, part.separator)):
+            with _whole(path), _open(path) as file, io.TextIOWrapper(file, encoding=UTF8) as lines:
+                for number, piece in enumerate(_pieces(lines, part.separator)):
                     if piece.strip():
                         yield Document.of(piece.strip(), f"{path.name}#{number}")
         except UnicodeDecodeError as error:
@@ -91,20 +64,12 @@ def text(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
 
 
 def jsonl(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """Rows of .jsonl and .jsonl.gz files."""
+    """Rows of .jsonl and .jsonl.gz files; blank lines are no rows."""
     for path in _local_files(part, (".jsonl", ".jsonl.gz", ".json.gz")):
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with _whole(path), _open(path) as file:
             for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError:
-                    rejected.rows += 1
-                    rejected.add("rows that are not UTF-8", f"{path}:{number}")
-                except json.JSONDecodeError:
-                    rejected.rows += 1
-                    rejected.add("rows that are not JSON", f"{path}:{number}")
-                else:
-                    yield from _rows([row], f"{path}:{number}", part.field, rejected)
+                if line.strip():
+                    yield from _row(_parsed(line), f"{path}:{number}", part.field, rejected)
 
 
 def parquet(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
@@ -112,14 +77,12 @@ def parquet(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
     for path in _local_files(part, (".parquet",)):
-        file = pq.ParquetFile(path)
-        if part.field not in file.schema_arrow.names:
-            raise CorpusError(
-                f"{path} has no column `{part.field}`, only {', '.join(file.schema_arrow.names)}\n"
-                f"  do: set `field` of this source to one of them"
-            )
-        for batch in file.iter_batches(batch_size=1024, columns=[part.field]):
-            yield from _rows(batch.to_pylist(), str(path), part.field, rejected)
+        with _whole(path):
+            file = pq.ParquetFile(path)
+            _check_field(part, str(path), file.schema_arrow.names)
+            batches = file.iter_batches(batch_size=1024, columns=[part.field])
+            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                yield from _row(row, f"{path}#{number}", part.field, rejected)
 
 
 def hub(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
@@ -127,55 +90,59 @@ def hub(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
     import datasets
 
     try:
-        rows: Iterable[Any] = datasets.load_dataset(_path(part), part.subset, split=part.split, streaming=True)
+        rows = datasets.load_dataset(_path(part), part.subset, split=part.split, streaming=True)
     except (OSError, ValueError) as error:
         raise CorpusError(
             f"the data set {part.path} cannot be opened: {error}\n"
             f"  do: check its name, subset and split, log in with `hf auth login` if it is gated, or use local files"
         ) from error
-    yield from _rows(rows, _path(part), part.field, rejected)
-
-
-def _rows(rows: Iterable[Any], place: str, field: str, rejected: Rejected) -> Iterator[Document]:
     for number, row in enumerate(rows):
-        rejected.rows += 1
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            rejected.add(f"rows without a text in `{field}`", place)
-        elif row[field].strip():
-            yield Document.of(row[field], f"{place}#{number}")
+        if number == 0:
+            _check_field(part, _path(part), list(row))
+        yield from _row(row, f"{part.path}#{number}", part.field, rejected)
 
 
-@cache
-def _python_files() -> tuple[tuple[Path, str], ...]:
-    """Every Python file of the interpreter and of our dependencies, with a name that is the same on every machine."""
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    found = [(path, f"python/{path.relative_to(stdlib)}") for path in stdlib.rglob("*.py")]
-    for package in licensed_packages():
-        found += [(path, f"{package.name}/{name}") for path, name in package.python_files()]
-    kept = {origin: path for path, origin in found if _wanted(path, origin)}
-    return tuple((path, origin) for origin, path in sorted(kept.items()))
-
-
-def _wanted(path: Path, origin: str) -> bool:
-    folders = Path(origin).parts[:-1]
-    if SKIPPED_FOLDERS.intersection(folders):
-        return False
-    return path.is_file() and SOURCE_BYTES_AT_LEAST <= path.stat().st_size <= SOURCE_BYTES_AT_MOST
-
-
-def _docstrings(source: str) -> Iterator[str]:
+def _parsed(line: bytes) -> Any:
+    """A line as JSON, or the reason why it is none as a `Broken`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found = ast.get_docstring(node, clean=False)
-            cleaned = inspect.cleandoc(found) if found else ""
-            if len(cleaned) >= DOCSTRING_CHARACTERS_AT_LEAST:
-                yield cleaned
+        return json.loads(line.decode(UTF8))
+    except UnicodeDecodeError:
+        return Broken("rows that are not UTF-8")
+    except ValueError:  # wider than JSONDecodeError: a number of 5 000 digits is refused too
+        return Broken("rows that are not JSON")
+
+
+def _row(row: Any, place: str, field: str, rejected: Rejected) -> Iterator[Document]:
+    """The document of a row; none, and a reason in `rejected`, where it holds no sound text."""
+    rejected.rows += 1
+    found = row.get(field) if isinstance(row, dict) else None
+    if isinstance(row, Broken):
+        rejected.add(row.reason, place)
+    elif not isinstance(found, str):
+        rejected.add(f"rows without a text in `{field}`", place)
+    elif LONE_SURROGATE.search(found):
+        rejected.add("rows with half a character (a lone surrogate)", place)
+    elif found.strip():
+        yield Document.of(found, place)
+
+
+def _check_field(part: SourcePart, place: str, names: list[str]) -> None:
+    if part.field not in names:
+        raise CorpusError(
+            f"{place} has no column `{part.field}`, only {', '.join(names)}\n"
+            f"  do: set `field` of this source to one of them"
+        )
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """CorpusError where a file's own format says that it is damaged or cut short."""
+    from pyarrow import ArrowInvalid
+
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, ArrowInvalid) as error:
+        raise CorpusError(f"{path} is damaged or cut short: {error}\n  do: fetch it again") from error
 
 
 def _path(part: SourcePart) -> str:
@@ -198,8 +165,8 @@ def _local_files(part: SourcePart, endings: tuple[str, ...]) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _pieces(file: IO[str], separator: str | None) -> Iterator[str]:

@@ -55,9 +55,9 @@ def leaked(held_out: list[Document], train: Iterable[Document]) -> set[int]:
 
 
 def allowed_keys(path: str) -> set[str]:
-    """The content keys of an allow-list, one a line; `demo` is the list that the packaged target came with."""
-    if path == "demo":
-        lines = resources.files("fastdraft.demo").joinpath("held_out.txt.gz").read_bytes()
+    """The content keys of an allow-list, one a line; `demo:code` and `demo:text` came with the packaged target."""
+    if path.startswith("demo:"):
+        lines = resources.files("fastdraft.demo").joinpath(f"held_out.{path[5:]}.txt.gz").read_bytes()
     elif Path(path).is_file():
         lines = Path(path).read_bytes()
     else:

@@ -6,8 +6,8 @@ token in front where the target's tokenizer puts one.
 
 from __future__ import annotations
 
+import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,31 +25,35 @@ from fastdraft.corpus.sources import documents
 from fastdraft.corpus.split import allowed_keys, leaked, side
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import SourcePart, TokenizePart
+from fastdraft.run import finished_last
 
-logger.remove()  # datatrove reports to standard error at debug level; problems still come through:
-logger.add(sys.stderr, level="WARNING")
+# datatrove tells standard error about each task; what goes wrong in one is raised again in any case.
+logger.disable("datatrove")
 
 
 def write_source(
     name: str, part: SourcePart, how: TokenizePart, tokenizer: Path, folder: Path, seed: int
 ) -> SourceCard:
-    """Tokenise both sides of a source below `folder`; CorpusError where a side stays empty."""
+    """Tokenise both sides of a source below `folder`; CorpusError where a side that is wanted stays empty."""
     rejected = Rejected()
     candidates = [d for d in documents(part, rejected) if side(part, d.key) == "held_out"]
     kept, dropped = _held_out(part, candidates)
-    train = partial(_train_documents, part)
-    cards = {
-        "train": _write_side(train, how, tokenizer, folder / "train", seed),
-        "held_out": _write_side(partial(iter, kept), TokenizePart(), tokenizer, folder / "held_out", seed),
-    }
-    if cards["train"].tokens == 0:
+    train = _write_side(partial(_train_documents, part), how, tokenizer, folder / "train", seed)
+    held_out = _write_side(partial(iter, kept), TokenizePart(), tokenizer, folder / "held_out", seed)
+    if train.tokens == 0:
         raise CorpusError(
             f"the source `{name}` ({part.path or part.source}) holds no document to train on\n"
             f"  do: check `path` and `field`, or raise `sample_share` (now {part.sample_share})"
         )
+    if held_out.tokens == 0 and part.held_out_share > 0:
+        raise CorpusError(
+            f"the source `{name}` ({part.path or part.source}) holds no document to judge a draft by: "
+            f"{len(candidates)} were held out, {dropped} of them stand in the training side too\n"
+            f"  do: raise `held_out_share` (now {part.held_out_share}), or set it to 0 to go without"
+        )
     return SourceCard(
-        train=cards["train"],
-        held_out=cards["held_out"],
+        train=train,
+        held_out=held_out,
         rejected=rejected.counts,
         near_duplicates_dropped=dropped,
         held_out_keys=tuple(sorted({d.key for d in kept})),
@@ -59,9 +63,11 @@ def write_source(
 def write_tokenizer(target: Tokenizer, destination: Path, bos: int | None, eos: int) -> None:
     """A copy of the target's tokenizer that frames each document with `bos` (where given) and `eos`."""
     tokenizer = Tokenizer.from_str(target.to_str())
-    frame = [(tokenizer.id_to_token(i), i) for i in (bos, eos) if i is not None]
-    single = f"{frame[0][0]} $A {frame[-1][0]}" if bos is not None else f"$A {frame[-1][0]}"
-    tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=list(dict.fromkeys(frame)))
+    # Names of our own: a template is split at spaces and colons, which a target's token may contain.
+    frame = [("BOS", bos)] if bos is not None else []
+    tokenizer.post_processor = TemplateProcessing(
+        single=[*(name for name, _ in frame), "$A", "EOS"], special_tokens=[*frame, ("EOS", eos)]
+    )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.save(str(destination))
@@ -83,20 +89,22 @@ def _train_documents(part: SourcePart) -> Iterator[Document]:
 def _write_side(
     read: partial[Iterator[Document]], how: TokenizePart, tokenizer: Path, folder: Path, seed: int
 ) -> SideCard:
-    shutil.rmtree(folder / "shards", ignore_errors=True)  # what a killed run left: a task's file is whole or absent
-    shutil.rmtree(folder / "log", ignore_errors=True)
-    (folder / "shards").mkdir(parents=True)
+    for left in folder.glob("attempt-*"):
+        shutil.rmtree(left)
+    # A folder for each process: the workers of a killed one may go on for a while, and would write into ours.
+    attempt = folder / f"attempt-{os.getpid()}"
+    (attempt / "shards").mkdir(parents=True)
+    step = DocumentTokenizer(str(attempt / "shards"), str(tokenizer), seed=seed, batch_size=256)
     LocalPipelineExecutor(
-        pipeline=[
-            partial(_pipeline_documents, read),
-            DocumentTokenizer(str(folder / "shards"), str(tokenizer), seed=seed, batch_size=256),
-        ],
+        pipeline=[partial(_pipeline_documents, read), step],
         tasks=how.tasks,
         workers=min(how.workers, how.tasks),
-        logging_dir=str(folder / "log"),
+        logging_dir=str(attempt / "log"),
     ).run()
-    shutil.rmtree(folder / "log")
-    return survey(folder / "shards", Tokenizer.from_file(str(tokenizer)).get_vocab_size())
+    with finished_last(folder / "shards") as part:
+        (attempt / "shards").rename(part)
+    shutil.rmtree(attempt)
+    return survey(folder / "shards", step.token_size)
 
 
 def _pipeline_documents(

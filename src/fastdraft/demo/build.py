@@ -1,22 +1,28 @@
-"""How the packaged target is made again:
+"""How the packaged target is made again.
 
 python -m fastdraft.demo.build tokenizer    # tokenizer and config.json, from the Python sources on this machine
 fastdraft run recipes/demo-target.yaml      # the weights, by the same loop that trains drafts
-python -m fastdraft.demo.build package      # bf16 weights, held-out list and model card, into the package
+python -m fastdraft.demo.build package      # bf16 weights, held-out lists and model card, into the package
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
+import torch
 import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from fastdraft.artefacts.journey import CorpusCard
 from fastdraft.corpus.document import Rejected
 from fastdraft.corpus.sources import documents
 from fastdraft.corpus.split import side
+from fastdraft.demo import card
 from fastdraft.recipe import SourcePart
+from fastdraft.records import read_card
 
 TARGET = Path(__file__).parent / "target"
 VOCABULARY = 8192
@@ -47,7 +53,28 @@ def tokenizer() -> None:
         tokenizer_object=trained, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
     )
     fast.save_pretrained(TARGET)
+    _name_class(TARGET / "tokenizer_config.json")
     _config().save_pretrained(TARGET)
+
+
+def _name_class(path: Path) -> None:
+    """transformers 5 writes a class name that version 4 and the engines built on it do not know."""
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+@app.command()
+def package(run: Path = Path("runs/demo-target")) -> None:
+    """Put the weights of a finished run into the package, measured."""
+    model = AutoModelForCausalLM.from_pretrained(run / "pretrain" / "model", dtype=torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(TARGET)
+    corpus = read_card(run / "tokenize", CorpusCard)
+    for name, source in corpus.sources.items():
+        # No time stamp inside, so that the same list is the same file.
+        listed = gzip.compress("\n".join(source.held_out_keys).encode(), mtime=0)
+        (TARGET.parent / f"held_out.{name}.txt.gz").write_bytes(listed)
+    (TARGET / "README.md").write_text(card.model_card(TARGET, run), encoding="utf-8")
 
 
 def _sample() -> list[str]:

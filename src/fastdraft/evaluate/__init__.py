@@ -1,1 +1,1 @@
-"""How well a draft serves its target: one pass over recorded completions, and real speculative decoding as its judge."""
+"""How well a draft serves its target: one pass over recorded completions, and real speculative decoding as judge."""

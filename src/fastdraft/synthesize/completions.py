@@ -20,6 +20,7 @@ import xxhash
 
 from fastdraft.corpus.shards import Tokens
 from fastdraft.errors import ShardError
+from fastdraft.records import FILE as CARD
 from fastdraft.run import finished_last
 
 LogProbabilities = npt.NDArray[np.float32]
@@ -50,7 +51,8 @@ class Law(NamedTuple):
         return self.temperature == 0
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Request:
     """A prompt to complete under a law; `index` tells repeated samples of one prompt apart."""
 
     prompt: Tokens
@@ -85,11 +87,11 @@ class CompletionStore:
 
     def keys(self) -> set[str]:
         """The keys of all completions that are stored."""
-        return {key for table in self._tables(["key"]) for key in table["key"].to_pylist()}
+        return {key for path in self._shards() for key in _read(path, ["key"])["key"].to_pylist()}
 
     def write(self, completions: Sequence[Completion]) -> None:
         """Add one shard."""
-        name = xxhash.xxh3_64_hexdigest("".join(completion.key for completion in completions))
+        name = xxhash.xxh3_64_hexdigest("".join(completion.key for completion in completions).encode())
         with finished_last(self.folder / f"{name}.parquet") as part:
             pq.write_table(_table(completions), part)
 
@@ -101,15 +103,12 @@ class CompletionStore:
         if missing:
             raise ShardError(
                 f"{self.folder} lacks {len(missing)} of {len(wanted)} completions, the first is {missing[0]}\n"
-                f"  do: run the stage `synthesize` again: only what is missing is written"
+                f"  do: remove {_card(self.folder)} and run again: only what is missing is written"
             )
         return [stored[key] for key in wanted]
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
-
-    def _tables(self, columns: list[str]) -> Iterator[Any]:
-        return (_read(path, columns) for path in self._shards())
 
 
 def _table(completions: Sequence[Completion]) -> Any:
@@ -162,5 +161,10 @@ def _fault(prompt_tokens: int, tokens: int, logp: LogProbabilities) -> str | Non
 def _broken(path: Path, what: str) -> ShardError:
     return ShardError(
         f"{path} is no sound shard of completions: {what}\n"
-        f"  do: remove it and run the stage `synthesize` again: its completions are written anew"
+        f"  do: remove it and {_card(path.parent)}, then run again: only its completions are written anew"
     )
+
+
+def _card(folder: Path) -> Path:
+    """The card of the stage that keeps this store: without it, the stage is not done."""
+    return folder.parent / CARD

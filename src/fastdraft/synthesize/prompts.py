@@ -49,7 +49,7 @@ def over_laws(prompts: Sequence[Tokens], weights: Mapping[Law, float]) -> list[R
 
 
 def _starts(documents: Tokens, needed: int, generator: np.random.Generator) -> Iterator[int]:
-    """Every place where a prompt may start, once: heads of documents first, then their insides, each in random order."""
+    """Every place where a prompt may start, once: heads of documents first, then their insides, each scattered."""
     first, room = documents[:-1], np.diff(documents) - needed
     first, room = first[room >= 0], room[room >= 0]
     heads = first[generator.permutation(len(first))]

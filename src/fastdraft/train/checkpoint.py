@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastdraft.errors import CheckpointError
-from fastdraft.run import finished_last, remove
+from fastdraft.run import OLD, PART, finished_last, recover, remove
 from fastdraft.train.optim import OptimizerSet
 
 KEPT = 2
+FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,29 @@ class Progress:
 
 def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Progress) -> None:
     """Write checkpoint-STEP below `folder` and drop all but the last two."""
-    with finished_last(folder / f"checkpoint-{progress.step:08d}") as part:
+    path = folder / f"checkpoint-{progress.step:08d}"
+    with finished_last(path) as part:
         part.mkdir()
         save_file(_weights(model), part / "model.safetensors")
         tensors, settings = _flatten(optimizers)
-        save_file(tensors | {"generator": torch.get_rng_state()}, part / "optimizer.safetensors")
-        digests = {file.name: _digest(file) for file in sorted(part.glob("*.safetensors"))}
+        save_file(tensors | _generators(model), part / "optimizer.safetensors")
+        digests = {name: _digest(part / name) for name in FILES}
         state = {"progress": asdict(progress), "optimizers": settings, "digests": digests}
         (part / "state.json").write_text(json.dumps(state))
-    for old in _found(folder)[:-KEPT]:
+    found = _found(folder)
+    past = found[: found.index(path) + 1]  # a later one is damaged: training came by here again
+    for old in set(found) - set(past[-KEPT:]):
         remove(old)
 
 
 def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress | None:
     """Load the newest sound checkpoint; None where there is none yet.
 
-    CheckpointError where there are checkpoints and none is sound.
+    CheckpointError where there are checkpoints and none is sound, or where they are of another model.
     """
+    for left in [*folder.glob(f"checkpoint-*{PART}"), *folder.glob(f"checkpoint-*{OLD}")]:
+        recover(left.with_suffix(""))
+        remove(left.with_suffix(PART))
     found = _found(folder)
     for path in reversed(found):
         if (problem := _damage(path)) is None:
@@ -69,22 +76,59 @@ def _found(folder: Path) -> list[Path]:
 
 def _damage(path: Path) -> str | None:
     try:
-        digests = json.loads((path / "state.json").read_text())["digests"]
-        wrong = [name for name, digest in digests.items() if _digest(path / name) != digest]
-    except (OSError, ValueError, KeyError) as error:
+        state = json.loads((path / "state.json").read_text())
+        Progress(**state["progress"])
+        if not isinstance(state["optimizers"], dict):
+            return "state.json names no optimizers"
+        wrong = [name for name in FILES if _digest(path / name) != state["digests"][name]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{', '.join(wrong)} changed or cut short" if wrong else None
 
 
 def _load(path: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress:
     state = json.loads((path / "state.json").read_text())
-    model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
-    tensors = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("generator"))
+    weights, tensors = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    _check_model(path, model, weights)
+    if state["optimizers"].keys() != optimizers.keys():
+        raise CheckpointError(
+            f"{path} is of {', '.join(state['optimizers'])}, this phase trains with {', '.join(optimizers)}\n"
+            f"  do: remove {path.parent} to start this phase anew"
+        )
+    model.load_state_dict(weights, strict=False)  # a tied output layer is not saved twice: checked above
+    _set_generators(model, tensors)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(_unflatten(name, tensors, state["optimizers"][name]))
     progress = state["progress"]
-    return Progress(progress["step"], progress["tokens"], tuple(progress["position"]), progress["seconds"])
+    return Progress(**progress | {"position": tuple(progress["position"])})
+
+
+def _check_model(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """CheckpointError unless the weights are exactly the model's, name by name and shape by shape."""
+    wanted = {name: weight.shape for name, weight in _weights(model).items()}
+    found = {name: weight.shape for name, weight in weights.items()}
+    if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        raise CheckpointError(
+            f"{path} is of another model: {len(differing)} weights differ in name or shape, first {differing[0]}\n"
+            f"  do: remove {path.parent} to start this phase anew"
+        )
+
+
+def _generators(model: nn.Module) -> dict[str, Tensor]:
+    """The states of torch's generators: the CPU's, and that of the accelerator that the model is on."""
+    device = next(model.parameters()).device
+    states = {"generator": torch.get_rng_state()}
+    if device.type != "cpu":
+        states["device_generator"] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def _set_generators(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    device = next(model.parameters()).device
+    torch.set_rng_state(tensors.pop("generator"))
+    state = tensors.pop("device_generator", None)
+    if state is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -12,9 +12,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.configuration_utils import PretrainedConfig
 
 # (chunk's logits_NV, positions of the chunk in the batch) -> (sum of its tokens' losses)
 ChunkLoss = Callable[[Tensor, slice], Tensor]
+
+
+def on_finished_logits(loss_of: ChunkLoss, config: PretrainedConfig) -> ChunkLoss:
+    """The same loss, of what the family makes of its logits."""
+    return lambda logits_NV, place: loss_of(finished(logits_NV, config), place)
+
+
+def finished(logits_NV: Tensor, config: PretrainedConfig) -> Tensor:
+    """What the family makes of hidden @ weight.T: Granite divides it, Gemma 2 caps it (arXiv:2408.00118)."""
+    if divisor := getattr(config, "logits_scaling", None):
+        logits_NV = logits_NV / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits_NV = (logits_NV / cap).tanh() * cap
+    return logits_NV
 
 
 def summed_loss(hidden_NE: Tensor, weight_VE: Tensor, loss_of: ChunkLoss, chunk_tokens: int) -> Tensor:

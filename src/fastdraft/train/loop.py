@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,9 +25,10 @@ from fastdraft.errors import NonFiniteLoss
 from fastdraft.maths.schedule import SCHEDULES
 from fastdraft.progress import Bar
 from fastdraft.recipe import TrainPart
+from fastdraft.run import finished_last
 from fastdraft.train import checkpoint, optim
 from fastdraft.train.checkpoint import Progress
-from fastdraft.train.head import summed_loss
+from fastdraft.train.head import on_finished_logits, summed_loss
 from fastdraft.train.objectives import Objective, cross_entropy
 
 HeldOut = dict[str, list[Batch]]
@@ -76,16 +78,19 @@ def train(phase: Phase) -> Progress:
             log.flush()
             bar.advance(fresh, f"loss {row['loss_nats']:.3f}")
             if time.monotonic() - saved > part.checkpoint_seconds or progress.step == phase.total_steps:
+                os.fsync(log.fileno())  # a checkpoint that survives a power cut must find the lines of its steps
                 checkpoint.save(phase.folder, model, optimizers, progress)
                 saved = time.monotonic()
     return progress
 
 
 def held_out_loss(phase: Phase) -> dict[str, float]:
-    """Nats per token on the held-out part of each source."""
+    """Nats per token on the held-out part of each source that has one."""
     phase.model.eval()
     found = {}
     for name, batches in phase.held_out.items():
+        if not batches:
+            continue
         with torch.no_grad():
             sums = [_loss(phase, phase.model.base_model, batch, cross_entropy) for batch in _on(phase.device, batches)]
         tokens = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
@@ -104,13 +109,8 @@ def _step(phase: Phase, forward: Callable[..., Any], optimizers: optim.Optimizer
         loss = _loss(phase, forward, micro, phase.objective) / max(tokens, 1)
         loss.backward()
         total += loss.detach()
-    if not math.isfinite(total.item()):
-        raise NonFiniteLoss(
-            f"the loss of {phase.name} became {total.item()} at step {step + 1}, sequences before it "
-            f"{dict(zip(phase.mixture.names, phase.mixture.position, strict=True))}\n"
-            f"  kept: the last checkpoint in {phase.folder}\n  do: lower learning_rate or gradient_clip, then run again"
-        )
     norm = torch.nn.utils.clip_grad_norm_(phase.model.parameters(), part.gradient_clip)
+    _check_finite(phase, step, loss=total.item(), gradient_norm=norm.item())
     factor = _apply(optimizers, part, step, phase.total_steps)
     return {
         "tokens": tokens,
@@ -119,6 +119,17 @@ def _step(phase: Phase, forward: Callable[..., Any], optimizers: optim.Optimizer
         "learning_rate": part.learning_rate * factor,
         "tokens_per_second": tokens / (time.monotonic() - started),
     }
+
+
+def _check_finite(phase: Phase, step: int, **measured: float) -> None:
+    """NonFiniteLoss before the optimizer steps on what is no number: a finite loss can have an infinite gradient."""
+    wrong = {name: value for name, value in measured.items() if not math.isfinite(value)}
+    if wrong:
+        raise NonFiniteLoss(
+            f"{phase.name} became {', '.join(f'{name} {value}' for name, value in wrong.items())} at step {step + 1}, "
+            f"sequences before it {dict(zip(phase.mixture.names, phase.mixture.position, strict=True))}\n"
+            f"  kept: the last checkpoint in {phase.folder}\n  do: lower learning_rate or gradient_clip, then run again"
+        )
 
 
 def _apply(optimizers: optim.OptimizerSet, part: TrainPart, step: int, total_steps: int) -> float:
@@ -139,6 +150,7 @@ def _loss(phase: Phase, forward: Callable[..., Any], batch: Batch, objective: Ob
     if phase.part.precision == "bf16":
         hidden_NE = hidden_NE.to(torch.bfloat16)
     weight_VE = phase.model.get_output_embeddings().weight
+    loss_of = on_finished_logits(loss_of, phase.model.config)
     return summed_loss(hidden_NE, weight_VE, loss_of, phase.part.head_chunk_tokens)
 
 
@@ -163,11 +175,16 @@ def _crosses(every: int, tokens: int, fresh: int) -> bool:
 
 
 def _reopened(path: Path, step: int) -> Path:
-    """The metrics file without the lines of steps that will be taken again, nor a line cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(kept))
-    part.replace(path)
+    """The metrics file without the lines of steps that will be taken again, nor what a kill or a full disk left."""
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    with finished_last(path) as part:
+        part.write_text("".join(line for line in lines if 1 <= _step_of(line) <= step))
     return path
+
+
+def _step_of(line: str) -> int:
+    """The step that a whole line of metrics is about; 0 for anything else."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else 0
+    except (ValueError, KeyError, TypeError):
+        return 0

@@ -13,7 +13,7 @@ from fastdraft.corpus.order import IGNORED, Batch
 from fastdraft.maths import divergence
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES, DistributionLoss
 from fastdraft.maths.reduction import masked_sum
-from fastdraft.train.head import ChunkLoss
+from fastdraft.train.head import ChunkLoss, finished
 
 # The loss of one batch, ready to be asked chunk by chunk.
 Objective = Callable[[Batch], ChunkLoss]
@@ -48,7 +48,8 @@ def against_target(loss: DistributionLoss, target: PreTrainedModel, batch: Batch
 
     def loss_of(logits_NV: Tensor, place: slice) -> Tensor:
         with torch.no_grad():
-            logp_NV = (hidden_NE[place] @ weight_VE.T).float().log_softmax(-1)
+            logits = finished((hidden_NE[place] @ weight_VE.T).float(), target.config.get_text_config())
+            logp_NV = logits.log_softmax(-1)
         loss_N = loss(logp_NV, logits_NV.log_softmax(-1))
         return masked_sum(loss_N, mask_N[place]).total
 

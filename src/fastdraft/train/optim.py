@@ -39,5 +39,6 @@ def _groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]
     parameters = [p for p in model.parameters() if p.requires_grad]
     hidden: list[Tensor] = [p for p in parameters if p.ndim == 2 and id(p) not in embeddings]
     outer: list[Tensor] = [p for p in parameters if p.ndim >= 2 and id(p) in embeddings]
-    small: list[Tensor] = [p for p in parameters if p.ndim != 2 and id(p) not in embeddings]
+    matrices = {id(p) for p in hidden + outer}
+    small: list[Tensor] = [p for p in parameters if id(p) not in matrices]
     return hidden, outer, small

@@ -1,0 +1,85 @@
+"""`evaluate`: every draft of the run on every task, and real speculative decoding as the judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from fastdraft.artefacts.completions import decoding
+from fastdraft.artefacts.journey import Journey, Made
+from fastdraft.evaluate import judge, onepass
+from fastdraft.evaluate.records import JudgeResult, TaskResult
+from fastdraft.recipe import EvaluatePart
+from fastdraft.records import Card
+from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.generate import complete
+from fastdraft.synthesize.prompts import prefix_prompts
+
+# (task, temperature) -> completions
+Written = dict[tuple[str, float], list[Completion]]
+
+
+class EvaluationCard(Card):
+    """Every draft of the run on every task and law, and real speculative decoding with the last one."""
+
+    kind: ClassVar[str] = "evaluation"
+    results: tuple[TaskResult, ...]
+    judged: dict[str, tuple[JudgeResult, ...]]
+
+
+def make_evaluation(journey: Journey, folder: Path) -> Made:
+    """Every draft of the run scored on what the target writes after held-out prompts, and the judge's word."""
+    part = journey.recipe.evaluate
+    assert part is not None, "a stage without a part is not on the road"
+    model = journey.open_target()
+    written = _written(journey, part, model, CompletionStore(folder / "completions"))
+    results = [result for phase in journey.drafts() for result in _evaluated(journey, part, phase, written)]
+    judged = _judged(journey, part, model, written) if part.judge_prompts else {}
+    tokens = sum(len(row.tokens) for rows in written.values() for row in rows)
+    return Made({"results": tuple(results), "judged": judged}, tokens)
+
+
+def _written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store: CompletionStore) -> Written:
+    """The target's completions of the held-out prompts of each task, at each temperature; the same prompts for all."""
+    found: Written = {}
+    for number, task in enumerate(part.tasks):
+        generator = np.random.default_rng([journey.recipe.seed, number])
+        prompts = prefix_prompts(journey.shards(task, "held_out"), part.prompts, part.prompt_tokens, 1, generator)
+        for temperature in part.temperatures:
+            requests = [Request(prompt, Law(temperature)) for prompt in prompts]
+            what = f"{task} at temperature {temperature:g}"
+            found[task, temperature] = complete(model, requests, decoding(journey, part), store, what)
+    return found
+
+
+def _evaluated(journey: Journey, part: EvaluatePart, phase: str, written: Written) -> list[TaskResult]:
+    model = journey.open_draft(phase)
+    c = model.num_parameters() / journey.target_card().parameters
+    return [
+        onepass.evaluate(
+            model, rows, part.gammas, onepass.Subject(phase, task, c), part.bootstrap_resamples, journey.recipe.seed
+        )
+        for (task, _), rows in written.items()
+    ]
+
+
+def _judged(
+    journey: Journey, part: EvaluatePart, model: PreTrainedModel, written: Written
+) -> dict[str, tuple[JudgeResult, ...]]:
+    """Real speculative decoding with the last draft, on the first prompts of each task."""
+    pair = judge.Judge(
+        target=model,
+        draft=journey.open_draft(journey.drafts()[-1]),
+        gamma=part.judge_gamma,
+        completion_tokens=part.completion_tokens,
+        eos=frozenset(journey.target_card().eos_ids),
+        resamples=part.bootstrap_resamples,
+        seed=journey.recipe.seed,
+    )
+    return {
+        task: tuple(judge.judge(pair, written[task, at][: part.judge_prompts]) for at in part.temperatures)
+        for task in part.tasks
+    }

@@ -1,0 +1,78 @@
+"""A recipe on its way: what every stage is given, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from fastdraft import draft, target
+from fastdraft.corpus.shards import Shards, SourceCard
+from fastdraft.recipe import Recipe, TrainPart
+from fastdraft.records import Card, read_card
+from fastdraft.target import TargetCard
+
+PHASES = ("pretrain", "continue", "align")
+
+
+class CorpusCard(Card):
+    """The tokenised sources by name; their shards lie in SOURCE/{train,held_out}/shards beside the card."""
+
+    kind: ClassVar[str] = "corpus"
+    sources: dict[str, SourceCard]
+
+
+class Made(NamedTuple):
+    """An artefact: its card's own fields, the tokens that went through, and the seconds, where they are not those of
+    this call alone (a phase that was resumed).
+    """
+
+    fields: dict[str, Any]
+    tokens: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A recipe on its way: what every stage is given."""
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+
+    def phase(self, name: str) -> TrainPart | None:
+        """The recipe's part for a phase of training."""
+        parts = {"pretrain": self.recipe.pretrain, "continue": self.recipe.continue_, "align": self.recipe.align}
+        return parts[name]
+
+    def drafts(self) -> list[str]:
+        """The phases of this recipe, in order; each leaves a draft."""
+        return [name for name in PHASES if self.phase(name) is not None]
+
+    def target_card(self) -> TargetCard:
+        """The card of the target."""
+        return read_card(self.folder / "target", TargetCard)
+
+    def shards(self, source: str, side: str) -> Shards:
+        """One side of a tokenised source."""
+        card = read_card(self.folder / "tokenize", CorpusCard).sources[source]
+        return Shards(self.folder / "tokenize" / source / side / "shards", getattr(card, side))
+
+    def open_target(self) -> PreTrainedModel:
+        """The target, float32, on this run's device."""
+        return target.open_model(self.recipe.target, self.device)
+
+    def open_draft(self, phase: str) -> PreTrainedModel:
+        """The draft that a phase left; VocabularyMismatch where it is not one for this target."""
+        folder = self.folder / phase / "model"
+        model = draft.open_draft(folder, self.device)
+        draft.check_fit(model, self.target_card(), folder)
+        return model
+
+
+def make_target(journey: Journey, _folder: Path) -> Made:
+    """The card of the target is all there is to make."""
+    return Made(target.card(journey.recipe.target))

@@ -1,0 +1,332 @@
+"""YAML plus `key=value` overrides make one Recipe that knows where each of its values came from.
+
+What a key may hold is asked of the schema in recipe.py, by the errors as by the reference page printed from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import xxhash
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from fastdraft.errors import RecipeError
+from fastdraft.recipe import Recipe
+
+Keys = tuple[str, ...]
+
+COMMAND_LINE, DEFAULT = "command line", "default"
+TAG = "tag:yaml.org,2002:"
+# PyYAML takes 5e5 for text, as YAML 1.1 does; YAML 1.2 and people take it for a number.
+EXPONENT = (f"{TAG}float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+# What pydantic says in terms of Python.
+WANTED = {
+    "string_type": "text (in quotes where it looks like a number)",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("model_type", "dict_type"), "a mapping of keys to values"),
+    "tuple_type": "a list",
+    "too_short": "at least one entry",
+    "invalid_key": "text as a key",
+}
+MARKDOWN_HEADER = """# Every key of a recipe
+
+Printed from the schema, src/fastdraft/recipe.py: `fastdraft recipe schema --markdown > docs/recipe.md`.
+
+A recipe is a YAML file; `key=value` on the command line changes it, with dots between the names of parts:
+`pretrain.train_tokens=5e5`, `corpus.code.path=src`, `align=null`. An unknown key stops the run.
+"""
+
+
+class Resolved(NamedTuple):
+    """A recipe, and for every dotted leaf key the name of its file, `command line` or `default`."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+
+
+def resolve(path: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe of a YAML file under `key=value` overrides, where the last wins; RecipeError lists every problem."""
+    tree, commanded, problems = _mapping(path), [], []
+    for override in overrides:
+        keys, value = _override(override)
+        if _kind(keys) is None:
+            problems.append(f"{_unknown(keys)} ({COMMAND_LINE})")
+        else:
+            commanded.append(keys)
+            tree = _with(tree, keys, value)
+    try:
+        recipe = Recipe.model_validate(tree, by_alias=True, by_name=False)
+    except ValidationError as error:
+        problems += [_problem(details, commanded) for details in error.errors()]
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        remedy = "do: correct these keys; `fastdraft recipe schema` lists all of them"
+        raise RecipeError("\n  ".join([f"{path}: {count}", *problems, remedy]))
+    return Resolved(recipe, {".".join(keys): _origin(keys, commanded, tree, path) for keys, _ in _leaves(recipe)})
+
+
+def resolved_yaml(resolved: Resolved, derived: Mapping[str, object] | None = None) -> str:
+    """The whole recipe as YAML that loads back as its equal; a comment says where each value came from.
+
+    `derived` has, for a dotted key, what was made of it and why: a comment too, for the recipe itself leaves it open.
+    """
+    derived = derived or {}
+    assert not (strangers := derived.keys() - resolved.origins.keys()), f"not keys of this recipe: {strangers}"
+    lines: list[str] = []
+    last: Keys = ()
+    for keys, value in _leaves(resolved.recipe):
+        for depth in range(1, len(keys)):
+            if keys[:depth] != last[:depth]:
+                lines.append(f"{'  ' * (depth - 1)}{_flow(keys[depth - 1])}:")
+        dotted, last = ".".join(keys), keys
+        comment = f"derived: {derived[dotted]}" if dotted in derived else resolved.origins[dotted]
+        lines.append(f"{'  ' * (len(keys) - 1)}{_flow(keys[-1])}: {_flow(value)}  # {' '.join(comment.split())}")
+    return "\n".join(lines) + "\n"
+
+
+def digest(part: BaseModel | None) -> str:
+    """16 hex digits that stay the same as long as the part's values do, given or default."""
+    values = part.model_dump(mode="json", by_alias=True) if part else None
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode()))
+
+
+def schema_json() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors."""
+    return Recipe.model_json_schema(by_alias=True)
+
+
+def schema_markdown() -> str:
+    """docs/recipe.md: every key with type, default and meaning, one table for each kind of part."""
+    places: dict[type[BaseModel], list[str]] = {Recipe: []}
+    for name, field in _fields(Recipe).items():
+        for part, place in ((field.annotation, name), (_inside(field.annotation, "NAME"), f"{name}.NAME")):
+            if _fields(part):
+                places.setdefault(_bare(part), []).append(place)
+    return MARKDOWN_HEADER + "".join(_table(part, at) for part, at in places.items())
+
+
+# What the schema says of a key.
+
+
+def _bare(kind: Any) -> Any:
+    """A type without its `| None`."""
+    return next(k for k in get_args(kind) if k is not NoneType) if get_origin(kind) in (Union, UnionType) else kind
+
+
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The keys of a part as users write them; none where `kind` is not a part."""
+    part = _bare(kind)
+    if not (isinstance(part, type) and issubclass(part, BaseModel)):
+        return {}
+    return {field.alias or name: field for name, field in part.model_fields.items()}
+
+
+def _inside(kind: Any, key: str) -> Any:
+    """The type at a key of a part or of a mapping from names; None where there is no such key."""
+    if key in (fields := _fields(kind)):
+        return fields[key].annotation
+    return get_args(kind)[1] if get_origin(kind) is dict and get_args(kind)[0] is str else None
+
+
+def _kind(keys: Keys) -> Any:
+    return reduce(_inside, keys, Recipe)
+
+
+def _meaning(field: FieldInfo) -> str:
+    return field.description or str(_bare(field.annotation).__doc__)
+
+
+def _table(part: type[BaseModel], places: list[str]) -> str:
+    heading = ", ".join(f"`{place}`" for place in places) or "The recipe"
+    rows = [
+        f"| `{key}` | {_words(field.annotation, field.metadata)} | {_default(field)} | {_meaning(field)} |"
+        for key, field in _fields(part).items()
+    ]
+    head = "| key | type | default | meaning |\n|---|---|---|---|"
+    return "\n".join([f"\n## {heading}\n\n{part.__doc__}\n\n{head}", *rows, ""])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return "none" if value is None else "its defaults" if isinstance(value, BaseModel) else f"`{_flow(value)}`"
+
+
+def _words(kind: Any, limits: Sequence[Any] = ()) -> str:
+    """A type in plain words, with the limits of its values."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(inner[0], inner[1:])
+    if origin in (Union, UnionType):
+        return _words(_bare(kind), limits)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    if origin is tuple:
+        return f"list of {_words(inner[0])}"
+    if origin is dict:
+        return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
+    signs = [f"{SIGNS[name]} {getattr(limit, name)}" for limit in limits for name in SIGNS if hasattr(limit, name)]
+    return " ".join(["part" if _fields(kind) else WORDS[kind], " and ".join(signs)]).strip()
+
+
+# What the user wrote.
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(_missing(path)) from None
+    except UnicodeDecodeError as error:
+        found = f"{path}: byte {error.start} is not UTF-8, wanted a YAML file in UTF-8"
+        raise RecipeError(f"{found}\n  do: save the file as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}, wanted a YAML file\n  do: give a file that can be read") from None
+    tree = _parsed(text, str(path), "correct the file there")
+    if not isinstance(tree, dict):
+        found = f"found {_flow(tree)}, wanted a mapping of keys to values"
+        raise RecipeError(f"{path}: {found}\n  do: begin from `fastdraft recipe schema`, or from a file in recipes/")
+    return tree
+
+
+def _missing(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*.y*ml"))
+    near = get_close_matches(path.name, names) or names
+    there = f"wanted one of those in {path.parent}: {', '.join(near)}" if near else f"{path.parent} has no YAML file"
+    return f"{path}: no such file, {there}\n  do: give the path of a recipe"
+
+
+def _parsed(text: str, where: str, remedy: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{where}{line}: {error.problem}, wanted YAML\n  do: {remedy}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{where}: {' '.join(str(error).split())}, wanted YAML\n  do: {remedy}") from None
+
+
+def _override(override: str) -> tuple[Keys, Any]:
+    dotted, equals, text = override.partition("=")
+    keys = tuple(dotted.split("."))
+    if not equals or not all(keys):
+        found = f"{COMMAND_LINE}: found `{override}`, wanted key=value with dots between the names of parts"
+        raise RecipeError(f"{found}\n  do: write it like pretrain.train_tokens=5e5")
+    return keys, _parsed(text, f"{COMMAND_LINE}, `{override}`", f"put the value into quotes: {dotted}='\"...\"'")
+
+
+def _with(tree: Any, keys: Keys, value: Any) -> Any:
+    """A copy with one value at its place (parts that share a YAML anchor are one object, which must not change)."""
+    if not keys:
+        return value
+    part = tree if isinstance(tree, dict) else {}
+    return {**part, keys[0]: _with(part.get(keys[0]), keys[1:], value)}
+
+
+# What is said of it.
+
+
+def _leaves(part: BaseModel) -> Iterator[tuple[Keys, Any]]:
+    """Every value with its keys; a mapping whose keys are not names is one value."""
+
+    def walk(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+        if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+            for key, inner in value.items():
+                yield from walk(inner, (*keys, key))
+        else:
+            yield keys, value
+
+    return walk(part.model_dump(by_alias=True), ())
+
+
+def _origin(keys: Keys, commanded: list[Keys], tree: Any, path: Path) -> str:
+    for key in keys:
+        if not isinstance(tree, dict) or key not in tree:
+            return DEFAULT
+        tree = tree[key]
+    return COMMAND_LINE if any(keys[: len(c)] == c for c in commanded) else path.name
+
+
+def _unknown(keys: Keys) -> str:
+    known = next(depth for depth in range(len(keys)) if _kind(keys[: depth + 1]) is None)
+    part, there = ".".join(keys[:known]), list(_fields(_kind(keys[:known])))
+    if not there:
+        return f"{'.'.join(keys)}: no such key, {part} is set as a whole"
+    near = get_close_matches(keys[known], there, 1)
+    wanted = f"the nearest is {'.'.join((*keys[:known], *near))}" if near else f"wanted one of {', '.join(there)}"
+    return f"{'.'.join(keys)}: no such key{f' in {part}' if part else ''}, {wanted}"
+
+
+def _problem(details: ErrorDetails, commanded: list[Keys]) -> str:
+    keys = tuple(str(key) for key in details["loc"] if key != "[key]")
+    dotted, kind = ".".join(keys) or "recipe", details["type"]
+    where = f" ({COMMAND_LINE})" if any(c[: len(keys)] == keys[: len(c)] for c in commanded) else ""
+    if kind == "extra_forbidden":
+        return _unknown(keys) + where
+    if kind == "missing":
+        return f"{dotted}: missing, wanted: {_meaning(_fields(_kind(keys[:-1]))[keys[-1]])}"
+    if kind == "value_error":
+        return f"{dotted}: {details['msg'].removeprefix('Value error, ')}"
+    wanted = WANTED.get(kind, details["msg"].removeprefix("Input should be "))
+    found = _flow(details["input"])
+    return f"{dotted}: found {found if len(found) < 100 else found[:100] + ' ...'}, wanted {wanted}{where}"
+
+
+def _flow(value: object) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(value, None, _Dumper, default_flow_style=True, allow_unicode=True, width=2**31, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+# YAML as a recipe wants it.
+
+
+def _resolvers(*left_out: str) -> dict[Any, Any]:
+    """PyYAML's rules for plain scalars but some, and 5e5 as a number."""
+    tags = [TAG + name for name in left_out]
+    rules = yaml.SafeLoader.yaml_implicit_resolvers
+    return {first: [*(rule for rule in rules[first] if rule[0] not in tags), EXPONENT] for first in rules}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have no key twice. `yes`, `true` and dates stay text until the schema says what they are."""
+
+    yaml_implicit_resolvers = _resolvers("bool", "timestamp")
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            value = key.value if key.tag == f"{TAG}merge" else self.construct_object(key)
+            if value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{value}` is there twice", key.start_mark)
+            seen.add(value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML on one line."""
+
+    yaml_implicit_resolvers = _resolvers()
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(f"{TAG}str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)

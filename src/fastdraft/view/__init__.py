@@ -1,0 +1,1 @@
+"""What people look at: the result of a run as tables."""

@@ -1,0 +1,42 @@
+"""A tokenizer of bytes, so that shards can be read back as text, and shards made by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from fastdraft.corpus.shards import Shards, SideCard, survey
+
+END = 256
+MakeShards = Callable[..., Shards]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """256 bytes and the end of text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)} | {"<end of text>": END}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """Shards of given sizes in the layout of a run, holding 0, 1, 2, ... one after the other; a document a shard."""
+
+    def make(sizes: list[int], bytes_per_token: int = 2, run: str = "run") -> Shards:
+        folder = tmp_path / run / "tokenize" / "tales" / "train" / "shards"
+        folder.mkdir(parents=True)
+        first = 0
+        for number, size in enumerate(sizes):
+            tokens = np.arange(first, first + size)
+            (folder / f"{number:05d}.ds").write_bytes(tokens.astype(f"<u{bytes_per_token}").tobytes())
+            (folder / f"{number:05d}.ds.index").write_bytes(np.array([size], "<u8").tobytes())
+            first += size
+        card: SideCard = survey(folder, bytes_per_token)
+        return Shards(folder, card)
+
+    return make

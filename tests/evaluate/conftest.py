@@ -1,0 +1,30 @@
+"""Completions of a target, for the tests of evaluation."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.generate import generate
+
+Complete = Callable[..., list[Completion]]
+
+
+@pytest.fixture(scope="session")
+def completed() -> Complete:
+    """What a target writes after prompts, as completions without a store."""
+
+    def run(
+        target: PreTrainedModel, prompts: Sequence[np.ndarray], law: Law, tokens: int, eos: frozenset[int] = frozenset()
+    ) -> list[Completion]:
+        coins_BN = torch.from_numpy(np.random.default_rng(7).random((len(prompts), tokens)))
+        rows = generate(target, prompts, law, tokens, eos, coins_BN)
+        return [
+            Completion(f"{i:016x}", prompt, row.tokens, row.logp, law)
+            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+
+    return run

@@ -1,0 +1,72 @@
+"""Prompts: distinct, deterministic, inside one document each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastdraft.corpus.shards import Shards, Tokens, survey
+from fastdraft.errors import CorpusError
+from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.prompts import over_laws, prefix_prompts
+
+
+def shards_of(folder: Path, *files: list[Tokens]) -> Shards:
+    """Shards as datatrove writes them; each file holds documents."""
+    for i, documents in enumerate(files):
+        np.concatenate(documents).astype("<u2").tofile(folder / f"{i}.ds")
+        np.cumsum([len(document) for document in documents]).astype("<u8").tofile(folder / f"{i}.ds.index")
+    return Shards(folder, survey(folder, 2))
+
+
+@pytest.fixture
+def documents() -> list[Tokens]:
+    return [np.arange(length) + 1000 * (i + 1) for i, length in enumerate([11, 3, 7, 13, 10])]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, documents: list[Tokens]) -> Shards:
+    return shards_of(tmp_path, documents[:2], documents[2:])
+
+
+def draw(shards: Shards, count: int, seed: int = 7) -> list[list[int]]:
+    return [prompt.tolist() for prompt in prefix_prompts(shards, count, 5, 3, np.random.default_rng(seed))]
+
+
+def test_prefixes_of_documents_that_are_long_enough_come_first(shards: Shards) -> None:
+    # Of 11, 3, 7, 13 and 10 tokens, three hold a prompt of 5 with 3 behind it.
+    assert sorted(draw(shards, 3)) == [list(range(start, start + 5)) for start in (1000, 4000, 5000)]
+
+
+def test_then_windows_inside_documents_each_once_and_none_across_a_border(shards: Shards) -> None:
+    everything = [start + i for start, room in ((1000, 4), (4000, 6), (5000, 3)) for i in range(room)]
+    assert sorted(draw(shards, 13)) == [list(range(start, start + 5)) for start in everything]
+
+
+def test_the_same_generator_gives_the_same_prompts(shards: Shards) -> None:
+    assert draw(shards, 9) == draw(shards, 9)
+    assert draw(shards, 9) != draw(shards, 9, seed=8)
+
+
+def test_too_few_prompts_stop_and_say_how_many_there_are(shards: Shards) -> None:
+    with pytest.raises(
+        CorpusError, match=r"give 13 distinct prompts of 5 tokens with 3 behind them, wanted 14\n  do: "
+    ):
+        draw(shards, 14)
+
+
+def test_documents_that_begin_alike_give_one_prompt(tmp_path: Path) -> None:
+    licence = np.array([5, 4, 3, 2, 1])
+    alike = [np.concatenate([licence, np.arange(3) + 10 * i]) for i in range(4)]
+    assert draw(shards_of(tmp_path, alike), 1) == [licence.tolist()]
+    with pytest.raises(CorpusError, match="give 1 distinct prompts"):
+        draw(shards_of(tmp_path, alike), 2)
+
+
+def test_laws_share_the_prompts_by_weight_at_every_moment() -> None:
+    weights = {Law(0): 1.0, Law(0.6): 2.0, Law(1.0, 0, 0.9): 4.0}
+    requests = over_laws([np.array([i]) for i in range(70)], weights)
+    assert [int(request.prompt[0]) for request in requests] == list(range(70))
+    for some in (7, 35, 70):
+        counts = [sum(request.law == law for request in requests[:some]) for law in weights]
+        assert counts == [some // 7, 2 * some // 7, 4 * some // 7]
