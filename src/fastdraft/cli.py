@@ -24,7 +24,7 @@ from fastdraft.target import folder_of, quiet
 from fastdraft.view import tables
 
 INTERRUPTED = 130
-screen = Console(soft_wrap=True)
+screen = Console(width=None if sys.stdout.isatty() else 150)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
 recipes = typer.Typer(no_args_is_help=True, help="Show, validate and explain recipes.")

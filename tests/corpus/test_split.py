@@ -30,9 +30,9 @@ def document(lines: list[str]) -> Document:
 def test_the_split_is_what_it_was():
     """Numbers, not ranges: a draft is judged on what the packaged target never saw, on every machine and for good."""
     assert content_key("Once upon a time") == "db6ad26f562987b0"
-    assert uniform("db6ad26f562987b0", "split") == SPLIT_OF_IT
+    assert uniform("db6ad26f562987b0", "split") == 0.43340621485722114
     keys = [content_key(f"tale {i}") for i in range(100)]
-    assert [i for i, key in enumerate(keys) if side(part(held_out_share=0.05), key) == "held_out"] == HELD_OUT_TALES
+    assert [i for i, key in enumerate(keys) if side(part(held_out_share=0.05), key) == "held_out"] == [31, 49, 54, 60, 61, 78, 93]
 
 
 def test_shares_are_kept():

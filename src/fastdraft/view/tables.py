@@ -17,40 +17,52 @@ PAPER_GAMMA = 3
 
 
 def results(measured: Sequence[TaskResult]) -> RenderableType:
-    """Stage x task: a row a stage, task and temperature."""
-    table = Table(title="Acceptance on held-out prompts, one pass, 95 % interval over prompts")
-    for name in ("stage", "task", "T"):
-        table.add_column(name)
-    for name in ("alpha", "alpha, no loops", f"acceptance rate, gamma {PAPER_GAMMA}", "best gamma"):
-        table.add_column(name, justify="right")
-    for name in ("block efficiency at it", "MBSU at it"):
-        table.add_column(name, justify="right")
-    for result in sorted(measured, key=lambda r: (r.task, r.temperature)):
+    """Stage x task, as in the paper's table 1; what the last draft gives; how much the target repeats itself."""
+    return Group(_stages(measured), _last_draft(measured), _loops(measured))
+
+
+def _stages(measured: Sequence[TaskResult]) -> Table:
+    gamma = PAPER_GAMMA if all(PAPER_GAMMA in _gammas(r) for r in measured) else measured[0].gammas[0].gamma
+    table = Table(title=f"Acceptance rate at gamma {gamma} on held-out prompts, with its 95 % interval over prompts")
+    table.add_column("after stage")
+    columns = sorted({(r.task, r.temperature) for r in measured})
+    for task, temperature in columns:
+        table.add_column(f"{task}, {_law(temperature)}", justify="right")
+    for stage in dict.fromkeys(r.stage for r in measured):
+        cells = {(r.task, r.temperature): _at(r, gamma).acceptance_rate for r in measured if r.stage == stage}
+        table.add_row(stage, *(_interval(cells[column]) for column in columns))
+    return table
+
+
+def _last_draft(measured: Sequence[TaskResult]) -> Table:
+    last = [r for r in measured if r.stage == measured[-1].stage]
+    table = Table(title=f"The draft after {last[0].stage}, {last[0].c:.3f} of the target's parameters")
+    for name in ("task", "alpha", "alpha, no loops", "best gamma", "block efficiency", "no loops", "MBSU"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for result in sorted(last, key=lambda r: (r.task, r.temperature)):
         best = _at(result, result.best_gamma)
         table.add_row(
-            result.stage,
-            result.task,
-            "greedy" if result.temperature == 0 else f"{result.temperature:g}",
+            f"{result.task}, {_law(result.temperature)}",
             _interval(result.alpha),
-            "-" if result.alpha_without_loops is None else f"{result.alpha_without_loops:.3f}",
-            _interval(_at(result, PAPER_GAMMA).acceptance_rate) if PAPER_GAMMA in _gammas(result) else "-",
+            _or_dash(result.alpha_without_loops),
             str(result.best_gamma),
             _interval(best.block_efficiency),
-            f"{best.mbsu.value:.2f}",
+            _or_dash(best.block_efficiency_without_loops),
+            _interval(best.mbsu),
         )
-    return Group(table, _loops(measured))
+    return table
 
 
 def judged(verdicts: Mapping[str, Sequence[JudgeResult]]) -> RenderableType:
     """Real speculative decoding beside the one pass; what is printed has agreed, or the run would have stopped."""
     table = Table(title="The judge: real speculative decoding (transformers) with the last draft")
-    for name in ("task", "T", "gamma", "prompts equal", "near ties", "block efficiency, real", "one pass"):
-        table.add_column(name, justify="left" if name in ("task", "T") else "right")
+    for name in ("task", "law", "gamma", "prompts equal", "near ties", "block efficiency, real", "one pass"):
+        table.add_column(name, justify="left" if name in ("task", "law") else "right")
     for task, verdict in ((task, verdict) for task, of_task in verdicts.items() for verdict in of_task):
         greedy = verdict.temperature == 0
         table.add_row(
             task,
-            "greedy" if greedy else f"{verdict.temperature:g}",
+            _law(verdict.temperature),
             str(verdict.gamma),
             f"{verdict.compared} of {verdict.prompts}" if greedy else "-",
             str(len(verdict.near_ties)) if greedy else "-",
@@ -88,12 +100,21 @@ def usage(target: Path | str, draft: Path) -> RenderableType:
 def _loops(measured: Sequence[TaskResult]) -> RenderableType:
     """How much of what the target wrote repeats itself, which flatters a draft."""
     seen = {(r.task, r.temperature): r for r in measured}
-    told = [
-        f"{task} at {'greedy' if temperature == 0 else f'T {temperature:g}'}: {result.repeated_8grams:.1%} of 8-grams "
+    told = ["What the target wrote:"]
+    told += [
+        f"{task}, {_law(temperature)}: {result.repeated_8grams:.1%} of 8-grams "
         f"repeat, {result.looping_share:.1%} of completions loop"
         for (task, temperature), result in sorted(seen.items())
     ]
     return Text("\n".join(told))
+
+
+def _law(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _at(result: TaskResult, gamma: int) -> GammaResult:
