@@ -11,9 +11,21 @@ import pytest
 
 SOURCES = Path(__file__).parents[1] / "src"
 ROOMS = (
-    *("errors", "recipe", "resolve", "run", "manifest", "progress", "records", "extras", "maths"),
+    *(
+        "errors",
+        "recipe",
+        "recipe_yaml",
+        "schema",
+        "resolve",
+        "run",
+        "manifest",
+        "progress",
+        "records",
+        "extras",
+        "maths",
+    ),
     *("target", "shape", "draft", "compatibility", "cost", "corpus", "train", "synthesize", "evaluate", "bench"),
-    *("export", "view", "demo", "report", "artefacts", "stages", "cli"),
+    *("export", "view", "report", "artefacts", "demo", "stages", "cli"),
 )
 KNOW_TRANSFORMERS = {
     "target",

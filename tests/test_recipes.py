@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdraft.resolve import resolve, resolved_yaml, schema_markdown
+from fastdraft.resolve import resolve, resolved_yaml
+from fastdraft.schema import schema_markdown
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))

@@ -9,7 +9,8 @@ import pytest
 
 from fastdraft.errors import RecipeError
 from fastdraft.recipe import Recipe, TrainPart
-from fastdraft.resolve import Resolved, digest, resolve, resolved_yaml, schema_json, schema_markdown
+from fastdraft.resolve import Resolved, digest, resolve, resolved_yaml
+from fastdraft.schema import schema_json, schema_markdown
 
 SMALL = """\
 name: small

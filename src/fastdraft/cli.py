@@ -20,6 +20,7 @@ from fastdraft.progress import say
 from fastdraft.records import Card
 from fastdraft.resolve import Resolved
 from fastdraft.run import locked
+from fastdraft.schema import schema_json, schema_markdown
 from fastdraft.target import folder_of, quiet
 from fastdraft.view import tables
 
@@ -106,7 +107,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 @recipes.command()
 def schema(markdown: Annotated[bool, typer.Option(help="As docs/recipe.md; otherwise JSON Schema.")] = False) -> None:
     """Every key with its type, default and meaning."""
-    print(resolve.schema_markdown() if markdown else json.dumps(resolve.schema_json(), indent=2), end="")
+    print(schema_markdown() if markdown else json.dumps(schema_json(), indent=2), end="")
 
 
 def _travel(

@@ -1,36 +1,29 @@
 """YAML plus `key=value` overrides make one Recipe that knows where each of its values came from.
 
-What a key may hold is asked of the schema in recipe.py, by the errors as by the reference page printed from it.
+What a key may hold is asked of the schema.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import reduce
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
 import xxhash
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fastdraft.errors import RecipeError
 from fastdraft.recipe import Recipe
-
-Keys = tuple[str, ...]
+from fastdraft.recipe_yaml import flow, parse
+from fastdraft.schema import Keys, fields_of, kind_of, meaning_of
 
 COMMAND_LINE, DEFAULT = "command line", "default"
-TAG = "tag:yaml.org,2002:"
-# PyYAML takes 5e5 for text, as YAML 1.1 does; YAML 1.2 and people take it for a number.
-EXPONENT = (f"{TAG}float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
 # What pydantic says in terms of Python.
 WANTED = {
     "string_type": "text (in quotes where it looks like a number)",
@@ -42,13 +35,6 @@ WANTED = {
     "too_short": "at least one entry",
     "invalid_key": "text as a key",
 }
-MARKDOWN_HEADER = """# Every key of a recipe
-
-Printed from the schema, src/fastdraft/recipe.py: `fastdraft recipe schema --markdown > docs/recipe.md`.
-
-A recipe is a YAML file; `key=value` on the command line changes it, with dots between the names of parts:
-`pretrain.train_tokens=5e5`, `corpus.code.path=src`, `align=null`. An unknown key stops the run.
-"""
 
 
 class Resolved(NamedTuple):
@@ -63,7 +49,7 @@ def resolve(path: Path, overrides: Sequence[str] = ()) -> Resolved:
     tree, commanded, problems = _mapping(path), [], []
     for override in overrides:
         keys, value = _override(override)
-        if _kind(keys) is None:
+        if kind_of(keys) is None:
             problems.append(f"{_unknown(keys)} ({COMMAND_LINE})")
         else:
             commanded.append(keys)
@@ -91,10 +77,10 @@ def resolved_yaml(resolved: Resolved, derived: Mapping[str, object] | None = Non
     for keys, value in _leaves(resolved.recipe):
         for depth in range(1, len(keys)):
             if keys[:depth] != last[:depth]:
-                lines.append(f"{'  ' * (depth - 1)}{_flow(keys[depth - 1])}:")
+                lines.append(f"{'  ' * (depth - 1)}{flow(keys[depth - 1])}:")
         dotted, last = ".".join(keys), keys
         comment = f"derived: {derived[dotted]}" if dotted in derived else resolved.origins[dotted]
-        lines.append(f"{'  ' * (len(keys) - 1)}{_flow(keys[-1])}: {_flow(value)}  # {' '.join(comment.split())}")
+        lines.append(f"{'  ' * (len(keys) - 1)}{flow(keys[-1])}: {flow(value)}  # {' '.join(comment.split())}")
     return "\n".join(lines) + "\n"
 
 
@@ -102,86 +88,6 @@ def digest(part: BaseModel | None) -> str:
     """16 hex digits that stay the same as long as the part's values do, given or default."""
     values = part.model_dump(mode="json", by_alias=True) if part else None
     return str(xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode()))
-
-
-def schema_json() -> dict[str, Any]:
-    """The JSON Schema of a recipe, for editors."""
-    return Recipe.model_json_schema(by_alias=True)
-
-
-def schema_markdown() -> str:
-    """docs/recipe.md: every key with type, default and meaning, one table for each kind of part."""
-    places: dict[type[BaseModel], list[str]] = {Recipe: []}
-    for name, field in _fields(Recipe).items():
-        for part, place in ((field.annotation, name), (_inside(field.annotation, "NAME"), f"{name}.NAME")):
-            if _fields(part):
-                places.setdefault(_bare(part), []).append(place)
-    return MARKDOWN_HEADER + "".join(_table(part, at) for part, at in places.items())
-
-
-# What the schema says of a key.
-
-
-def _bare(kind: Any) -> Any:
-    """A type without its `| None`."""
-    return next(k for k in get_args(kind) if k is not NoneType) if get_origin(kind) in (Union, UnionType) else kind
-
-
-def _fields(kind: Any) -> dict[str, FieldInfo]:
-    """The keys of a part as users write them; none where `kind` is not a part."""
-    part = _bare(kind)
-    if not (isinstance(part, type) and issubclass(part, BaseModel)):
-        return {}
-    return {field.alias or name: field for name, field in part.model_fields.items()}
-
-
-def _inside(kind: Any, key: str) -> Any:
-    """The type at a key of a part or of a mapping from names; None where there is no such key."""
-    if key in (fields := _fields(kind)):
-        return fields[key].annotation
-    return get_args(kind)[1] if get_origin(kind) is dict and get_args(kind)[0] is str else None
-
-
-def _kind(keys: Keys) -> Any:
-    return reduce(_inside, keys, Recipe)
-
-
-def _meaning(field: FieldInfo) -> str:
-    return field.description or str(_bare(field.annotation).__doc__)
-
-
-def _table(part: type[BaseModel], places: list[str]) -> str:
-    heading = ", ".join(f"`{place}`" for place in places) or "The recipe"
-    rows = [
-        f"| `{key}` | {_words(field.annotation, field.metadata)} | {_default(field)} | {_meaning(field)} |"
-        for key, field in _fields(part).items()
-    ]
-    head = "| key | type | default | meaning |\n|---|---|---|---|"
-    return "\n".join([f"\n## {heading}\n\n{part.__doc__}\n\n{head}", *rows, ""])
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    return "none" if value is None else "its defaults" if isinstance(value, BaseModel) else f"`{_flow(value)}`"
-
-
-def _words(kind: Any, limits: Sequence[Any] = ()) -> str:
-    """A type in plain words, with the limits of its values."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _words(inner[0], inner[1:])
-    if origin in (Union, UnionType):
-        return _words(_bare(kind), limits)
-    if origin is Literal:
-        return ", ".join(f"`{choice}`" for choice in inner)
-    if origin is tuple:
-        return f"list of {_words(inner[0])}"
-    if origin is dict:
-        return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
-    signs = [f"{SIGNS[name]} {getattr(limit, name)}" for limit in limits for name in SIGNS if hasattr(limit, name)]
-    return " ".join(["part" if _fields(kind) else WORDS[kind], " and ".join(signs)]).strip()
 
 
 # What the user wrote.
@@ -199,7 +105,7 @@ def _mapping(path: Path) -> dict[Any, Any]:
         raise RecipeError(f"{path}: {error.strerror}, wanted a YAML file\n  do: give a file that can be read") from None
     tree = _parsed(text, str(path), "correct the file there")
     if not isinstance(tree, dict):
-        found = f"found {_flow(tree)}, wanted a mapping of keys to values"
+        found = f"found {flow(tree)}, wanted a mapping of keys to values"
         raise RecipeError(f"{path}: {found}\n  do: begin from `fastdraft recipe schema`, or from a file in recipes/")
     return tree
 
@@ -213,7 +119,7 @@ def _missing(path: Path) -> str:
 
 def _parsed(text: str, where: str, remedy: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return parse(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{where}{line}: {error.problem}, wanted YAML\n  do: {remedy}") from None
@@ -263,8 +169,8 @@ def _origin(keys: Keys, commanded: list[Keys], tree: Any, path: Path) -> str:
 
 
 def _unknown(keys: Keys) -> str:
-    known = next(depth for depth in range(len(keys)) if _kind(keys[: depth + 1]) is None)
-    part, there = ".".join(keys[:known]), list(_fields(_kind(keys[:known])))
+    known = next(depth for depth in range(len(keys)) if kind_of(keys[: depth + 1]) is None)
+    part, there = ".".join(keys[:known]), list(fields_of(kind_of(keys[:known])))
     if not there:
         return f"{'.'.join(keys)}: no such key, {part} is set as a whole"
     near = get_close_matches(keys[known], there, 1)
@@ -279,54 +185,9 @@ def _problem(details: ErrorDetails, commanded: list[Keys]) -> str:
     if kind == "extra_forbidden":
         return _unknown(keys) + where
     if kind == "missing":
-        return f"{dotted}: missing, wanted: {_meaning(_fields(_kind(keys[:-1]))[keys[-1]])}"
+        return f"{dotted}: missing, wanted: {meaning_of(fields_of(kind_of(keys[:-1]))[keys[-1]])}"
     if kind == "value_error":
         return f"{dotted}: {details['msg'].removeprefix('Value error, ')}"
     wanted = WANTED.get(kind, details["msg"].removeprefix("Input should be "))
-    found = _flow(details["input"])
+    found = flow(details["input"])
     return f"{dotted}: found {found if len(found) < 100 else found[:100] + ' ...'}, wanted {wanted}{where}"
-
-
-def _flow(value: object) -> str:
-    """A value as YAML on one line."""
-    text = yaml.dump(value, None, _Dumper, default_flow_style=True, allow_unicode=True, width=2**31, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-# YAML as a recipe wants it.
-
-
-def _resolvers(*left_out: str) -> dict[Any, Any]:
-    """PyYAML's rules for plain scalars but some, and 5e5 as a number."""
-    tags = [TAG + name for name in left_out]
-    rules = yaml.SafeLoader.yaml_implicit_resolvers
-    return {first: [*(rule for rule in rules[first] if rule[0] not in tags), EXPONENT] for first in rules}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose mappings have no key twice. `yes`, `true` and dates stay text until the schema says what they are."""
-
-    yaml_implicit_resolvers = _resolvers("bool", "timestamp")
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            value = key.value if key.tag == f"{TAG}merge" else self.construct_object(key)
-            if value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key `{value}` is there twice", key.start_mark)
-            seen.add(value)
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML on one line."""
-
-    yaml_implicit_resolvers = _resolvers()
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(f"{TAG}str", text, style=None if text.isprintable() else '"')
-
-
-_Dumper.add_representer(str, _represent_text)

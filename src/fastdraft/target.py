@@ -20,11 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.configuration_utils import PretrainedConfig
-from transformers.utils.logging import disable_progress_bar
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from fastdraft.errors import TargetError, VocabularyMismatch
 from fastdraft.recipe import TargetPart

@@ -37,7 +37,13 @@ def root(tmp_path, monkeypatch):
     install("other-system", "License-Expression: MIT", [])
     install("only-an-extra", "License-Expression: MIT", [])
     install("cycle", "License-Expression: MIT", ["lawtest-root"])
-    needs = ["Bridge>=1", "cycle", 'other-system; sys_platform == "nowhere"', 'only-an-extra; extra == "more"', "absent"]
+    needs = [
+        "Bridge>=1",
+        "cycle",
+        'other-system; sys_platform == "nowhere"',
+        'only-an-extra; extra == "more"',
+        "absent",
+    ]
     install("lawtest-root", "License-Expression: MIT", needs)
     monkeypatch.syspath_prepend(str(tmp_path))
     return "lawtest-root"

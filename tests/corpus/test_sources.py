@@ -73,12 +73,12 @@ def test_hub_reads_a_data_set_from_a_folder(tmp_path, kind):
     else:
         pq.write_table(pa.table({"story": TALES}), folder / "train.parquet")
     assert texts(source="hub", path=str(folder), field="story") == TALES
-    with pytest.raises(CorpusError, match="no column `text`, only (id, )?story\n  do: set `field`"):
+    with pytest.raises(CorpusError, match=r"no column `text`, only (id, )?story\n  do: set `field`"):
         texts(source="hub", path=str(folder))
 
 
 def test_hub_says_what_it_cannot_open(tmp_path):
-    with pytest.raises(CorpusError, match="cannot be opened(.|\n)*do: check its name"):
+    with pytest.raises(CorpusError, match=r"cannot be opened(.|\n)*do: check its name"):
         texts(source="hub", path=str(tmp_path / "nothing"))
 
 
@@ -145,7 +145,7 @@ def test_nothing_at_the_path(tmp_path, source):
 
 def test_parquet_without_the_column(tmp_path):
     pq.write_table(pa.table({"body": TALES}), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="no column `text`, only body\n  do: set `field`"):
+    with pytest.raises(CorpusError, match=r"no column `text`, only body\n  do: set `field`"):
         texts(source="parquet", path=str(tmp_path))
 
 

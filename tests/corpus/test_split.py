@@ -32,7 +32,15 @@ def test_the_split_is_what_it_was():
     assert content_key("Once upon a time") == "db6ad26f562987b0"
     assert uniform("db6ad26f562987b0", "split") == 0.43340621485722114
     keys = [content_key(f"tale {i}") for i in range(100)]
-    assert [i for i, key in enumerate(keys) if side(part(held_out_share=0.05), key) == "held_out"] == [31, 49, 54, 60, 61, 78, 93]
+    assert [i for i, key in enumerate(keys) if side(part(held_out_share=0.05), key) == "held_out"] == [
+        31,
+        49,
+        54,
+        60,
+        61,
+        78,
+        93,
+    ]
 
 
 def test_shares_are_kept():
@@ -69,7 +77,7 @@ def test_a_mosaic_of_several_training_files_is_found():
 
 def test_prose_without_line_breaks_is_compared_by_sentences():
     sentences = [f"The fox number {i} met hen number {i * 7}." for i in range(30)]
-    copy = " ".join(sentences[:14] + ["A sentence of its own."] + sentences[15:])
+    copy = " ".join([*sentences[:14], "A sentence of its own.", *sentences[15:]])
     other = " ".join(f"The cat number {i} met mouse number {i * 3}." for i in range(30))
     found = leaked([Document.of(copy, "a"), Document.of(other, "b")], [Document.of(" ".join(sentences), "c")])
     assert found == {0}
@@ -84,5 +92,5 @@ def test_an_allow_list_is_one_key_a_line(tmp_path, zipped):
 
 
 def test_an_allow_list_that_is_not_there(tmp_path):
-    with pytest.raises(CorpusError, match="no allow-list at(.|\n)*do: correct `held_out_list`"):
+    with pytest.raises(CorpusError, match=r"no allow-list at(.|\n)*do: correct `held_out_list`"):
         allowed_keys(str(tmp_path / "list"))

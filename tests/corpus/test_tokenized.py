@@ -1,11 +1,14 @@
 """From documents to shards: the same documents by any number of tasks, the same bytes twice, and after a kill."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +50,11 @@ def tokenised(
 def texts(shards: Shards, tokenizer: Path) -> list[str]:
     """The documents in the order of the shards, end-of-text tokens checked and taken off."""
     starts, read_back = shards.document_starts(), Tokenizer.from_file(str(tokenizer))
-    pieces = [shards[int(low) : int(high)] for low, high in zip(starts[:-1], starts[1:], strict=True)]
+    pieces = [shards[int(low) : int(high)] for low, high in pairwise(starts)]
     assert all(piece[-1] == END and END not in piece[:-1] for piece in pieces)
-    return [read_back.decode(piece.tolist(), skip_special_tokens=True).removesuffix("<end of text>") for piece in pieces]
+    return [
+        read_back.decode(piece.tolist(), skip_special_tokens=True).removesuffix("<end of text>") for piece in pieces
+    ]
 
 
 def of_side(part: SourcePart, name: str) -> Counter[str]:
@@ -204,7 +209,8 @@ def test_a_killed_run_is_done_again_cleanly(tokenizer, tmp_path, tasks, workers)
     part = SourcePart(source="jsonl", path=str(tmp_path / "big.jsonl"), held_out_share=0.001)
     (tmp_path / "part.json").write_text(part.model_dump_json())
     (tmp_path / "killed.py").write_text(KILLED)
-    killed = subprocess.Popen([sys.executable, tmp_path / "killed.py", tmp_path, str(tasks), str(workers)])
+    command = [sys.executable, tmp_path / "killed.py", tmp_path, str(tasks), str(workers)]
+    killed = subprocess.Popen(command, start_new_session=True)
     begun = time.monotonic()
     while not list((tmp_path / "run").glob("tales/train/*/shards/*unshuffled.ds")):
         assert killed.poll() is None, "it ended before it could be killed"
@@ -215,6 +221,8 @@ def test_a_killed_run_is_done_again_cleanly(tokenizer, tmp_path, tasks, workers)
     with locked(tmp_path / "run"):
         card, sides = tokenised(part, tokenizer, tmp_path / "run" / "tales", tasks, workers)
     time.sleep(2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(killed.pid, signal.SIGKILL)  # what outlived it
     assert Counter(texts(sides["train"], tokenizer)) == of_side(part, "train")
     clean, _ = tokenised(part, tokenizer, tmp_path / "clean", tasks, workers)
     assert clean == card

@@ -1,0 +1,59 @@
+"""YAML as a recipe wants it: no key twice, 5e5 a number, and text stays text until the schema says what it is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+TAG = "tag:yaml.org,2002:"
+# PyYAML takes 5e5 for text, as YAML 1.1 does; YAML 1.2 and people take it for a number.
+EXPONENT = (f"{TAG}float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
+
+
+def parse(text: str) -> Any:
+    """What a text says; yaml.YAMLError where it is not YAML or has a key twice."""
+    return yaml.load(text, _Loader)
+
+
+def flow(value: object) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(value, None, _Dumper, default_flow_style=True, allow_unicode=True, width=2**31, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _resolvers(*left_out: str) -> dict[Any, Any]:
+    """PyYAML's rules for plain scalars but some, and 5e5 as a number."""
+    tags = [TAG + name for name in left_out]
+    rules = yaml.SafeLoader.yaml_implicit_resolvers
+    return {first: [*(rule for rule in rules[first] if rule[0] not in tags), EXPONENT] for first in rules}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have no key twice. `yes`, `true` and dates stay text until the schema says what they are."""
+
+    yaml_implicit_resolvers = _resolvers("bool", "timestamp")
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            value = key.value if key.tag == f"{TAG}merge" else self.construct_object(key)
+            if value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{value}` is there twice", key.start_mark)
+            seen.add(value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML on one line."""
+
+    yaml_implicit_resolvers = _resolvers()
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(f"{TAG}str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)

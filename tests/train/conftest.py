@@ -1,0 +1,93 @@
+"""A phase small enough to train in the blink of an eye: a random Llama on random tokens, two sources."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fastdraft.corpus.order import IGNORED, Batch, Mixture
+from fastdraft.recipe import TrainPart
+from fastdraft.train.loop import Phase
+from fastdraft.train.objectives import cross_entropy
+
+VOCABULARY, TOKENS = 31, 7
+MakePhase = Callable[..., Phase]
+
+
+class RandomRows:
+    """Rows of random tokens; from every third row some labels are taken away, unevenly."""
+
+    def __init__(self, source: int, rows: int) -> None:
+        self.rows = rows
+        self._tokens = torch.randint(VOCABULARY, (rows, TOKENS + 1), generator=torch.Generator().manual_seed(source))
+
+    def row(self, index: int) -> tuple[Tensor, Tensor]:
+        labels_T = self._tokens[index, 1:].clone()
+        if index % 3 == 0:
+            labels_T[: 1 + index % TOKENS] = IGNORED
+        return self._tokens[index, :-1], labels_T
+
+
+def small_model(seed: int = 5, dropout: float = 0.0, tied: bool = True) -> LlamaForCausalLM:
+    """A Llama whose attention may drop out, so that the generator's state matters."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        attention_dropout=dropout,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config)
+
+
+def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **part: object) -> Phase:
+    """11 steps of 5 sequences; a part's fields may be given by name."""
+    settings: dict[str, object] = {
+        "mix": {"a": 2.0, "b": 1.0},
+        "train_tokens": 11 * 5 * TOKENS,
+        "batch_sequences": 5,
+        "sequence_tokens": TOKENS,
+        "precision": "fp32",
+        "warmup_steps": 2,
+        "head_chunk_tokens": 13,
+        "checkpoint_seconds": 10_000,
+        "held_out_every_tokens": 3 * 5 * TOKENS,
+    }
+    held = [RandomRows(9, 3).row(i) for i in range(3)]
+    return Phase(
+        name="pretrain",
+        model=model or small_model(),
+        part=TrainPart.model_validate(settings | part),
+        mixture=Mixture({"a": RandomRows(1, 17), "b": RandomRows(2, 5)}, {"a": 2.0, "b": 1.0}, seed=7),
+        held_out={"a": [Batch(torch.stack([r[0] for r in held]), torch.stack([r[1] for r in held]))], "b": []},
+        objective=cross_entropy,
+        folder=folder,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order: what is compared bit for bit must not depend on how work was shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., LlamaForCausalLM]:
+    return small_model
+
+
+@pytest.fixture
+def make_phase() -> MakePhase:
+    return small_phase
