@@ -1,11 +1,20 @@
-"""Small models that several rooms are tested with: random ones, built here, and a real one where it is at hand."""
+"""What several rooms are tested with: small models, a whole road that takes seconds, the command to go down it."""
 
-from collections.abc import Callable
+import json
+import multiprocessing
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 STORIES = Path(__file__).parents[2] / "shared" / "targets" / "stories260k"
 TinyLlama = Callable[..., LlamaForCausalLM]
@@ -61,3 +70,183 @@ def perturbed() -> Callable[[LlamaForCausalLM, float, int], LlamaForCausalLM]:
         return copy
 
     return build
+
+
+# The command. Importing it takes seconds: each run is forked from one process that has done so, and has its own pid,
+# signals, limits and exit code like any other.
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["fastdraft.cli"])
+COMMAND = """
+import os, resource, sys
+os.chdir(folder)
+for path, handle in ((out, 1), (err, 2)):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
+if file_bytes:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+sys.argv = ["fastdraft", *arguments]
+from fastdraft.cli import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended: its exit code (minus the signal that ended it), and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Running:
+    """A command under way."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    def end(self, seconds: float = 240) -> Ended:
+        """Wait for the end."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"still running after {seconds} s: {self.err.read_text()}"
+        return Ended(self.process.exitcode, self.out.read_text(), self.err.read_text())
+
+
+@dataclass
+class FastDraft:
+    """`fastdraft ARGUMENTS` in a folder; `file_bytes` is the size at which its disk is full."""
+
+    folder: Path
+    logs: Path
+    begun: list[Running] = field(default_factory=list)
+
+    def __call__(self, *arguments: object, file_bytes: int = 0) -> Ended:
+        return self.start(*arguments, file_bytes=file_bytes).end()
+
+    def start(self, *arguments: object, file_bytes: int = 0) -> Running:
+        """A command that is not waited for."""
+        out, err = (self.logs / f"{len(self.begun)}.{name}" for name in ("out", "err"))
+        scope = {"folder": self.folder, "out": out, "err": err, "file_bytes": file_bytes}
+        process = PROCESSES.Process(target=exec, args=(COMMAND, scope | {"arguments": [str(a) for a in arguments]}))
+        process.start()
+        self.begun.append(Running(process, out, err))
+        return self.begun[-1]
+
+
+@pytest.fixture
+def fastdraft(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastDraft]:
+    """The command, run in the test's own folder."""
+    command = FastDraft(tmp_path, tmp_path_factory.mktemp("logs"))
+    yield command
+    for running in command.begun:
+        if running.process.exitcode is None:
+            running.process.kill()
+            running.process.join()
+
+
+# A whole road: a random target, a tokenizer trained on a random corpus, and a recipe of all stages.
+
+WORDS = ["river", "stone", "morning", "yellow", "wolf", "under", "seven", "walks", "house", "never", "cloud", "song"]
+
+
+def _document(dice: random.Random) -> str:
+    return " ".join(" ".join(dice.choices(WORDS, k=7)) + "." for _ in range(9))
+
+
+def _target(folder: Path, documents: list[str]) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=307, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=311,
+        hidden_size=24,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=97,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _tiny_recipe() -> dict[str, Any]:
+    phase = {
+        "mix": {"text": 1.0},
+        "train_tokens": 1500,
+        "batch_sequences": 5,
+        "sequence_tokens": 29,
+        "precision": "fp32",
+        "warmup_steps": 3,
+        "head_chunk_tokens": 64,
+        "checkpoint_seconds": 1,
+        "held_out_every_tokens": 700,
+        "held_out_sequences": 7,
+    }
+    return {
+        "name": "tiny",
+        "seed": 11,
+        "threads": 1,
+        "device": "cpu",
+        "target": {"path": "target"},
+        "draft": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 24},
+        "corpus": {
+            "text": {"source": "text", "path": "text", "separator": "---", "held_out_share": 0.2},
+            "rows": {"source": "jsonl", "path": "rows.jsonl", "held_out_share": 0.2},
+        },
+        "pretrain": phase,
+        "continue": phase | {"mix": {"text": 1.0, "rows": 2.0}},
+        "synthesize": {
+            "mix": {"text": 1.0, "rows": 1.0},
+            "prompts": 24,
+            "prompt_tokens": 7,
+            "completion_tokens": 23,
+            "batch_prompts": 5,
+        },
+        "align": phase | {"mix": {"synthetic": 1.0}, "objective": "forward_kl"},
+        "evaluate": {
+            "tasks": ["text", "rows"],
+            "prompts": 11,
+            "prompt_tokens": 7,
+            "completion_tokens": 13,
+            "temperatures": [0.0, 1.0],
+            "gammas": [1, 2, 3],
+            "batch_prompts": 4,
+            "bootstrap_resamples": 100,
+            "judge_prompts": 11,
+            "judge_gamma": 2,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with target/, text/, rows.jsonl and recipe.yaml: paths in the recipe are relative to it."""
+    folder, dice = tmp_path_factory.mktemp("tiny"), random.Random(5)
+    texts, rows = ([_document(dice) for _ in range(60)] for _ in range(2))
+    (folder / "text").mkdir()
+    for number in range(3):
+        (folder / "text" / f"{number}.txt").write_text("\n---\n".join(texts[number::3]))
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    _target(folder / "target", [*texts, *rows])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(_tiny_recipe(), sort_keys=False))
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_files: Path, tmp_path: Path) -> Path:
+    """The test's own folder, with all that a tiny road is made of; `fastdraft` runs there."""
+    shutil.copytree(tiny_files, tmp_path, dirs_exist_ok=True)
+    return tmp_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,12 @@ from rich.console import Console
 from fastdraft import __version__, resolve, stages
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.artefacts.journey import Journey
-from fastdraft.errors import FastDraftError, UserError
+from fastdraft.errors import DiskFull, FastDraftError, RecipeError, RunError, UserError
 from fastdraft.manifest import Manifest
 from fastdraft.progress import say
 from fastdraft.records import Card
 from fastdraft.resolve import Resolved
-from fastdraft.run import locked
+from fastdraft.run import finished_last, locked
 from fastdraft.schema import schema_json, schema_markdown
 from fastdraft.target import folder_of, quiet
 from fastdraft.view import tables
@@ -84,6 +85,8 @@ for _stage in stages.STAGES:
 @app.command()
 def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
     """Where a run stands, stage by stage."""
+    if not (folder / "resolved.yaml").is_file():
+        raise RunError(f"no run at {folder}: it has no resolved.yaml\n  do: give the folder of a run, like runs/demo")
     found = stages.standing(_journey(resolve.resolve(folder / "resolved.yaml", []), folder))
     if as_json:
         print(json.dumps(found, indent=2))
@@ -117,9 +120,11 @@ def _travel(
     folder = folder or Path("runs") / recipe.name
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    journey = _journey(resolved, folder)
+    _make_folder(folder)
     with locked(folder):
-        journey = _journey(resolved, folder)
-        (folder / "resolved.yaml").write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
+        with finished_last(folder / "resolved.yaml") as part:
+            part.write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
         manifest = Manifest(folder, resolve.digest(recipe), recipe.seed, journey.device)
         try:
             made = stages.travel(journey, manifest, until, only)
@@ -128,10 +133,20 @@ def _travel(
             say("stopped: the same command goes on from the last checkpoint")
             raise typer.Exit(INTERRUPTED) from None
         except BaseException as error:
-            manifest.end(f"{type(error).__name__}: {error}".splitlines()[0])
+            with suppress(DiskFull):  # what stopped the stage is the news, not that there is no space to note it
+                manifest.end(f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         manifest.end("finished")
     _print_cards(journey, made, as_json)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be a run folder: {error.strerror}\n  do: choose another one with --folder"
+        ) from error
 
 
 def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> None:
@@ -153,10 +168,20 @@ def _journey(resolved: Resolved, folder: Path) -> Journey:
 
 
 def _device(name: str) -> torch.device:
-    """`auto` is the first accelerator that torch finds, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """`auto` is the first accelerator that torch finds, else the CPU; RecipeError where the device is not there."""
+    found = torch.accelerator.current_accelerator() or torch.device("cpu")
+    if name == "auto":
+        return found
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # What torch raises for a device that it was not built for differs from device to device.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise RecipeError(
+            f"device: found {name}, which torch cannot use here ({str(error).splitlines()[0]})\n"
+            f"  do: set device=auto, which is {found} on this machine"
+        ) from error
+    return device
 
 
 if __name__ == "__main__":

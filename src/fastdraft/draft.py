@@ -40,7 +40,8 @@ def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destinat
     with finished_last(destination) as part:
         model.save_pretrained(part)
         eos = card.eos_ids[0] if len(card.eos_ids) == 1 else list(card.eos_ids)
-        pad = model.config.pad_token_id if model.config.pad_token_id is not None else card.eos_ids[0]
+        pad = getattr(model.config, "pad_token_id", None)
+        pad = card.eos_ids[0] if pad is None else pad
         GenerationConfig(bos_token_id=card.bos_id, eos_token_id=eos, pad_token_id=pad).save_pretrained(part)
         for name in TOKENIZER_FILES:
             if (target_folder / name).is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -122,7 +122,8 @@ class SynthesizePart(Part):
     prompts: PositiveInt = Field(description="Prompts to answer.")
     prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
     completion_tokens: PositiveInt = Field(128, description="Longest completion.")
-    temperatures: dict[float, PositiveFloat] = Field(
+    temperatures: dict[NonNegativeFloat, PositiveFloat] = Field(
+        min_length=1,
         default_factory=lambda: {0.0: 1.0, 0.6: 1.0, 0.8: 1.0, 1.0: 1.0},
         description="Weight of each sampling temperature; 0 is greedy.",
     )
@@ -134,12 +135,16 @@ class SynthesizePart(Part):
 class EvaluatePart(Part):
     """One-pass evaluation on held-out prompts, after each phase, and its judge."""
 
-    tasks: tuple[str, ...] = Field(description="Sources whose held-out part gives the prompts; one task each.")
+    tasks: tuple[str, ...] = Field(
+        min_length=1, description="Sources whose held-out part gives the prompts; one task each."
+    )
     prompts: PositiveInt = Field(64, description="Prompts of a task.")
     prompt_tokens: PositiveInt = Field(64, description="Tokens of a prompt.")
     completion_tokens: PositiveInt = Field(128, description="Longest completion.")
-    temperatures: tuple[float, ...] = Field((0.0, 0.6), description="Sampling temperatures; 0 is greedy.")
-    gammas: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), description="Block lengths.")
+    temperatures: tuple[NonNegativeFloat, ...] = Field(
+        (0.0, 0.6), min_length=1, description="Sampling temperatures; 0 is greedy."
+    )
+    gammas: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Block lengths.")
     batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
     bootstrap_resamples: PositiveInt = Field(1000, description="Resamples of the prompts behind an interval.")
     judge_prompts: int = Field(
@@ -166,6 +171,20 @@ class Recipe(Part):
     evaluate: EvaluatePart | None = Field(None, description="Measure after every phase.")
 
     @model_validator(mode="after")
+    def _one_split_of_one_file(self) -> Recipe:
+        """Sources over the same files hold out the same ones, or what is held out in one is trained on in the other."""
+        shares: dict[str, tuple[str, float]] = {}
+        for name, part in self.corpus.items():
+            files = "python" if part.source.startswith("python_") else f"{part.source}:{part.path}"
+            other, share = shares.setdefault(files, (name, part.held_out_share))
+            if share != part.held_out_share:
+                raise ValueError(
+                    f"corpus.{other} and corpus.{name} read the same files with held_out_share {share:g} and "
+                    f"{part.held_out_share:g}; they must be equal"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _sources_exist(self) -> Recipe:
         """Every source that a part names is one of `corpus`, or `synthetic`: what the target wrote."""
         named = {
@@ -179,4 +198,16 @@ class Recipe(Part):
             known = {*self.corpus, *(["synthetic"] if where == "align.mix" and self.synthesize else [])}
             if unknown := sorted(set(names) - known):
                 raise ValueError(f"{where} names {', '.join(unknown)}; this recipe has {', '.join(sorted(known))}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_evaluated(self) -> Recipe:
+        """What evaluation would miss is said before anything is trained: a draft, and held-out documents."""
+        if self.evaluate is None:
+            return self
+        if self.pretrain is self.continue_ is self.align is None:
+            raise ValueError("evaluate has no draft to measure; give pretrain, continue or align")
+        bare = [name for name in self.evaluate.tasks if not self.corpus[name].held_out_share]
+        if bare:
+            raise ValueError(f"evaluate.tasks names {', '.join(bare)}, of which held_out_share 0 leaves no document")
         return self

@@ -6,6 +6,7 @@ because a small model's step is bound by its layers' fixed overhead.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -115,7 +116,8 @@ def _layers_within(target: PretrainedConfig, part: DraftPart, width: int, budget
 
 def _shape(target: PretrainedConfig, part: DraftPart, width: int, layers: int) -> DraftShape:
     """The shape with this width and depth, counted exactly."""
-    config = target.get_text_config().to_dict()
+    # By way of JSON, so that a shape is the same when its card has been read: keys such as those of id2label are text.
+    config = json.loads(target.get_text_config().to_json_string(use_diff=False))
     heads, kv_heads, head_size = _heads(config, part, width)
     config |= {
         "hidden_size": width,

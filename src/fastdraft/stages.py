@@ -28,7 +28,7 @@ from fastdraft.manifest import Manifest
 from fastdraft.progress import say
 from fastdraft.recipe import Recipe
 from fastdraft.records import VERSION, Card, Cost, card_key, read_card, write_card
-from fastdraft.run import claim, full_disk_named
+from fastdraft.run import claim, full_disk_named, remove
 from fastdraft.target import TargetCard, digest
 
 
@@ -70,7 +70,8 @@ def travel(journey: Journey, manifest: Manifest, until: str | None = None, only:
             _make(stage, journey, manifest, keys[stage.name])
         elif stage.name in _needs(stages, only):
             raise RunError(
-                f"{only} needs {stage.name}, which has not been run\n  do: fastdraft {stage.name} RECIPE first"
+                f"{only} needs {stage.name}, which is not done with this recipe in {journey.folder}\n"
+                f"  do: fastdraft {stage.name} RECIPE first, with the same keys and folder"
             )
         if done or only in (None, stage.name):
             passed[stage.name] = read_card(journey.folder / stage.name, stage.card)
@@ -83,7 +84,10 @@ def _check_names(stages: list[Stage], *names: str | None) -> None:
     known = [stage.name for stage in stages]
     for name in names:
         if name is not None and name not in known:
-            raise RecipeError(f"this recipe has no stage `{name}`, only {', '.join(known)}\n  do: choose one of them")
+            raise RecipeError(
+                f"no stage `{name}` in this recipe, only {', '.join(known)}\n"
+                f"  do: choose one of them, or give the recipe the part that the stage is made from"
+            )
 
 
 def _needs(stages: list[Stage], name: str | None) -> tuple[str, ...]:
@@ -116,6 +120,8 @@ def _make(stage: Stage, journey: Journey, manifest: Manifest, key: str) -> None:
         made = stage.make(journey, folder)
     seconds = made.seconds if made.seconds is not None else time.monotonic() - started
     write_card(folder, stage.card(key=key, cost=Cost(seconds=seconds, tokens=made.tokens), **made.fields))
+    for left in made.leftovers:
+        remove(left)
     manifest.stage(stage.name, "made")
     say(f"{stage.name}: done in {seconds:.1f} s")
 

@@ -145,9 +145,10 @@ def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
     folder = folder_of(part)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        # Without any file of a tokenizer the last resort fails for want of an optional package, and says that.
         raise TargetError(
-            f"no tokenizer can be read in {folder}: {error}\n"
+            f"no tokenizer can be read in {folder}: {_first_line(error)}\n"
             f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -201,11 +202,14 @@ def _fetched(part: TargetPart) -> Path:
     try:
         return Path(snapshot_download(part.path, revision=part.revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TargetError(
-            f"{part.path} is no local folder and cannot be fetched from the hub: {reason}\n"
+            f"{part.path} is no local folder and cannot be fetched from the hub: {_first_line(error)}\n"
             f"  do: check the name, the network, and `hf auth login` for a gated model; or give a local folder"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _writes_text(config: PretrainedConfig, part: TargetPart) -> bool:

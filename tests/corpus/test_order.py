@@ -16,7 +16,7 @@ class Numbered:
     """Rows that say which they are: source and number."""
 
     def __init__(self, source: int, rows: int) -> None:
-        self.rows = rows
+        self.rows, self.labels = rows, rows
         self._source = source
 
     def row(self, index: int) -> tuple[Tensor, Tensor]:

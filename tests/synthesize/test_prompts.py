@@ -8,7 +8,7 @@ import pytest
 from fastdraft.corpus.shards import Shards, Tokens, survey
 from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Law
-from fastdraft.synthesize.prompts import over_laws, prefix_prompts
+from fastdraft.synthesize.prompts import document_prompts, over_laws
 
 
 def shards_of(folder: Path, *files: list[Tokens]) -> Shards:
@@ -30,16 +30,24 @@ def shards(tmp_path: Path, documents: list[Tokens]) -> Shards:
 
 
 def draw(shards: Shards, count: int, seed: int = 7) -> list[list[int]]:
-    return [prompt.tolist() for prompt in prefix_prompts(shards, count, 5, 3, np.random.default_rng(seed))]
+    return [prompt.tolist() for prompt in document_prompts(shards, count, 5, 3, np.random.default_rng(seed))]
 
 
-def test_prefixes_of_documents_that_are_long_enough_come_first(shards: Shards) -> None:
+def test_each_document_that_is_long_enough_gives_one_prompt_before_any_gives_two(shards: Shards) -> None:
     # Of 11, 3, 7, 13 and 10 tokens, three hold a prompt of 5 with 3 behind it.
-    assert sorted(draw(shards, 3)) == [list(range(start, start + 5)) for start in (1000, 4000, 5000)]
+    for seed in range(5):
+        prompts = draw(shards, 3, seed)
+        assert sorted(prompt[0] // 1000 for prompt in prompts) == [1, 4, 5]
+        assert all(prompt == list(range(prompt[0], prompt[0] + 5)) for prompt in prompts)
+
+
+def test_prompts_start_anywhere_in_a_document(shards: Shards) -> None:
+    starts = {prompt[0] for seed in range(60) for prompt in draw(shards, 3, seed)}
+    assert starts == {start + i for start, places in ((1000, 4), (4000, 6), (5000, 3)) for i in range(places)}
 
 
 def test_then_windows_inside_documents_each_once_and_none_across_a_border(shards: Shards) -> None:
-    everything = [start + i for start, room in ((1000, 4), (4000, 6), (5000, 3)) for i in range(room)]
+    everything = [start + i for start, places in ((1000, 4), (4000, 6), (5000, 3)) for i in range(places)]
     assert sorted(draw(shards, 13)) == [list(range(start, start + 5)) for start in everything]
 
 

@@ -21,7 +21,7 @@ class RandomRows:
     """Rows of random tokens; from every third row some labels are taken away, unevenly."""
 
     def __init__(self, source: int, rows: int) -> None:
-        self.rows = rows
+        self.rows, self.labels = rows, rows * TOKENS  # the labels that row() takes away are not counted
         self._tokens = torch.randint(VOCABULARY, (rows, TOKENS + 1), generator=torch.Generator().manual_seed(source))
 
     def row(self, index: int) -> tuple[Tensor, Tensor]:
@@ -74,6 +74,36 @@ def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **part: obj
     )
 
 
+class Interrupted:
+    """A mixture that says, before each step's batch, which step it is."""
+
+    def __init__(self, mixture: Mixture, before: Callable[[int], None]) -> None:
+        self._mixture, self._before = mixture, before
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._mixture, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value) if name.startswith("_") else setattr(self._mixture, name, value)
+
+    def next_batch(self, sequences: int) -> Batch:
+        self._before(sum(self._mixture.position) // sequences + 1)
+        return self._mixture.next_batch(sequences)
+
+
+def interrupt(phase: Phase, due: set[int], last: int, act: Callable[[], object]) -> Phase:
+    """The phase with a checkpoint after each step of `due` and no other; `act` is called before step `last`."""
+    phase.part = phase.part.model_copy()
+
+    def before(step: int) -> None:
+        vars(phase.part)["checkpoint_seconds"] = 0 if step in due else 10_000
+        if step == last:
+            act()
+
+    phase.mixture = Interrupted(phase.mixture, before)
+    return phase
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Sums in one order: what is compared bit for bit must not depend on how work was shared out."""
@@ -91,3 +121,8 @@ def make_model() -> Callable[..., LlamaForCausalLM]:
 @pytest.fixture
 def make_phase() -> MakePhase:
     return small_phase
+
+
+@pytest.fixture
+def interrupted() -> Callable[..., Phase]:
+    return interrupt

@@ -12,7 +12,7 @@ from fastdraft.recipe import EvaluatePart, SynthesizePart
 from fastdraft.records import Card
 from fastdraft.synthesize.completions import CompletionStore, Law, Request
 from fastdraft.synthesize.generate import Decoding, complete
-from fastdraft.synthesize.prompts import over_laws, prefix_prompts
+from fastdraft.synthesize.prompts import document_prompts, over_laws
 
 
 class CompletionsCard(Card):
@@ -41,7 +41,7 @@ def _training_requests(journey: Journey, part: SynthesizePart) -> list[Request]:
     for number, (source, weight) in enumerate(sorted(part.mix.items())):
         count = round(part.prompts * weight / sum(part.mix.values()))
         generator = np.random.default_rng([journey.recipe.seed, number])
-        prompts = prefix_prompts(journey.shards(source, "train"), count, part.prompt_tokens, 1, generator)
+        prompts = document_prompts(journey.shards(source, "train"), count, part.prompt_tokens, 1, generator)
         requests += over_laws(prompts, laws)
     return requests
 

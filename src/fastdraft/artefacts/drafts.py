@@ -11,7 +11,6 @@ from fastdraft import draft, shape, target
 from fastdraft.artefacts.journey import PHASES, Journey, Made
 from fastdraft.corpus.order import Batch, Mixture, Rows, ShardRows
 from fastdraft.recipe import Recipe, TrainPart
-from fastdraft.run import remove
 from fastdraft.synthesize.completions import CompletionStore
 from fastdraft.synthesize.rows import CompletionRows
 from fastdraft.train.loop import Phase, train
@@ -36,8 +35,6 @@ def make_draft(journey: Journey, folder: Path) -> Made:
     )
     progress = train(phase)
     draft.save(phase.model, target.folder_of(recipe.target), journey.target_card(), folder / "model")
-    for checkpoint in folder.glob("checkpoint-*"):
-        remove(checkpoint)
     fields = {
         "target": recipe.target.path,
         "target_digest": journey.target_card().digest,
@@ -45,7 +42,7 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         "trained_tokens": progress.tokens,
         "held_out_nats": _last_held_out(folder),
     }
-    return Made(fields, progress.tokens, progress.seconds)
+    return Made(fields, progress.tokens, progress.seconds, tuple(folder.glob("checkpoint-*")))
 
 
 def _first_weights(journey: Journey, phase: str, form: shape.DraftShape) -> PreTrainedModel:
@@ -78,7 +75,7 @@ def _held_out(journey: Journey, source: str, part: TrainPart) -> list[Batch]:
 
 
 def _last_held_out(folder: Path) -> dict[str, float]:
-    rows = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    last = [row for row in rows if any(key.startswith("held_out_") for key in row)][-1]
+    """Held-out loss of each source that has a held-out side, as the last step measured it."""
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     names = {key: key.removeprefix("held_out_").removesuffix("_nats") for key in last if key.startswith("held_out_")}
     return {name: last[key] for key, name in names.items()}

@@ -16,7 +16,7 @@ from fastdraft.recipe import EvaluatePart
 from fastdraft.records import Card
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
 from fastdraft.synthesize.generate import complete
-from fastdraft.synthesize.prompts import prefix_prompts
+from fastdraft.synthesize.prompts import document_prompts
 
 # (task, temperature) -> completions
 Written = dict[tuple[str, float], list[Completion]]
@@ -47,7 +47,7 @@ def _written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store
     found: Written = {}
     for number, task in enumerate(part.tasks):
         generator = np.random.default_rng([journey.recipe.seed, number])
-        prompts = prefix_prompts(journey.shards(task, "held_out"), part.prompts, part.prompt_tokens, 1, generator)
+        prompts = document_prompts(journey.shards(task, "held_out"), part.prompts, part.prompt_tokens, 1, generator)
         for temperature in part.temperatures:
             requests = [Request(prompt, Law(temperature)) for prompt in prompts]
             what = f"{task} at temperature {temperature:g}"

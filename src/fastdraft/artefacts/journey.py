@@ -27,12 +27,13 @@ class CorpusCard(Card):
 
 class Made(NamedTuple):
     """An artefact: its card's own fields, the tokens that went through, and the seconds, where they are not those of
-    this call alone (a phase that was resumed).
+    this call alone (a phase that was resumed). `leftovers` are removed once the card stands, and not before.
     """
 
     fields: dict[str, Any]
     tokens: int = 0
     seconds: float | None = None
+    leftovers: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

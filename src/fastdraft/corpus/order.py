@@ -31,9 +31,10 @@ class Batch:
 
 
 class Rows(Protocol):
-    """Training rows of one source, all of one length."""
+    """Training rows of one source, all of one length; `labels` tokens of them are trained on in an epoch."""
 
     rows: int
+    labels: int
 
     def row(self, index: int) -> tuple[Tensor, Tensor]:
         """inputs_T, labels_T"""
@@ -47,7 +48,8 @@ class ShardRows:
 
     def __init__(self, shards: Shards, sequence_tokens: int) -> None:
         self._shards, self._length = shards, sequence_tokens
-        self.rows = max(-(-(shards.tokens - 1) // sequence_tokens), 0)
+        self.labels = max(shards.tokens - 1, 0)
+        self.rows = -(-self.labels // sequence_tokens)
 
     def row(self, index: int) -> tuple[Tensor, Tensor]:
         """inputs_T, labels_T"""
@@ -68,6 +70,12 @@ class Mixture:
         self._weights = np.array([weights[name] for name in self.names]) / sum(weights.values())
         self._seed = seed
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
+
+    @property
+    def labels_per_row(self) -> float:
+        """How many tokens of a row are trained on, in the mean over the mixture."""
+        share = [source.labels / source.rows for source in self._rows]
+        return float(self._weights @ np.array(share))
 
     def next_batch(self, sequences: int) -> Batch:
         """The next sequences of the stream."""

@@ -22,7 +22,7 @@ from fastdraft.maths.reduction import masked_sum
 from fastdraft.records import read_card
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.generate import generate
-from fastdraft.synthesize.prompts import prefix_prompts
+from fastdraft.synthesize.prompts import document_prompts
 
 CONTEXT_TOKENS = 512
 PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 128, 64, 128
@@ -62,9 +62,9 @@ token over the whole held-out side at a context of {CONTEXT_TOKENS} tokens; loop
 
 ## Trained on
 
-The standard library of Python {platform.python_version()} (PSF-2.0), and of these packages, all with permissive licences, the
-Python sources (`code`, three quarters of the tokens) and their docstrings (`text`, a quarter), tests and vendored code
-left out:
+The Python sources (`code`, three quarters of the tokens) and their docstrings (`text`, a quarter) of the standard
+library of Python {platform.python_version()} (PSF-2.0) and of these packages, all with permissive licences, tests and
+vendored code left out:
 
 | package | version | licence as declared |
 |---|---|---|
@@ -75,7 +75,7 @@ left out:
 
 def _measured(name: str, model: PreTrainedModel, shards: Shards) -> str:
     generator = np.random.default_rng(0)
-    prompts = prefix_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator)
+    prompts = document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator)
     coins_BN = torch.zeros(PROMPTS, COMPLETION_TOKENS, dtype=torch.float64)
     written = [row.tokens for row in generate(model, prompts, Law(0.0), COMPLETION_TOKENS, frozenset({0}), coins_BN)]
     looping = float(np.mean([loops(tokens) for tokens in written]))

@@ -49,8 +49,12 @@ def decode(
         num_assistant_tokens_schedule="constant",
         assistant_confidence_threshold=0.0,  # 0.4, its default, cuts blocks short
     )
-    own = _settings(completion.law, completion_tokens, eos)
-    with _quiet(), _set(target, own), _set(draft, blocks), _counted(target) as forwards:
+    with (
+        _quiet(),
+        _set(target, _settings(completion.law, completion_tokens, eos)),
+        _set(draft, blocks),
+        _counted(target) as forwards,
+    ):
         text_1T: Tensor = model.generate(
             prompt_1T,
             attention_mask=torch.ones_like(prompt_1T),
@@ -101,7 +105,7 @@ def _set(model: PreTrainedModel | None, settings: GenerationConfig) -> Iterator[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers without its warnings: it prints two at each block, about lengths that it sets itself."""
+    """transformers without its warnings: of a top_k that greedy decoding ignores; two a block, of lengths it sets."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -145,7 +145,7 @@ def _rows(table: Any, path: Path) -> Iterator[Completion]:
 def _arrays(column: Any) -> list[npt.NDArray[Any]]:
     """A column of lists as one array per row."""
     lists = column.combine_chunks()
-    return np.split(lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()[1:-1])
+    return np.split(np.array(lists.values), lists.offsets.to_numpy()[1:-1])  # a copy: torch warns of read-only arrays
 
 
 def _fault(prompt_tokens: int, tokens: int, logp: LogProbabilities) -> str | None:

@@ -1,4 +1,8 @@
-"""Prompts for the target: prefixes of documents, and windows from their insides where documents run out."""
+"""Prompts for the target: windows of documents, each from a random place of another one as long as they last.
+
+Not their heads: the head of a source file is often a licence, which any draft knows by heart (2 141 of the 8 110 Python
+files of an installation begin with the same notice).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,12 @@ from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Law, Request
 
 
-def prefix_prompts(
+def document_prompts(
     shards: Shards, count: int, prompt_tokens: int, completion_tokens_at_least: int, generator: np.random.Generator
 ) -> list[Tokens]:
     """`count` distinct prompts of `prompt_tokens` tokens, each followed by as many more of its own document as asked.
 
-    Prefixes of documents in random order come first, then windows that start inside documents; CorpusError where all
-    of them are too few.
+    The documents come in random order, one window each, then all other windows; CorpusError where all are too few.
     """
     found: dict[bytes, Tokens] = {}
     for start in _starts(shards.document_starts(), prompt_tokens + completion_tokens_at_least, generator):
@@ -49,19 +52,19 @@ def over_laws(prompts: Sequence[Tokens], weights: Mapping[Law, float]) -> list[R
 
 
 def _starts(documents: Tokens, needed: int, generator: np.random.Generator) -> Iterator[int]:
-    """Every place where a prompt may start, once: heads of documents first, then their insides, each scattered."""
-    first, room = documents[:-1], np.diff(documents) - needed
-    first, room = first[room >= 0], room[room >= 0]
-    heads = first[generator.permutation(len(first))]
-    ends = np.cumsum(room)
-    inside = _scattered(int(room.sum()), generator)
-    return chain(map(int, heads), (_inside(first, ends, room, place) for place in inside))
+    """Every place where a prompt may start: one of each document first, then all of them, scattered."""
+    first, places = documents[:-1], np.diff(documents) - needed + 1
+    first, places = first[places > 0], places[places > 0]
+    one_each = (first + generator.integers(0, places))[generator.permutation(len(first))] if len(first) else first
+    ends = np.cumsum(places)
+    scattered = _scattered(int(places.sum()), generator)
+    return chain(map(int, one_each), (_start(first, ends, places, place) for place in scattered))
 
 
-def _inside(first: Tokens, ends: Tokens, room: Tokens, place: int) -> int:
+def _start(first: Tokens, ends: Tokens, places: Tokens, place: int) -> int:
     """The token at which the place-th window starts, when all windows of all documents are counted in one row."""
     document = int(np.searchsorted(ends, place, side="right"))
-    return int(first[document] + 1 + place - (ends[document] - room[document]))
+    return int(first[document] + place - (ends[document] - places[document]))
 
 
 def _scattered(places: int, generator: np.random.Generator) -> Iterator[int]:

@@ -27,6 +27,7 @@ class CompletionRows:
             )
         self._completions, self._length = completions, sequence_tokens
         self.rows = len(completions)
+        self.labels = sum(min(len(row.tokens), sequence_tokens - len(row.prompt) + 1) for row in completions)
         self.cut = sum(len(row.prompt) + len(row.tokens) > sequence_tokens + 1 for row in completions)
 
     def row(self, index: int) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,8 @@ class Phase:
     total_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.total_steps = math.ceil(self.part.train_tokens / (self.part.batch_sequences * self.part.sequence_tokens))
+        steps = self.part.train_tokens / (self.part.batch_sequences * self.mixture.labels_per_row)
+        self.total_steps = math.ceil(steps - 1e-6)  # the mean is rounded: a millionth of a step is none
 
 
 def train(phase: Phase) -> Progress:

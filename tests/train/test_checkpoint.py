@@ -1,0 +1,273 @@
+"""A phase that was stopped, however, goes on from its last sound checkpoint and takes the same steps, bit for bit."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastdraft.errors import CheckpointError, DiskFull
+from fastdraft.train import checkpoint, optim
+from fastdraft.train.loop import train
+
+CLOCK = ("seconds", "tokens_per_second")
+
+
+class Stop(Exception):
+    """Not an error of ours."""
+
+
+def stop():
+    raise Stop
+
+
+def steps(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint-00000011" / "model.safetensors")
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    assert steps(one) == steps(other)
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+SETTINGS = [
+    {"precision": "fp32", "optimizer": "muon"},
+    {"precision": "bf16", "optimizer": "muon", "micro_batch_sequences": 2},
+    {"precision": "bf16", "optimizer": "adamw"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("stops", [(1,), (5, 9), (2, 3, 11), (7, 7)])
+def test_resuming_equals_no_interruption(make_phase, interrupted, make_model, tmp_path, settings, stops):
+    """Dropout is on: the generator's state has to come back too."""
+    train(make_phase(tmp_path / "whole", make_model(dropout=0.2), **settings))
+    for last in stops:
+        torch.manual_seed(last)
+        phase = make_phase(tmp_path / "stopped", make_model(dropout=0.2, seed=5), **settings)
+        with pytest.raises(Stop):
+            train(interrupted(phase, {2, 4, 6, 8}, last, stop))
+        assert not list((tmp_path / "stopped").glob("*.part"))
+    torch.manual_seed(99) if list((tmp_path / "stopped").glob("checkpoint-*")) else None
+    train(make_phase(tmp_path / "stopped", make_model(dropout=0.2, seed=5), **settings))
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_phase_that_is_done_is_not_trained_again(make_phase, make_model, tmp_path):
+    first = train(make_phase(tmp_path))
+    before = steps(tmp_path)
+    other = make_phase(tmp_path, make_model(seed=6))
+    assert train(other) == first
+    assert steps(tmp_path) == before
+    assert all(torch.equal(p, weights(tmp_path)[name]) for name, p in other.model.named_parameters())
+
+
+CHILD = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+import torch
+from fastdraft.train.loop import train
+torch.set_num_threads(1)
+small = load(sys.argv[1])
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+how, last, folder = sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+if how == "rename":
+    left = last
+    def count(event, arguments):
+        global left
+        if event == "os.rename" and "checkpoint" in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                kill()
+    sys.addaudithook(count)
+phase = small.small_phase(folder, small.small_model(dropout=0.2), precision="bf16")
+train(small.interrupt(phase, {2, 4, 6, 8}, last if how == "step" else -1, kill))
+"""
+
+
+@pytest.mark.slow
+def test_resuming_after_real_kills_equals_no_interruption(make_phase, make_model, tmp_path):
+    train(make_phase(tmp_path / "whole", make_model(dropout=0.2), precision="bf16"))
+    command = [sys.executable, "-c", CHILD, Path(__file__).with_name("conftest.py")]
+    ends = []
+    for how, last in (("step", 4), ("rename", 1), ("step", 9), ("step", 10), ("step", -1)):
+        ends.append(subprocess.run([*command, how, str(last), tmp_path / "killed"], check=False).returncode)
+    assert ends == [-signal.SIGKILL] * 4 + [0]
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir() if p.name.endswith((".part", ".old"))) == []
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "weights cut short": lambda folder: cut(folder / "model.safetensors"),
+    "a bit of the weights": lambda folder: flip(folder / "model.safetensors"),
+    "optimizer cut short": lambda folder: cut(folder / "optimizer.safetensors"),
+    "optimizer gone": lambda folder: (folder / "optimizer.safetensors").unlink(),
+    "state gone": lambda folder: (folder / "state.json").unlink(),
+    "state cut short": lambda folder: cut(folder / "state.json"),
+    "state empty": lambda folder: (folder / "state.json").write_text("{}"),
+    "state a list": lambda folder: (folder / "state.json").write_text("[]"),
+    "state of zeros": lambda folder: (folder / "state.json").write_bytes(bytes(99)),
+    "no digests": lambda folder: (folder / "state.json").write_text(
+        json.dumps(json.loads((folder / "state.json").read_text()) | {"digests": {}})
+    ),
+    "no progress": lambda folder: (folder / "state.json").write_text(
+        json.dumps(json.loads((folder / "state.json").read_text()) | {"progress": {"step": 4}})
+    ),
+    "nothing in it": lambda folder: [file.unlink() for file in folder.iterdir()],
+}
+
+
+@pytest.fixture
+def stopped(make_phase, interrupted, tmp_path):
+    """A phase stopped at step 7, with checkpoints 4 and 6."""
+    with pytest.raises(Stop):
+        train(interrupted(make_phase(tmp_path / "stopped"), {2, 4, 6}, 7, stop))
+    found = sorted(path.name for path in (tmp_path / "stopped").glob("checkpoint-*"))
+    assert found == ["checkpoint-00000004", "checkpoint-00000006"]
+    return tmp_path / "stopped"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_checkpoint_is_passed_over_aloud(make_phase, stopped, tmp_path, damage):
+    damage(stopped / "checkpoint-00000006")
+    with pytest.warns(UserWarning, match=r"checkpoint-00000006 is damaged \(.*\); the checkpoint before it is used"):
+        train(make_phase(stopped))
+    train(make_phase(tmp_path / "whole"))
+    assert_same_end(stopped, tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(make_phase, interrupted, stopped):
+    cut(stopped / "checkpoint-00000006" / "model.safetensors")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Stop):
+        train(interrupted(make_phase(stopped), {5}, 6, stop))
+    found = sorted(path.name for path in stopped.glob("checkpoint-*"))
+    assert found == ["checkpoint-00000004", "checkpoint-00000005"]
+
+
+def test_without_a_sound_checkpoint_it_stops(make_phase, stopped):
+    for path in stopped.glob("checkpoint-*"):
+        cut(path / "model.safetensors")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(CheckpointError, match=f"no checkpoint in {stopped} is sound\n  do: remove {stopped}"),
+    ):
+        train(make_phase(stopped))
+
+
+def test_a_kill_while_a_checkpoint_was_replaced_leaves_the_old_one(make_phase, stopped, tmp_path):
+    newest = stopped / "checkpoint-00000006"
+    newest.rename(stopped / "checkpoint-00000006.old")
+    (stopped / "checkpoint-00000006.part").mkdir()
+    (stopped / "checkpoint-00000009.part").mkdir()
+    train(make_phase(stopped))
+    train(make_phase(tmp_path / "whole"))
+    assert_same_end(stopped, tmp_path / "whole")
+    assert not [path for path in stopped.iterdir() if path.suffix in (".old", ".part")]
+
+
+def test_metrics_survive_what_a_kill_or_a_full_disk_leaves_in_them(make_phase, stopped, tmp_path):
+    """Lines of steps that are taken again, a line cut short, garbage: every step is there once afterwards."""
+    metrics = stopped / "metrics.jsonl"
+    content = metrics.read_bytes()
+    again = content.splitlines(keepends=True)[-1].replace(b'"step": 6', b'"step": 8')
+    metrics.write_bytes(content + again + b'[1]\n{"step": "x"}\n{"loss": 1}\n\xff\x00\x00\n{"step": 7, "loss_n')
+    train(make_phase(stopped))
+    train(make_phase(tmp_path / "whole"))
+    assert_same_end(stopped, tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(make_phase, interrupted, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
+
+    folder = tmp_path / "stopped"
+    phase = interrupted(make_phase(folder), {3, 6}, 6, fill)
+    try:
+        with pytest.raises(DiskFull, match=f"no space left while writing {folder}/checkpoint-00000006"):
+            train(phase)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-00000003"]
+    train(make_phase(folder))
+    train(make_phase(tmp_path / "whole"))
+    assert_same_end(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_are_missing_are_not_passed_over(make_phase, make_model, tmp_path, tied):
+    """A tied output layer is not saved, and may be absent; anything else may not."""
+    phase = make_phase(tmp_path, make_model(tied=tied))
+    train(phase)
+    path = tmp_path / "checkpoint-00000011" / "model.safetensors"
+    saved = load_file(path)
+    assert ("lm_head.weight" in saved) != tied
+    restored = make_model(seed=6, tied=tied)
+    optimizers = optim.build(restored, phase.part)
+    assert checkpoint.restore(tmp_path, restored, optimizers).step == 11
+    assert all(map(torch.equal, restored.parameters(), phase.model.parameters()))
+    assert (restored.lm_head.weight is restored.model.embed_tokens.weight) == tied
+
+    saved.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(saved, path)
+    state = json.loads((path.parent / "state.json").read_text())
+    state["digests"][path.name] = checkpoint._digest(path)
+    (path.parent / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"of another model: 1 weights differ.*up_proj.weight\n  do: remove"):
+        checkpoint.restore(tmp_path, restored, optimizers)
+
+
+def test_a_checkpoint_of_other_optimizers_is_refused(make_phase, tmp_path):
+    train(make_phase(tmp_path))
+    with pytest.raises(CheckpointError, match="is of adamw, muon, this phase trains with adamw\n  do: remove"):
+        train(make_phase(tmp_path, optimizer="adamw"))
+
+
+def test_only_the_last_two_are_kept(make_phase, tmp_path):
+    phase = make_phase(tmp_path)
+    phase.part = phase.part.model_copy(update={"checkpoint_seconds": 0})
+    train(phase)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-00000010", "checkpoint-00000011"]
+    assert not any(p.suffix == ".bin" for p in tmp_path.rglob("*"))
+
+
+def test_the_folder_may_be_moved(make_phase, stopped, tmp_path):
+    shutil.move(stopped, tmp_path / "elsewhere")
+    train(make_phase(tmp_path / "elsewhere"))
+    train(make_phase(tmp_path / "whole"))
+    assert_same_end(tmp_path / "elsewhere", tmp_path / "whole")
+    assert os.listdir(tmp_path) != []

@@ -1,0 +1,111 @@
+"""The loop: the gradient of the whole batch, a line for each step, a stop before a step on what is no number."""
+
+import json
+
+import pytest
+import torch
+
+from fastdraft.corpus.order import IGNORED
+from fastdraft.errors import NonFiniteLoss
+from fastdraft.train import loop
+from fastdraft.train.loop import held_out_loss, train
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def gradient_step(phase):
+    """One step of plain descent at rate 1: what a weight lost is its gradient."""
+    before = [p.detach().clone() for p in phase.model.parameters()]
+    loop._step(phase, phase.model.base_model, {"adamw": torch.optim.SGD(phase.model.parameters(), lr=1.0)}, 0)
+    return [old - new.detach() for old, new in zip(before, phase.model.parameters(), strict=True)]
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 5, 7])
+def test_the_gradient_is_that_of_the_whole_batch_however_it_is_split(make_phase, make_model, tmp_path, micro):
+    settings = {"learning_rate": 1.0, "gradient_clip": 1e9, "warmup_steps": 0}
+    phase = make_phase(tmp_path, micro_batch_sequences=micro, **settings)
+    batch = make_phase(tmp_path).mixture.next_batch(5)
+    masked = (batch.labels_BT == IGNORED).sum(-1)
+    assert masked.min() == 0 < masked.max(), "labels must be spread unevenly for this to say anything"
+    model = make_model()
+    logits = model(input_ids=batch.inputs_BT).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORED).backward()
+    for found, wanted in zip(gradient_step(phase), model.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_line_for_each_step(make_phase, tmp_path):
+    phase = make_phase(tmp_path)
+    progress = train(phase)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == list(range(1, 12))
+    assert progress.step == phase.total_steps == 11
+    assert found[-1]["tokens"] == progress.tokens < 11 * 5 * 7, "labels that are masked are no tokens trained on"
+    assert found[-1]["loss_nats"] < found[0]["loss_nats"]
+    measured = [line["step"] for line in found if "held_out_a_nats" in line]
+    assert measured[-1] == 11
+    assert 3 <= len(measured) <= 5
+    assert not any("held_out_b_nats" in line for line in found), "a source without held-out rows has no loss"
+
+
+def test_the_last_step_is_whole(make_phase, tmp_path):
+    """train_tokens that are no whole number of steps are rounded up."""
+    assert make_phase(tmp_path, train_tokens=1).total_steps == 1
+    assert make_phase(tmp_path, train_tokens=36).total_steps == 2
+
+
+def test_held_out_loss_is_nats_per_token_and_changes_nothing(make_phase, make_model, tmp_path):
+    phase = make_phase(tmp_path, make_model(dropout=0.5))
+    (batch,) = phase.held_out["a"]
+    state = torch.get_rng_state()
+    found = held_out_loss(phase)
+    assert torch.equal(state, torch.get_rng_state())
+    assert phase.model.training
+    assert all(p.grad is None for p in phase.model.parameters())
+    logits = phase.model.eval()(input_ids=batch.inputs_BT).logits
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORED)
+    assert found == {"held_out_a_nats": pytest.approx(wanted.item(), rel=1e-5)}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_no_number_stops(make_phase, interrupted, tmp_path, value):
+    phase = make_phase(tmp_path)
+    weight = phase.model.model.norm.weight
+    interrupted(phase, {3, 4}, 5, lambda: weight.data.fill_(value))
+    with pytest.raises(NonFiniteLoss, match=f"loss (nan|inf).* at step 5, .*\n  kept: .*{tmp_path}\n  do: lower"):
+        train(phase)
+    assert len(lines(tmp_path)) == 4
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-00000003", "checkpoint-00000004"]
+
+
+def test_an_infinite_gradient_stops_before_the_optimizer_steps_on_it(make_phase, interrupted, tmp_path):
+    """A loss can be finite and its gradient not; one step on that and every weight is NaN."""
+    phase = make_phase(tmp_path)
+    weights = {}
+
+    def disturb():
+        weights.update({name: p.detach().clone() for name, p in phase.model.named_parameters()})
+        phase.model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+    interrupted(phase, {3, 4}, 5, disturb)
+    with pytest.raises(NonFiniteLoss, match=r"gradient_norm (nan|inf) at step 5, .*\n  kept: .*\n  do: lower"):
+        train(phase)
+    assert all(torch.equal(weights[name], p) for name, p in phase.model.named_parameters())
+    assert len(lines(tmp_path)) == 4
+    resumed = make_phase(tmp_path)
+    train(resumed)
+    whole = make_phase(tmp_path / "whole")
+    train(whole)
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+
+
+def test_training_against_itself_keeps_the_weights(make_phase, make_model, tmp_path):
+    from fastdraft.train.objectives import objective
+
+    phase = make_phase(tmp_path, make_model(), objective="forward_kl", optimizer="adamw")
+    phase.objective = objective("forward_kl", make_model())
+    (row,) = [loop._step(phase, phase.model.base_model, {"adamw": torch.optim.SGD(phase.model.parameters())}, 0)]
+    assert abs(row["loss_nats"]) < 1e-6
+    assert row["gradient_norm"] < 1e-5
