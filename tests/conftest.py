@@ -16,6 +16,11 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fastdraft.artefacts.journey import Journey
+from fastdraft.manifest import Manifest
+from fastdraft.resolve import digest, resolve
+from fastdraft.stages import travel
+
 STORIES = Path(__file__).parents[2] / "shared" / "targets" / "stories260k"
 TinyLlama = Callable[..., LlamaForCausalLM]
 
@@ -122,8 +127,8 @@ class FastDraft:
     logs: Path
     begun: list[Running] = field(default_factory=list)
 
-    def __call__(self, *arguments: object, file_bytes: int = 0) -> Ended:
-        return self.start(*arguments, file_bytes=file_bytes).end()
+    def __call__(self, *arguments: object, file_bytes: int = 0, seconds: float = 240) -> Ended:
+        return self.start(*arguments, file_bytes=file_bytes).end(seconds)
 
     def start(self, *arguments: object, file_bytes: int = 0) -> Running:
         """A command that is not waited for."""
@@ -249,4 +254,28 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_files: Path, tmp_path: Path) -> Path:
     """The test's own folder, with all that a tiny road is made of; `fastdraft` runs there."""
     shutil.copytree(tiny_files, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a tiny road that has been gone to its end in runs/tiny, in this process; copy it to change it."""
+    folder, run = tmp_path_factory.mktemp("finished") / "files", Path("runs/tiny")
+    shutil.copytree(tiny_files, folder)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.chdir(folder)
+        run.mkdir(parents=True)
+        torch.set_num_threads(1)
+        recipe = resolve(Path("recipe.yaml")).recipe
+        journey = Journey(recipe, run, torch.device("cpu"))
+        travel(journey, Manifest(run, digest(recipe), recipe.seed, journey.device))
+        torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture
+def road_done(finished: Path, tmp_path: Path) -> Path:
+    """A finished tiny road in the test's own folder, where `fastdraft` runs."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path

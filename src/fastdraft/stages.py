@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def travel(journey: Journey, manifest: Manifest, until: str | None = None, only:
     keys: dict[str, str] = {}
     passed: dict[str, Card] = {}
     for stage in stages:
-        keys[stage.name] = _key(stage, journey.recipe, keys)
+        keys[stage.name] = key_of(stage, journey.recipe, keys)
         done = card_key(journey.folder / stage.name) == keys[stage.name]
         if done:
             manifest.stage(stage.name, "already done")
@@ -99,7 +99,7 @@ def standing(journey: Journey) -> dict[str, str]:
     keys: dict[str, str] = {}
     found: dict[str, str] = {}
     for stage in road(journey.recipe):
-        keys[stage.name] = _key(stage, journey.recipe, keys)
+        keys[stage.name] = key_of(stage, journey.recipe, keys)
         claim_file = journey.folder / stage.name / "key"
         claimed = claim_file.read_text() if claim_file.is_file() else None
         ours = "done" if card_key(journey.folder / stage.name) == keys[stage.name] else "begun"
@@ -139,7 +139,8 @@ def _warnings_noted(manifest: Manifest) -> Iterator[None]:
                 say(text)
 
 
-def _key(stage: Stage, recipe: Recipe, keys: dict[str, str]) -> str:
+def key_of(stage: Stage, recipe: Recipe, keys: Mapping[str, str]) -> str:
+    """The key of a stage's card: the hash of all that it is made of, `keys` being those of the stages before it."""
     parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in stage.part(recipe)]
     inputs = {need: keys[need] for need in stage.needs if need in keys}
     content = json.dumps([stage.name, stage.version, VERSION, parts, inputs], sort_keys=True, default=_plain)

@@ -151,6 +151,12 @@ def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
             f"no tokenizer can be read in {folder}: {_first_line(error)}\n"
             f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
         ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # Where the folder has no file of a tokenizer, transformers 5.0 makes the family's own, without any text in it.
+        raise TargetError(
+            f"the tokenizer in {folder} knows no text: only {', '.join(tokenizer.all_special_tokens)}\n"
+            f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TargetError(f"the tokenizer in {folder} has no fast form\n  do: convert it to tokenizer.json")
     return tokenizer

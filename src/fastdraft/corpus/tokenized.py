@@ -70,7 +70,7 @@ def write_tokenizer(target: Tokenizer, destination: Path, bos: int | None, eos: 
     )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.save(str(destination))
+    destination.write_text(tokenizer.to_str(), encoding="utf-8")  # its own `save` hides the number of an error
 
 
 def _held_out(part: SourcePart, candidates: list[Document]) -> tuple[list[Document], int]:

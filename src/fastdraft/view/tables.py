@@ -89,11 +89,9 @@ def usage(target: Path | str, draft: Path) -> RenderableType:
     """Where the draft lies, and three lines of Python that use it."""
     return Text(
         f"the draft: {draft}\n\n"
-        f"from transformers import AutoModelForCausalLM as Model, AutoTokenizer as Tokenizer\n"
-        f"target, draft, tokenizer = (c.from_pretrained(p) for c, p in zip((Model, Model, Tokenizer), "
-        f'("{target}", "{draft}", "{target}")))\n'
-        f'print(tokenizer.decode(target.generate(**tokenizer("def main(", return_tensors="pt"), '
-        f"assistant_model=draft, max_new_tokens=64)[0]))\n"
+        f"from transformers import pipeline\n"
+        f'write = pipeline("text-generation", "{target}", assistant_model="{draft}")\n'
+        f'print(write("def main(", max_new_tokens=64)[0]["generated_text"])\n'
     )
 
 
