@@ -90,7 +90,7 @@ class TrainPart(Part):
         None, description="Sequences in one forward; otherwise all of them."
     )
     sequence_tokens: PositiveInt = Field(512, description="Tokens of a sequence.")
-    objective: Literal["cross_entropy", "forward_kl", "total_variation"] = Field(
+    objective: Literal["cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = Field(
         "cross_entropy", description="Loss of a token: on the text, or against the live target's distribution."
     )
     optimizer: Literal["muon", "adamw"] = Field(
@@ -117,7 +117,7 @@ class SynthesizePart(Part):
     """The target answers prompts; the draft learns from the answers."""
 
     mix: dict[str, PositiveFloat] = Field(
-        min_length=1, description="Share of the prompts that each source gives (held-in prefixes)."
+        min_length=1, description="Share of the prompts that each source gives, out of its training side."
     )
     prompts: PositiveInt = Field(description="Prompts to answer.")
     prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
@@ -148,7 +148,10 @@ class EvaluatePart(Part):
     batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
     bootstrap_resamples: PositiveInt = Field(1000, description="Resamples of the prompts behind an interval.")
     judge_prompts: int = Field(
-        16, ge=0, description="Prompts of a task for real speculative decoding; 0 leaves it out."
+        16,
+        ge=0,
+        description="Prompts of a task for real speculative decoding; 0 leaves it out. Below 16 a sound pair may fail "
+        "where tokens are sampled: an interval over so few prompts is too narrow.",
     )
     judge_gamma: PositiveInt = Field(4, description="Block length of the judge.")
 
@@ -156,7 +159,10 @@ class EvaluatePart(Part):
 class Recipe(Part):
     """A whole run."""
 
-    name: str = Field(description="Name of the run; its folder is runs/NAME unless told otherwise.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run, in letters, digits, `.`, `_`, `-`; its folder is runs/NAME by default.",
+    )
     seed: int = Field(7, ge=0, description="Every generator starts from it.")
     threads: PositiveInt | None = Field(None, description="CPU threads; otherwise all cores.")
     device: str = Field("auto", description="cpu, cuda, xpu, hpu, or `auto`: the first accelerator, else cpu.")
@@ -198,6 +204,14 @@ class Recipe(Part):
             known = {*self.corpus, *(["synthetic"] if where == "align.mix" and self.synthesize else [])}
             if unknown := sorted(set(names) - known):
                 raise ValueError(f"{where} names {', '.join(unknown)}; this recipe has {', '.join(sorted(known))}")
+        return self
+
+    @model_validator(mode="after")
+    def _completions_fit_their_rows(self) -> Recipe:
+        if self.synthesize and self.align and "synthetic" in self.align.mix:
+            prompt, row = self.synthesize.prompt_tokens, self.align.sequence_tokens
+            if prompt > row:
+                raise ValueError(f"align.sequence_tokens is {row}, shorter than synthesize.prompt_tokens, {prompt}")
         return self
 
     @model_validator(mode="after")

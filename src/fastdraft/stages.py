@@ -31,6 +31,9 @@ from fastdraft.records import VERSION, Card, Cost, card_key, read_card, write_ca
 from fastdraft.run import claim, full_disk_named, remove
 from fastdraft.target import TargetCard, digest
 
+# Keys that change how a stage is made and not what it makes.
+WITHOUT_EFFECT = {"checkpoint_seconds", "workers"}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -141,14 +144,15 @@ def _warnings_noted(manifest: Manifest) -> Iterator[None]:
 
 def key_of(stage: Stage, recipe: Recipe, keys: Mapping[str, str]) -> str:
     """The key of a stage's card: the hash of all that it is made of, `keys` being those of the stages before it."""
-    parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in stage.part(recipe)]
     inputs = {need: keys[need] for need in stage.needs if need in keys}
-    content = json.dumps([stage.name, stage.version, VERSION, parts, inputs], sort_keys=True, default=_plain)
+    content = json.dumps(
+        [stage.name, stage.version, VERSION, stage.part(recipe), inputs], sort_keys=True, default=_plain
+    )
     return str(xxhash.xxh3_64_hexdigest(content.encode()))
 
 
 def _plain(part: Any) -> Any:
-    return part.model_dump(mode="json")
+    return part.model_dump(mode="json", exclude=WITHOUT_EFFECT)
 
 
 STAGES = (

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft import draft, target
+from fastdraft import draft, shape, target
 from fastdraft.corpus.shards import Shards, SourceCard
+from fastdraft.errors import TargetError
 from fastdraft.recipe import Recipe, TrainPart
 from fastdraft.records import Card, read_card
 from fastdraft.target import TargetCard
@@ -75,5 +76,17 @@ class Journey:
 
 
 def make_target(journey: Journey, _folder: Path) -> Made:
-    """The card of the target is all there is to make."""
-    return Made(target.card(journey.recipe.target))
+    """The card of the target; what the recipe cannot do with this target is said here, before any work.
+
+    ShapeError where no such draft can be; TargetError where a prompt and its completion exceed the target's context.
+    """
+    recipe, fields = journey.recipe, target.card(journey.recipe.target)
+    shape.derive(target.open_config(recipe.target), recipe.draft)
+    context = int(str(fields["context_tokens"]))
+    for name, part in (("synthesize", recipe.synthesize), ("evaluate", recipe.evaluate)):
+        if part is not None and part.prompt_tokens + part.completion_tokens > context:
+            raise TargetError(
+                f"{name}.prompt_tokens + {name}.completion_tokens is {part.prompt_tokens + part.completion_tokens}, "
+                f"the context of {recipe.target.path} holds {context} tokens\n  do: lower one of them"
+            )
+    return Made(fields)

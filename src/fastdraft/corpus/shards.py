@@ -66,6 +66,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, card: SideCard) -> None:
+        self.folder = folder
         self.tokens = card.tokens
         self.documents = card.documents
         self._folder = folder

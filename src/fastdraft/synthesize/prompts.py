@@ -32,8 +32,8 @@ def document_prompts(
         found.setdefault(prompt.tobytes(), prompt)
     if len(found) < count:
         raise CorpusError(
-            f"{shards.documents:,} documents ({shards.tokens:,} tokens) give {len(found):,} distinct prompts of "
-            f"{prompt_tokens} tokens with {completion_tokens_at_least} behind them, wanted {count:,}\n"
+            f"{shards.folder}: {shards.documents:,} documents ({shards.tokens:,} tokens) give {len(found):,} distinct "
+            f"prompts of {prompt_tokens} tokens with {completion_tokens_at_least} behind them, wanted {count:,}\n"
             f"  do: lower `prompts`, `prompt_tokens` or `completion_tokens`, or add documents to the source"
         )
     return list(found.values())

@@ -37,6 +37,10 @@ def summed_loss(hidden_NE: Tensor, weight_VE: Tensor, loss_of: ChunkLoss, chunk_
 
     The matrix products run in the dtype of `hidden`; the logits reach `loss_of` in float32.
     """
+    if not torch.is_grad_enabled():
+        weight = weight_VE.to(hidden_NE.dtype)
+        chunks = _chunks(len(hidden_NE), chunk_tokens)
+        return torch.stack([loss_of((hidden_NE[place] @ weight.T).float(), place) for place in chunks]).sum()
     total: Tensor = _SummedLoss.apply(hidden_NE, weight_VE, loss_of, chunk_tokens)  # type: ignore[no-untyped-call]
     return total
 
@@ -48,8 +52,7 @@ class _SummedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         grad_hidden_NE = torch.empty_like(hidden_NE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=torch.float32)
-        for start in range(0, len(hidden_NE), chunk_tokens):
-            place = slice(start, min(start + chunk_tokens, len(hidden_NE)))
+        for place in _chunks(len(hidden_NE), chunk_tokens):
             hidden = hidden_NE[place]
             loss, grad_logits_NV = _loss_and_gradient(hidden @ weight.T, loss_of, place)
             total += loss
@@ -62,6 +65,10 @@ class _SummedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_NE, grad_weight_VE = ctx.saved_tensors
         return grad_hidden_NE * grad_outputs[0], grad_weight_VE * grad_outputs[0], None, None
+
+
+def _chunks(tokens: int, chunk_tokens: int) -> list[slice]:
+    return [slice(start, min(start + chunk_tokens, tokens)) for start in range(0, tokens, chunk_tokens)]
 
 
 def _loss_and_gradient(logits_NV: Tensor, loss_of: ChunkLoss, place: slice) -> tuple[Tensor, Tensor]:

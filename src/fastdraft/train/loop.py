@@ -129,7 +129,8 @@ def _check_finite(phase: Phase, step: int, **measured: float) -> None:
         raise NonFiniteLoss(
             f"{phase.name} became {', '.join(f'{name} {value}' for name, value in wrong.items())} at step {step + 1}, "
             f"sequences before it {dict(zip(phase.mixture.names, phase.mixture.position, strict=True))}\n"
-            f"  kept: the last checkpoint in {phase.folder}\n  do: lower learning_rate or gradient_clip, then run again"
+            f"  kept: the checkpoints in {phase.folder}, if it came to one\n"
+            f"  do: lower the learning rates and run again; the phase is made anew, what is here moves to stale/"
         )
 
 
