@@ -20,8 +20,9 @@ from fastdraft.stages import key_of, road
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = (1, 5, 10)
 GAMMA = 2
-# Other processors add in another order; over ten steps of training that stays far below this.
-TOLERANCE = 1e-4
+# Other processors add in another order, and Muon orthogonalises in bf16: a fused cross entropy, equal to 1e-7, moved
+# losses by 5e-4 after ten steps.
+TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,8 @@ def test_the_numbers_have_not_moved(found, kind, at_least):
 
 
 def test_the_guard_sees_a_number_that_moved():
-    assert moved({"loss": 2.0, "key": "ab"}, {"loss": 2.00005, "key": "ab"}) == []
-    assert moved({"loss": 2.0, "key": "ab"}, {"loss": 2.0002, "key": "ab"}) == ["loss"]
+    assert moved({"loss": 2.0, "key": "ab"}, {"loss": 2.001, "key": "ab"}) == []
+    assert moved({"loss": 2.0, "key": "ab"}, {"loss": 2.003, "key": "ab"}) == ["loss"]
     assert moved({"loss": 2.0, "key": "ab"}, {"loss": 2.0, "key": "ac"}) == ["key"]
     assert moved({"loss": 2.0}, {"loss": 2.0, "new": 1.0}) == ["new"]
     assert moved({"loss": 2.0, "gone": 1.0}, {"loss": 2.0}) == ["gone"]
