@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_one(tiny, fastdraft):
 def test_a_loss_that_is_no_number(tiny, fastdraft):
     keys = ["continue.learning_rate=1e30", "continue.muon_learning_rate=1e30"]
     ended = fastdraft("run", "recipe.yaml", *keys)
-    check_refused(ended, "NonFiniteLoss", "continue became", "learning_rate", code=1)
+    check_refused(ended, "NonFiniteLoss", "continue became", "lower the learning rates", code=1)
     assert json.loads(fastdraft("status", RUN, "--json").out) == dict.fromkeys(STAGES, "not begun") | {
         "target": "done",
         "tokenize": "done",

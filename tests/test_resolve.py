@@ -108,11 +108,17 @@ def test_flow_collections_are_values(written: Written) -> None:
 def test_the_resolved_recipe_loads_back_as_its_equal(written: Written, tmp_path: Path, name: str) -> None:
     overrides = ["continue={mix: {text: 1}, train_tokens: 3}", "synthesize={mix: {code: 1}, prompts: 3}"]
     sources = json.dumps({name: {"source": "text"}, "code": {"source": "text"}, "text": {"source": "text"}})
-    resolved = written(*overrides, f"name={json.dumps(name)}", f"corpus={sources}")
+    resolved = written(*overrides, f"target.path={json.dumps(name)}", f"corpus={sources}")
     again = tmp_path / "resolved.yaml"
     again.write_text(resolved_yaml(resolved, {"draft.layers": "4, width first,\nthen depth"}), encoding="utf-8")
     assert resolve(again).recipe == resolved.recipe
     assert resolve(again).origins.keys() == resolved.origins.keys()
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden", "two words"])
+def test_a_name_that_is_no_folder_of_runs_stops(written: Written, name: str) -> None:
+    with pytest.raises(RecipeError, match="name"):
+        written(f"name={json.dumps(name)}")
 
 
 def test_the_resolved_recipe_shows_origins_and_derived_values_in_place(written: Written) -> None:
