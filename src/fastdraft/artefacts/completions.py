@@ -24,7 +24,7 @@ class CompletionsCard(Card):
 
 
 def make_completions(journey: Journey, folder: Path) -> Made:
-    """completions/*.parquet: what the target writes after held-in prefixes."""
+    """completions/*.parquet: what the target writes after prompts from the training side."""
     part = journey.recipe.synthesize
     assert part is not None, "a stage without a part is not on the road"
     store = CompletionStore(folder / "completions")
@@ -35,7 +35,7 @@ def make_completions(journey: Journey, folder: Path) -> Made:
 
 
 def _training_requests(journey: Journey, part: SynthesizePart) -> list[Request]:
-    """Held-in prefixes of each source in its share, under each law in its share."""
+    """Prompts of each source in its share, under each law in its share."""
     laws = {_law(temperature, part): weight for temperature, weight in part.temperatures.items()}
     requests = []
     for number, (source, weight) in enumerate(sorted(part.mix.items())):
