@@ -1,63 +1,34 @@
-"""The command line: parse, call, print. A user's mistake prints without a traceback and exits 2."""
+"""`run`, one command for each stage, and `status`: a recipe on its way down the road."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
-from fastdraft import __version__, resolve, stages
+from fastdraft import resolve, stages
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.artefacts.journey import Journey
-from fastdraft.errors import DiskFull, FastDraftError, RecipeError, RunError, UserError
+from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
+from fastdraft.errors import DiskFull, RecipeError, RunError
 from fastdraft.manifest import Manifest
 from fastdraft.progress import say
 from fastdraft.records import Card
 from fastdraft.resolve import Resolved
 from fastdraft.run import finished_last, locked
-from fastdraft.schema import schema_json, schema_markdown
-from fastdraft.target import folder_of, quiet
+from fastdraft.target import folder_of
 from fastdraft.view import tables
 
 INTERRUPTED = 130
-screen = Console(width=None if sys.stdout.isatty() else 150)
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
-recipes = typer.Typer(no_args_is_help=True, help="Show, validate and explain recipes.")
-app.add_typer(recipes, name="recipe")
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, dotted.")]
 Folder = Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/NAME.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def main() -> None:
-    """The `fastdraft` command."""
-    quiet()
-    try:
-        app()
-    except FastDraftError as error:
-        kind = "error" if isinstance(error, UserError) else type(error).__name__
-        print(f"{kind}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-@app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
-    """A draft model for speculative decoding, for any target."""
-    if show:
-        print(f"fastdraft {__version__}")
-        raise typer.Exit
-
-
-@app.command()
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -69,20 +40,17 @@ def run(
     _travel(resolve.resolve(recipe, overrides or []), folder, as_json, until=until)
 
 
-def _stage_command(name: str) -> None:
+def stage_command(name: str) -> Callable[..., None]:
+    """The command that runs the stage `name` of a recipe alone."""
+
     def command(
         recipe: RecipePath, overrides: Overrides = None, folder: Folder = None, as_json: AsJson = False
     ) -> None:
         _travel(resolve.resolve(recipe, overrides or []), folder, as_json, only=name)
 
-    app.command(name, help=f"Run the stage `{name}` of a recipe alone; the stages it needs must be done.")(command)
+    return command
 
 
-for _stage in stages.STAGES:
-    _stage_command(_stage.name)
-
-
-@app.command()
 def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
     """Where a run stands, stage by stage."""
     if not (folder / "resolved.yaml").is_file():
@@ -93,24 +61,6 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJs
     else:
         for name, state in found.items():
             print(f"{name:12} {state}")
-
-
-@recipes.command()
-def show(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """The complete recipe, with where each value came from."""
-    print(resolve.resolved_yaml(resolve.resolve(recipe, overrides or [])), end="")
-
-
-@recipes.command()
-def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check keys, types and values; nothing is run."""
-    print(f"{recipe}: sound, {resolve.digest(resolve.resolve(recipe, overrides or []).recipe)}")
-
-
-@recipes.command()
-def schema(markdown: Annotated[bool, typer.Option(help="As docs/recipe.md; otherwise JSON Schema.")] = False) -> None:
-    """Every key with its type, default and meaning."""
-    print(schema_markdown() if markdown else json.dumps(schema_json(), indent=2), end="")
 
 
 def _travel(
@@ -182,7 +132,3 @@ def _device(name: str) -> torch.device:
             f"  do: set device=auto, which is {found} on this machine"
         ) from error
     return device
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,42 @@
+"""The command line: parse, call, print; one file a command. A user's mistake prints without a traceback and exits 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fastdraft import __version__, stages
+from fastdraft.cli import recipes, road
+from fastdraft.errors import FastDraftError, UserError
+from fastdraft.target import quiet
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
+
+
+def main() -> None:
+    """The `fastdraft` command."""
+    quiet()
+    try:
+        app()
+    except FastDraftError as error:
+        kind = "error" if isinstance(error, UserError) else type(error).__name__
+        print(f"{kind}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """A draft model for speculative decoding, for any target."""
+    if show:
+        print(f"fastdraft {__version__}")
+        raise typer.Exit
+
+
+app.command()(road.run)
+for _stage in stages.STAGES:
+    help_ = f"Run the stage `{_stage.name}` of a recipe alone; the stages it needs must be done."
+    app.command(_stage.name, help=help_)(road.stage_command(_stage.name))
+app.command()(road.status)
+app.add_typer(recipes.app, name="recipe")
