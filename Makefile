@@ -13,7 +13,7 @@ setup-dev: .venv/dev
 	touch $@
 
 .venv/dev: .venv/base
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,openvino,ray]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,openvino,ray,view]'
 	touch $@
 
 demo: setup

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -85,6 +86,7 @@ PROCESSES.set_forkserver_preload(["fastdraft.cli"])
 COMMAND = """
 import os, resource, sys
 os.chdir(folder)
+os.environ.update(environment)
 for path, handle in ((out, 1), (err, 2)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
 if file_bytes:
@@ -130,14 +132,23 @@ class FastDraft:
     def __call__(self, *arguments: object, file_bytes: int = 0, seconds: float = 240) -> Ended:
         return self.start(*arguments, file_bytes=file_bytes).end(seconds)
 
-    def start(self, *arguments: object, file_bytes: int = 0) -> Running:
+    def start(self, *arguments: object, file_bytes: int = 0, environment: dict[str, str] | None = None) -> Running:
         """A command that is not waited for."""
         out, err = (self.logs / f"{len(self.begun)}.{name}" for name in ("out", "err"))
         scope = {"folder": self.folder, "out": out, "err": err, "file_bytes": file_bytes}
+        scope |= {"environment": environment or {}}
         process = PROCESSES.Process(target=exec, args=(COMMAND, scope | {"arguments": [str(a) for a in arguments]}))
         process.start()
         self.begun.append(Running(process, out, err))
         return self.begun[-1]
+
+    def start_several(self, count: int, *arguments: object) -> list[Running]:
+        """The command in so many processes, as a launcher starts them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} for rank in range(count)]
+        return [self.start(*arguments, environment=place | rank) for rank in ranks]
 
 
 @pytest.fixture

@@ -82,7 +82,8 @@ def test_generation_ends_where_the_targets_does(demo, saved, tmp_path, eos, want
 
 def test_a_draft_of_another_vocabulary_is_refused(demo, saved):
     _, card = demo
-    said = f"{saved} has {card.vocab_rows} output rows, target demo has {card.vocab_rows + 64}\n  wanted.*\n  do: train"
+    rows = f"{card.vocab_rows} output rows, target demo has {card.vocab_rows + 64}"
+    said = f"{saved} has {rows}\n  wanted.*\n  do: fastdraft check demo {saved} --repair"
     with pytest.raises(VocabularyMismatch, match=said):
         draft.check_fit(
             draft.open_draft(saved, CPU), card.model_copy(update={"vocab_rows": card.vocab_rows + 64}), saved

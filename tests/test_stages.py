@@ -71,7 +71,7 @@ def test_each_stage_needs_only_stages_before_it():
 def test_what_a_finished_road_leaves(road_done, fastdraft):
     run = road_done / RUN
     assert sorted(cards(run)) == sorted(NAMES)
-    assert [*run.rglob("*.part"), *run.rglob("*.old"), *run.rglob("checkpoint-*"), *run.rglob("attempt-*")] == []
+    assert [*run.rglob("*.part"), *run.rglob("*.old"), *run.rglob("checkpoint-*"), *run.rglob("*.attempts")] == []
     assert (run / "align/model/tokenizer.json").read_bytes() == (road_done / "target/tokenizer.json").read_bytes()
     steps = [[row["step"] for row in rows] for rows in metrics(run).values()]
     assert len(steps) == 3
@@ -111,7 +111,8 @@ def test_a_changed_key_remakes_its_stage_and_those_below(tiny, override, remade)
 
 def test_what_does_not_change_the_result_does_not_remake_it(tiny):
     keys = [f"target.path={tiny}/target"]
-    other = ["threads=2", "device=auto", "name=other"]
+    other = ["threads=2", "device=auto", "name=other", "tokenize.workers=3", "tokenize.executor=slurm"]
+    other += ["tokenize.slurm.partition=night", "tokenize.slurm.hours=3"]
     before, after = (keys_of(resolve(tiny / "recipe.yaml", [*keys, *more]).recipe) for more in ([], other))
     assert before == after
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft import target
+from fastdraft import decoder, target
 from fastdraft.errors import TargetError, UserError, VocabularyMismatch
 from fastdraft.recipe import TargetPart
 
@@ -88,7 +88,21 @@ BROKEN_CONFIGS = {
     "gone": (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json cannot be read"),
-    "unknown family": (lambda folder: edit(folder / "config.json", model_type="riddle"), "config.json cannot be read"),
+    "no family": (lambda folder: edit(folder / "config.json", model_type=None), "config.json cannot be read"),
+    "unknown family": (
+        lambda folder: edit(folder / "config.json", model_type="riddle"),
+        r"config.json is of family `riddle`, which transformers [\d.]+ cannot run\n  wanted: a family",
+    ),
+    "unknown encoder": (
+        lambda folder: edit(folder / "config.json", model_type="riddle", architectures=["RiddleForMaskedLM"]),
+        "describes a `riddle`, which writes no text",
+    ),
+    "unknown encoder and decoder": (
+        lambda folder: edit(folder / "config.json", model_type="riddle", is_encoder_decoder=True),
+        "describes a `riddle`, which writes no text",
+    ),
+    "whisper": (no_causal_lm("whisper"), "describes a `whisper`, which writes no text"),
+    "clip": (no_causal_lm("clip"), "describes a `clip`, which writes no text"),
     "t5": (no_causal_lm("t5"), "describes a `t5`, which writes no text"),
     "bert": (no_causal_lm("bert"), "describes a `bert`, which writes no text"),
     "bart": (no_causal_lm("bart"), "describes a `bart`, which writes no text"),
@@ -108,17 +122,62 @@ def test_a_config_that_cannot_be_used(folder, damage, found):
     assert caught.value.exit_code == 2
 
 
+def test_a_configuration_alone_is_enough_to_plan(folder, tmp_path, tiny_llama):
+    """Its file, or the folder that it is in; without weights and tokenizer."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(folder / "config.json", bare)
+    for path in (bare, bare / "config.json"):
+        assert target.folder_of(part(path)) == bare
+        assert target.parameters(target.open_config(part(path))) == tiny_llama(seed=3).num_parameters()
+    with pytest.raises(TargetError, match=f"(?s)tokenizer .* {bare} .*wanted: tokenizer.json.*do: copy"):
+        target.card(part(bare / "config.json"))
+    with pytest.raises(TargetError, match="no config.json in .*model.safetensors\n  do: give the folder"):
+        target.open_config(part(folder / "model.safetensors"))
+
+
+def test_an_unknown_family_opens_as_far_as_its_configuration_goes(folder):
+    edit(folder / "config.json", model_type="riddle", text_config={"model_type": "qwen3", "vocab_size": 97})
+    config = target.open_config(part(folder))
+    assert (config.model_type, config.vocab_size) == ("riddle", 131)
+    assert (type(config.get_text_config()).__name__, config.get_text_config().vocab_size) == ("Qwen3Config", 97)
+
+
+PICTURES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+MULTIMODAL = {
+    "llava": {"text_config": {"model_type": "llama"}, "vision_config": PICTURES | {"image_size": 28, "patch_size": 14}},
+    "qwen2_5_vl": {
+        "text_config": {"model_type": "qwen2_5_vl_text"},
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("family", MULTIMODAL)
+def test_a_target_that_also_sees_pictures_answers_text(folder, family):
+    """Its text part gives the rows; the count is of all that is opened."""
+    sizes = {"vocab_size": 131, "hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 2, "pad_token_id": 0}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 97, "eos_token_id": 0}
+    sizes |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    values = MULTIMODAL[family] | {"image_token_id": 130}
+    values["text_config"] = values["text_config"] | sizes
+    config = AutoConfig.for_model(family, **values)
+    decoder.class_of(config).from_config(config).save_pretrained(folder)
+    card, model = target.card(part(folder)), target.open_model(part(folder), CPU)
+    assert (card["vocab_rows"], card["family"]) == (131, values["text_config"]["model_type"])
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 131)
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(TargetError, match=f"no config.json in {tmp_path}/nothing\n  do: give the folder of a model"):
         target.card(part(tmp_path / "nothing"))
-
-
-def test_a_name_that_is_no_folder_and_cannot_be_fetched(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        TargetError, match=r"(?s)nobody/nothing-at-all is no local folder and cannot be fetched.*\n  do: "
-    ):
-        target.card(TargetPart(path="nobody/nothing-at-all"))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"], ids=["gone", "no JSON", "a list"])
@@ -130,10 +189,28 @@ def test_a_tokenizer_that_cannot_be_read(folder, content):
 
 def test_a_tokenizer_larger_than_the_embedding(folder):
     edit(folder / "config.json", vocab_size=97)
-    said = f"the tokenizer in {folder} has 101 tokens, the embedding 97 rows\n  wanted.*\n?.*do: "
+    said = (
+        f"the tokenizer in {folder} has 101 tokens, the embedding 97 rows; 4 of them without a row, "
+        r"first 'w97' \(id 97\)\n  wanted.*\n?.*do: "
+    )
     with pytest.raises(VocabularyMismatch, match=said) as caught:
         target.card(part(folder))
     assert caught.value.exit_code == 2
+
+
+def test_a_tokenizer_that_adds_tokens_beyond_the_rows(folder):
+    """Padding leaves room for some; the first that has no row is named."""
+    tokenizer = target.open_tokenizer(part(folder))
+    tokenizer.add_tokens([f"<{number}>" for number in range(30)])
+    tokenizer.save_pretrained(folder)
+    assert target.card(part(folder))["tokenizer_tokens"] == 131
+    tokenizer.add_tokens(["<30>", "<31>"])
+    tokenizer.save_pretrained(folder)
+    said = (
+        r"has 133 tokens, the embedding 131 rows; 2 of them added to it, first '<30>' \(id 131\)\n  wanted.*\n?.*do: "
+    )
+    with pytest.raises(VocabularyMismatch, match=said):
+        target.card(part(folder))
 
 
 @pytest.mark.parametrize("suffix", target.PICKLED)
@@ -199,3 +276,13 @@ def test_parameters_are_those_of_the_built_model(tied):
     sizes = {"hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model("llama", vocab_size=131, tie_word_embeddings=tied, **sizes)
     assert target.parameters(config) == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_told_apart(tied):
+    sizes = {"hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4}
+    found = target.counts(AutoConfig.for_model("llama", vocab_size=131, tie_word_embeddings=tied, **sizes))
+    assert (found.embedding, found.output, found.tied, found.experts) == (131 * 32, 131 * 32, tied, 0)
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+    found = target.counts(AutoConfig.for_model("qwen3_moe", vocab_size=131, pad_token_id=0, **sizes, **experts))
+    assert found.experts == 3 * 5 * 3 * 32 * 7

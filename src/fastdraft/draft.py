@@ -40,12 +40,19 @@ def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destinat
     with finished_last(destination) as part:
         model.save_pretrained(part)
         eos = card.eos_ids[0] if len(card.eos_ids) == 1 else list(card.eos_ids)
-        pad = getattr(model.config, "pad_token_id", None)
-        pad = card.eos_ids[0] if pad is None else pad
+        pad = _pad_id(model, target_folder, card)
         GenerationConfig(bos_token_id=card.bos_id, eos_token_id=eos, pad_token_id=pad).save_pretrained(part)
         for name in TOKENIZER_FILES:
             if (target_folder / name).is_file():
                 shutil.copyfile(target_folder / name, part / name)
+
+
+def _pad_id(model: PreTrainedModel, target_folder: Path, card: TargetCard) -> int:
+    """The padding id that the target's generation_config.json names, its config.json, or else the end of a text."""
+    stated = [getattr(model.config, "pad_token_id", None), card.eos_ids[0]]
+    if (target_folder / "generation_config.json").is_file():
+        stated = [GenerationConfig.from_pretrained(target_folder).pad_token_id, *stated]
+    return next(number for number in stated if number is not None)
 
 
 def open_draft(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -68,5 +75,5 @@ def check_fit(draft: PreTrainedModel, card: TargetCard, where: Path) -> None:
     if rows != card.vocab_rows:
         raise VocabularyMismatch(
             f"{where} has {rows} output rows, target {card.name} has {card.vocab_rows}\n"
-            f"  wanted: the target's padded vocabulary\n  do: train the draft for this target"
+            f"  wanted: the target's padded vocabulary\n  do: fastdraft check {card.name} {where} --repair"
         )

@@ -9,11 +9,21 @@ FastDraftError                 something of ours went wrong; exit code 1
 │   ├── RunError               a run folder in use, or that belongs to something else
 │   ├── CardError              a card that is missing, broken or from another version
 │   ├── ShardError             token shards that are not what their card says
+│   ├── ServerError            a server that cannot be reached, or serves something else than the target
+│   ├── DeviceError            a device whose speed is not known
+│   ├── MissingExtra           an optional package that is not installed
+│   ├── ExportError            a draft that a format, or the engine that reads it, has no place for
 │   ├── VocabularyMismatch     a draft that does not speak its target's vocabulary
+│   ├── RepairError            a repaired draft that has no place to go
+│   ├── OutOfMemory            a step of training that does not fit the device
 │   └── DiskFull               no space left while an artefact was written
-├── NonFiniteLoss              the loss became NaN or infinite; the last good checkpoint is kept
+├── NonFiniteLoss              the loss became NaN or infinite, or exploded; the last good checkpoint is kept
+├── ProofError                 an export that does not say what its draft says
 ├── CheckpointError            no sound checkpoint where one must be
+├── MainProcessFailed          raised in the other processes of a command, where the main one failed and says why
 └── JudgeError                 real speculative decoding disagrees with the one-pass evaluation
+
+Stopped, a KeyboardInterrupt, is no failure: the command was asked to end (SIGTERM), and ends with exit code 0.
 
 A message says what was found, what was wanted, where, and what to do next (a last line that starts with "do:").
 """
@@ -59,8 +69,32 @@ class ShardError(UserError):
     """Token shards that are not what their card says."""
 
 
+class ServerError(UserError):
+    """A server that cannot be reached, or serves something else than the target."""
+
+
+class DeviceError(UserError):
+    """A device whose speed is not known."""
+
+
+class MissingExtra(UserError):
+    """An optional package that is not installed."""
+
+
+class ExportError(UserError):
+    """A draft that a format, or the engine that reads it, has no place for."""
+
+
 class VocabularyMismatch(UserError):
     """A draft that does not speak its target's vocabulary."""
+
+
+class RepairError(UserError):
+    """A repaired draft that has no place to go."""
+
+
+class OutOfMemory(UserError):
+    """A step of training that does not fit the device."""
 
 
 class DiskFull(UserError):
@@ -68,12 +102,29 @@ class DiskFull(UserError):
 
 
 class NonFiniteLoss(FastDraftError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
+    """The loss became NaN or infinite, or exploded; the last good checkpoint is kept."""
+
+
+class ProofError(FastDraftError):
+    """An export that does not say what its draft says."""
 
 
 class CheckpointError(FastDraftError):
     """No sound checkpoint where one must be."""
 
 
+class MainProcessFailed(FastDraftError):
+    """The main process of a command failed and says why; raised in the others, which end without a word.
+
+    A launcher then names the main process, and its exit code, as the one that failed.
+    """
+
+    exit_code = 0
+
+
 class JudgeError(FastDraftError):
     """Real speculative decoding disagrees with the one-pass evaluation."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The command was asked to end (SIGTERM); the same command goes on later."""

@@ -1,4 +1,7 @@
-"""What was run, with what, on what: one entry of manifest.json for each command that touched the run folder."""
+"""What was run, with what, on what: one entry of manifest.json for each command that touched the run folder.
+
+Of several processes the main one writes it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fastdraft import __version__
+from fastdraft import __version__, processes
 from fastdraft.errors import CardError
 from fastdraft.run import write_json
 
@@ -38,6 +41,7 @@ class Manifest:
             "python": platform.python_version(),
             "device": describe(device),
             "threads": torch.get_num_threads(),
+            "processes": processes.count(),
             "stages": {},
             "notes": [],
         }
@@ -60,7 +64,8 @@ class Manifest:
         self._write()
 
     def _write(self) -> None:
-        write_json(self._path, {"commands": self._commands})
+        if processes.is_main():
+            write_json(self._path, {"commands": self._commands})
 
 
 def describe(device: torch.device) -> str:

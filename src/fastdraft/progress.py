@@ -1,4 +1,7 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines every few seconds elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines every few seconds elsewhere.
+
+Of several processes the main one shows it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from fastdraft import processes
 
 LINE_SECONDS = 15.0
 console = Console(stderr=True)
@@ -25,7 +30,8 @@ class Bar:
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self._rich = Progress(*columns, TimeRemainingColumn(), console=console) if console.is_terminal else None
+        shown = console.is_terminal and processes.is_main()
+        self._rich = Progress(*columns, TimeRemainingColumn(), console=console) if shown else None
         self._task = self._rich.add_task(what, total=total, completed=done, note="") if self._rich else None
 
     def __enter__(self) -> Bar:
@@ -53,6 +59,8 @@ class Bar:
         return (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
     def _line(self, note: str) -> None:
+        if not processes.is_main():
+            return
         left = max(self._total - self._done, 0) / max(self._rate(), 1e-9)
         print(
             f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {self._rate():,.0f} {self._unit}/s, "
@@ -65,4 +73,5 @@ class Bar:
 
 def say(line: str) -> None:
     """One line about what happens, beside the results."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if processes.is_main():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -28,9 +37,20 @@ class TargetPart(Part):
     allow_pickle: bool = Field(False, description="Load pickled weights (they can run code). Off unless asked.")
 
 
-class DraftPart(Part):
-    """The draft's size; what is not given follows from the target."""
+# Where a draft's weights can start: by itself, or from a MODEL named behind a colon.
+STARTS, STARTS_FROM_MODEL = ("random", "target_embedding"), ("prune", "transplant")
 
+
+class DraftPart(Part):
+    """The draft's size and first weights; what is not given follows from the target, or from the MODEL of `start`."""
+
+    start: str = Field(
+        "random",
+        description="Where the weights start: `random`; `target_embedding` (the target's embedding along its principal "
+        "directions); `prune:MODEL` (a smaller model of the same vocabulary loses layers, and width if asked); "
+        "`transplant:MODEL` (a model with another tokenizer gets rows for the target's). MODEL is a hub id, a folder "
+        "or `demo`; what is not given below is then its own.",
+    )
     params_millions: PositiveFloat | None = Field(None, description="Budget, embeddings included.")
     hidden_size: PositiveInt | None = Field(None, description="Width; otherwise derived from the budget.")
     layers: PositiveInt | None = Field(None, description="Depth; otherwise derived from the budget.")
@@ -40,9 +60,24 @@ class DraftPart(Part):
     intermediate_size: PositiveInt | None = Field(None, description="MLP width; otherwise the target's ratio.")
     context_tokens: PositiveInt | None = Field(None, description="Longest context; otherwise the target's.")
 
+    @property
+    def start_model(self) -> str | None:
+        """The MODEL that the weights start from; None where they start without one."""
+        return self.start.partition(":")[2] or None
+
+    @field_validator("start")
+    @classmethod
+    def _known_start(cls, start: str) -> str:
+        kind, _, model = start.partition(":")
+        if start not in STARTS and not (kind in STARTS_FROM_MODEL and model.strip() == model != ""):
+            wanted = [*STARTS, *(f"{kind}:MODEL" for kind in STARTS_FROM_MODEL)]
+            raise ValueError(f"found `{start}`, wanted {', '.join(wanted[:-1])} or {wanted[-1]}")
+        return start
+
     @model_validator(mode="after")
     def _budget_or_shape(self) -> DraftPart:
-        if self.params_millions is None and (self.hidden_size is None or self.layers is None):
+        sizes_of_model = self.start_model is not None
+        if self.params_millions is None and not sizes_of_model and (self.hidden_size is None or self.layers is None):
             raise ValueError("give params_millions, or both hidden_size and layers")
         return self
 
@@ -56,6 +91,8 @@ class SourcePart(Part):
     )
     path: str | None = Field(None, description="File, folder or glob of a local source; hub id of a data set.")
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    folder: str | None = Field(None, description="Folder of a hub data set, where it is divided by folders.")
+    revision: str | None = Field(None, description="Hub revision of a data set (commit, branch or tag).")
     split: str = Field("train", description="Split of a hub data set.")
     field: str = Field("text", description="Field that holds the text, in rows of jsonl, parquet and hub.")
     separator: str | None = Field(
@@ -70,14 +107,42 @@ class SourcePart(Part):
         description="Allow-list of content hashes (a file; `demo:code` and `demo:text` came with the packaged target): "
         "held-out documents outside it are dropped.",
     )
-    documents_at_most: PositiveInt | None = Field(None, description="Stop reading after so many documents.")
+    documents_at_most: PositiveInt | None = Field(
+        None, description="Stop reading after so many documents; each task reads its part of them."
+    )
+    quality: tuple[Literal["gopher_quality", "gopher_repetition", "fineweb", "c4", "c4_paragraphs"], ...] = Field(
+        (), description="datatrove's filters for English text from the web, in this order; docs/corpus.md."
+    )
+
+
+class SlurmPart(Part):
+    """What the cluster is asked for; each datatrove task is one task of a job array."""
+
+    partition: str = Field(description="Partition of the cluster.")
+    hours: PositiveFloat = Field(24.0, description="Time limit of a task.")
+    gigabytes: PositiveInt = Field(4, description="Memory of a task.")
+    options: dict[str, str] = Field(
+        default_factory=dict, description="Further options of sbatch by their long names, such as `account`."
+    )
 
 
 class TokenizePart(Part):
     """From documents to token shards."""
 
     tasks: PositiveInt = Field(1, description="datatrove tasks a source is split into; each writes its own shards.")
-    workers: PositiveInt = Field(1, description="Tasks run at once on this machine.")
+    workers: PositiveInt = Field(1, description="Tasks run at once.")
+    executor: Literal["local", "slurm", "ray"] = Field(
+        "local",
+        description="Where tasks run: on this machine, on a Slurm cluster, or on Ray (the cluster at RAY_ADDRESS, "
+        "otherwise one that is started on this machine). The shards are the same.",
+    )
+    slurm: SlurmPart | None = Field(None, description="For `executor: slurm`.")
+
+    @model_validator(mode="after")
+    def _slurm_knows_its_partition(self) -> TokenizePart:
+        if self.executor == "slurm" and self.slurm is None:
+            raise ValueError("executor is slurm; give slurm.partition")
+        return self
 
 
 class TrainPart(Part):
@@ -87,7 +152,7 @@ class TrainPart(Part):
     train_tokens: PositiveInt = Field(description="Tokens trained on in this phase.")
     batch_sequences: PositiveInt = Field(16, description="Sequences in one optimizer step.")
     micro_batch_sequences: PositiveInt | None = Field(
-        None, description="Sequences in one forward; otherwise all of them."
+        None, description="Sequences in one forward of a process; otherwise all of its own."
     )
     sequence_tokens: PositiveInt = Field(512, description="Tokens of a sequence.")
     objective: Literal["cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = Field(
@@ -107,19 +172,103 @@ class TrainPart(Part):
     decay_share: Share = Field(0.4, description="Last share of the steps, over which the rate falls to zero.")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast; master weights are always fp32.")
     compile: bool = Field(False, description="torch.compile the forward pass (needs a C++ compiler on CPU).")
+    activation_checkpointing: bool = Field(
+        False, description="Compute each layer again in the backward pass: less memory, a third more time."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="A step whose loss is no number, or explodes: stop, or leave it out and count it."
+    )
     head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at one time.")
     checkpoint_seconds: PositiveInt = Field(60, description="Seconds between checkpoints.")
     held_out_every_tokens: PositiveInt = Field(250_000, description="Tokens between measurements of the held-out loss.")
     held_out_sequences: PositiveInt = Field(32, description="Held-out sequences a source in such a measurement.")
 
 
+class ServerPart(Part):
+    """OpenAI-compatible servers that all serve the target: vLLM, SGLang, llama-server, OpenVINO Model Server."""
+
+    urls: tuple[str, ...] = Field(
+        min_length=1, description="Base addresses, each with its `/v1`; they share one queue."
+    )
+    model: str = Field(description="The model's name on the servers; another answer stops the run.")
+    requests_at_once: PositiveInt = Field(32, description="Requests in flight to each server.")
+    timeout_seconds: PositiveFloat = Field(600.0, description="Longest wait for one answer.")
+    attempts: PositiveInt = Field(8, description="Times that a request is sent before its row is given up.")
+    backoff_seconds: PositiveFloat = Field(0.5, description="Wait after a first failure; it doubles up to 30 s.")
+    key_variable: str | None = Field(None, description="Environment variable that holds the servers' key.")
+    text_only: bool = Field(
+        False,
+        description="Take answers that come without token ids: the text is tokenised again, rows that do not decode to "
+        "it are dropped and counted, and there are no log-probabilities unless `rescore` finds them.",
+    )
+
+
+class RecordedPart(Part):
+    """Answers that exist already: production logs, published outputs of the target."""
+
+    path: str = Field(description="File, folder or glob: .jsonl, .jsonl.gz, .parquet, .txt or .txt.gz.")
+    prompt_field: str = Field("prompt", description="Field of the prompt: text, chat messages or token ids.")
+    answer_field: str = Field("answer", description="Field of the answer: text or token ids.")
+    logp_field: str | None = Field(
+        None, description="Field of the log-probabilities of the answer's tokens, where they were kept."
+    )
+    start_marker: str = Field("<start>", description="In text files: ends the prompt.")
+    end_marker: str = Field("<end>", description="In text files: ends the answer.")
+
+
+class PromptSetPart(Part):
+    """A named set of instructions; a row's prompt is a text or a list of chat messages."""
+
+    source: Literal["jsonl", "parquet", "hub"] = Field(description="Local files, or a data set on the hub.")
+    path: str = Field(description="File, folder or glob; hub id of a data set.")
+    subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set.")
+    field: str = Field("prompt", description="Field of the prompt: a text, or messages of which the last is a user's.")
+    context_field: str | None = Field(None, description="Field of a text that is put behind the prompt.")
+    system: str | None = Field(None, description="System message put in front of each prompt.")
+    chat: bool | None = Field(
+        None, description="Apply the target's chat template; otherwise where the target has one and rows are messages."
+    )
+
+
 class SynthesizePart(Part):
     """The target answers prompts; the draft learns from the answers."""
 
+    engine: Literal["transformers", "openvino", "vllm", "server", "recorded"] = Field(
+        "transformers",
+        description="What runs the target: this process, OpenVINO GenAI, vLLM offline, servers, or nothing: answers "
+        "that exist already. docs/synthesis.md says what each records.",
+    )
+    server: ServerPart | None = Field(None, description="For `engine: server`.")
+    recorded: RecordedPart | None = Field(None, description="For `engine: recorded`.")
+    prompt_sets: dict[str, PromptSetPart] = Field(default_factory=dict, description="Named sets of instructions.")
     mix: dict[str, PositiveFloat] = Field(
-        min_length=1, description="Share of the prompts that each source gives, out of its training side."
+        min_length=1,
+        description="Share of the prompts that each source gives, out of its training side; also names of "
+        "`prompt_sets`, `magpie` (the target writes the instruction too) and `recorded`.",
     )
     prompts: PositiveInt = Field(description="Prompts to answer.")
+    answers_per_prompt: PositiveInt = Field(1, description="Answers to each prompt; greedy ones are never repeated.")
+    longest_prompt_tokens: PositiveInt = Field(
+        512, description="Instructions of more tokens are left out and counted; windows of documents are not concerned."
+    )
+    rescore: bool = Field(
+        True,
+        description="Where the engine's log-probabilities are missing or not those of the law sampled from, the target "
+        "reads each row once in this process to find them. Rows of `recorded` are not rescored.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Weights of the target in this process; in bf16 p is the law of the bf16 model."
+    )
+    ray_workers: PositiveInt | None = Field(
+        None,
+        description="Answer on Ray with so many workers (the cluster at RAY_ADDRESS, otherwise one started here); "
+        "engine transformers.",
+    )
+    drop_loops: bool = Field(False, description="Drop answers that loop; otherwise they are counted.")
+    leak_tokens: PositiveInt = Field(
+        13, description="A prompt is a leak where half of its runs of so many tokens stand in one evaluation prompt."
+    )
     prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
     completion_tokens: PositiveInt = Field(128, description="Longest completion.")
     temperatures: dict[NonNegativeFloat, PositiveFloat] = Field(
@@ -130,6 +279,22 @@ class SynthesizePart(Part):
     top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0 is all.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample from the smallest set with this mass.")
     batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
+
+    @property
+    def own_sources(self) -> set[str]:
+        """The names that `mix` may have beside those of the corpus."""
+        return {*self.prompt_sets, "magpie", *(["recorded"] if self.recorded else [])}
+
+    @model_validator(mode="after")
+    def _engine_has_its_part(self) -> SynthesizePart:
+        for name in ("server", "recorded"):
+            if self.engine == name and getattr(self, name) is None:
+                raise ValueError(f"engine is {name}; give synthesize.{name}")
+        if (self.engine == "recorded") != (set(self.mix) == {"recorded"}):
+            raise ValueError("engine recorded and mix {recorded: 1} go together; other names need another engine")
+        if self.ray_workers and self.engine != "transformers":
+            raise ValueError(f"ray_workers is for engine transformers, not {self.engine}")
+        return self
 
 
 class EvaluatePart(Part):
@@ -166,6 +331,9 @@ class Recipe(Part):
     seed: int = Field(7, ge=0, description="Every generator starts from it.")
     threads: PositiveInt | None = Field(None, description="CPU threads; otherwise all cores.")
     device: str = Field("auto", description="cpu, cuda, xpu, hpu, or `auto`: the first accelerator, else cpu.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Of several processes each holds the whole draft (DDP), or a shard of it (FSDP2)."
+    )
     target: TargetPart
     draft: DraftPart
     corpus: dict[str, SourcePart] = Field(default_factory=dict, description="Named sources.")
@@ -202,6 +370,8 @@ class Recipe(Part):
         }
         for where, names in named.items():
             known = {*self.corpus, *(["synthetic"] if where == "align.mix" and self.synthesize else [])}
+            if where == "synthesize.mix" and self.synthesize:
+                known |= self.synthesize.own_sources
             if unknown := sorted(set(names) - known):
                 raise ValueError(f"{where} names {', '.join(unknown)}; this recipe has {', '.join(sorted(known))}")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -10,6 +11,9 @@ import yaml
 TAG = "tag:yaml.org,2002:"
 # PyYAML takes 5e5 for text, as YAML 1.1 does; YAML 1.2 and people take it for a number.
 EXPONENT = (f"{TAG}float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
+
+# Keys of the draft that say nothing about its size.
+NO_SIZES = ("start", "context_tokens")
 
 
 def parse(text: str) -> Any:
@@ -21,6 +25,21 @@ def flow(value: object) -> str:
     """A value as YAML on one line."""
     text = yaml.dump(value, None, _Dumper, default_flow_style=True, allow_unicode=True, width=2**31, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def with_draft(text: str, sizes: Mapping[str, int]) -> str:
+    """A recipe's text with these sizes for its draft in place of what it said of them; all else stays as written."""
+    tree = yaml.compose(text, _Loader)
+    assert isinstance(tree, yaml.MappingNode), "a recipe that has been read is a mapping"
+    node = next(value for key, value in tree.value if key.value == "draft")
+    draft = {key: value for key, value in parse(text)["draft"].items() if key in NO_SIZES} | dict(sizes)
+    begin, end = node.start_mark.index, node.end_mark.index
+    if node.flow_style:
+        return text[:begin] + flow(draft) + text[end:]
+    # A block ends where the next key begins: the comments and blank lines before that one stay.
+    kept = re.search(r"\n(\s*(#[^\n]*)?(\n|$))*$", text[begin:end])
+    lines = f"\n{' ' * node.start_mark.column}".join(f"{key}: {flow(value)}" for key, value in draft.items())
+    return text[:begin] + lines + (kept.group() if kept else "") + text[end:]
 
 
 def _resolvers(*left_out: str) -> dict[Any, Any]:

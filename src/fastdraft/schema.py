@@ -34,11 +34,17 @@ def schema_json() -> dict[str, Any]:
 def schema_markdown() -> str:
     """docs/recipe.md: every key with type, default and meaning, one table for each kind of part."""
     places: dict[type[BaseModel], list[str]] = {Recipe: []}
-    for name, field in fields_of(Recipe).items():
-        for part, place in ((field.annotation, name), (_inside(field.annotation, "NAME"), f"{name}.NAME")):
-            if fields_of(part):
-                places.setdefault(_bare(part), []).append(place)
+    _collect(Recipe, "", places)
     return MARKDOWN_HEADER + "".join(_table(part, at) for part, at in places.items())
+
+
+def _collect(part: Any, at: str, places: dict[type[BaseModel], list[str]]) -> None:
+    """Where each kind of part stands in a recipe, those inside parts included."""
+    for name, field in fields_of(part).items():
+        for inner, place in ((field.annotation, name), (_inside(field.annotation, "NAME"), f"{name}.NAME")):
+            if fields_of(inner):
+                places.setdefault(_bare(inner), []).append(at + place)
+                _collect(inner, f"{at}{place}.", places)
 
 
 def _bare(kind: Any) -> Any:

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from fastdraft import processes, start
 from fastdraft.artefacts.completions import CompletionsCard, make_completions
 from fastdraft.artefacts.drafts import make_draft
 from fastdraft.artefacts.evaluation import EvaluationCard, make_evaluation
@@ -26,20 +28,36 @@ from fastdraft.draft import DraftCard
 from fastdraft.errors import RecipeError, RunError
 from fastdraft.manifest import Manifest
 from fastdraft.progress import say
-from fastdraft.recipe import Recipe
+from fastdraft.recipe import DraftPart, Part, Recipe, SourcePart, SynthesizePart, TrainPart
 from fastdraft.records import VERSION, Card, Cost, card_key, read_card, write_card
 from fastdraft.run import claim, full_disk_named, remove
 from fastdraft.target import TargetCard, digest
 
-# Keys that change how a stage is made and not what it makes.
-WITHOUT_EFFECT = {"checkpoint_seconds", "workers"}
+# Keys that change how a stage is made and not what it makes. `on_nonfinite` is among them so that a phase that has
+# stopped can go on from its last checkpoint with another word on such steps; one that skipped some says so.
+WITHOUT_EFFECT = {
+    *("checkpoint_seconds", "workers", "executor", "slurm"),
+    *("activation_checkpointing", "on_nonfinite", "ray_workers"),
+}
+# Keys that came later, with the value at which a stage is what it was before them: then its key is the same too.
+CAME_LATER: dict[type[Part], dict[str, Any]] = {
+    SourcePart: {"folder": None, "revision": None, "quality": []},
+    DraftPart: {"start": "random"},
+    SynthesizePart: {
+        **{"engine": "transformers", "server": None, "recorded": None, "prompt_sets": {}, "answers_per_prompt": 1},
+        **{"longest_prompt_tokens": 512, "rescore": True, "precision": "fp32", "drop_loops": False, "leak_tokens": 13},
+    },
+}
+# Keys without effect that were part of a stage's key before: it has them at these values, whatever the recipe says.
+TAKEN_FOR: dict[type[Part], dict[str, Any]] = {TrainPart: {"micro_batch_sequences": None}}
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of the road: what it needs, the part of the recipe that it depends on, and how it is made.
 
-    `version` rises when the stage makes something else from the same inputs.
+    `version` rises when the stage makes something else from the same inputs. Where there are several processes, all of
+    them make a `shared` stage; any other is made by the main one while the others wait.
     """
 
     name: str
@@ -48,6 +66,7 @@ class Stage:
     make: Callable[[Journey, Path], Made]
     card: type[Card]
     version: int = 1
+    shared: bool = False
 
 
 def road(recipe: Recipe) -> list[Stage]:
@@ -66,7 +85,7 @@ def travel(journey: Journey, manifest: Manifest, until: str | None = None, only:
     passed: dict[str, Card] = {}
     for stage in stages:
         keys[stage.name] = key_of(stage, journey.recipe, keys)
-        done = card_key(journey.folder / stage.name) == keys[stage.name]
+        done = processes.led(partial(_is_done, journey.folder / stage.name, keys[stage.name]))
         if done:
             manifest.stage(stage.name, "already done")
         elif only in (None, stage.name):
@@ -112,21 +131,30 @@ def standing(journey: Journey) -> dict[str, str]:
     return found
 
 
+def _is_done(folder: Path, key: str) -> bool:
+    return card_key(folder) == key
+
+
 def _make(stage: Stage, journey: Journey, manifest: Manifest, key: str) -> None:
     folder = journey.folder / stage.name
-    if moved := claim(folder, key):
+    if moved := processes.led(lambda: claim(folder, key)):
         manifest.note(f"{stage.name}: what another recipe or version left was moved to {moved}")
         say(f"{stage.name}: made anew; what another recipe left is in {moved}")
     say(f"{stage.name} ...")
-    started = time.monotonic()
+    make, started = partial(stage.make, journey, folder), time.monotonic()
     with full_disk_named(folder), _warnings_noted(manifest):
-        made = stage.make(journey, folder)
+        made = make() if stage.shared else processes.led(make)
     seconds = made.seconds if made.seconds is not None else time.monotonic() - started
-    write_card(folder, stage.card(key=key, cost=Cost(seconds=seconds, tokens=made.tokens), **made.fields))
-    for left in made.leftovers:
-        remove(left)
+    card = stage.card(key=key, cost=Cost(seconds=seconds, tokens=made.tokens), **made.fields)
+    processes.led(partial(_finish, folder, card, made.leftovers))
     manifest.stage(stage.name, "made")
     say(f"{stage.name}: done in {seconds:.1f} s")
+
+
+def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:
+    write_card(folder, card)
+    for left in leftovers:
+        remove(left)
 
 
 @contextmanager
@@ -152,23 +180,37 @@ def key_of(stage: Stage, recipe: Recipe, keys: Mapping[str, str]) -> str:
 
 
 def _plain(part: Any) -> Any:
-    return part.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    later = CAME_LATER.get(type(part), {})
+    values = part.model_dump(mode="json", exclude=WITHOUT_EFFECT) | TAKEN_FOR.get(type(part), {})
+    return {key: value for key, value in values.items() if key not in later or value != later[key]}
+
+
+def _phase(recipe: Recipe, part: TrainPart | None) -> tuple[Any, ...]:
+    """What a phase of training depends on; the files of a donor too, where the weights start from one."""
+    donor = start.digest(recipe.draft) if part is not None else None
+    return (part, recipe.draft, recipe.seed, *([donor] if donor else []))
 
 
 STAGES = (
     Stage("target", (), lambda r: (r.target, digest(r.target)), make_target, TargetCard),
     Stage("tokenize", ("target",), lambda r: (r.corpus or None, r.tokenize, r.seed), make_tokens, CorpusCard),
-    Stage("pretrain", ("target", "tokenize"), lambda r: (r.pretrain, r.draft, r.seed), make_draft, DraftCard),
+    Stage("pretrain", ("target", "tokenize"), lambda r: _phase(r, r.pretrain), make_draft, DraftCard, shared=True),
     Stage(
-        "continue", ("target", "tokenize", "pretrain"), lambda r: (r.continue_, r.draft, r.seed), make_draft, DraftCard
+        "continue",
+        ("target", "tokenize", "pretrain"),
+        lambda r: _phase(r, r.continue_),
+        make_draft,
+        DraftCard,
+        shared=True,
     ),
     Stage("synthesize", ("target", "tokenize"), lambda r: (r.synthesize, r.seed), make_completions, CompletionsCard),
     Stage(
         "align",
         ("target", "tokenize", "pretrain", "continue", "synthesize"),
-        lambda r: (r.align, r.draft, r.seed),
+        lambda r: _phase(r, r.align),
         make_draft,
         DraftCard,
+        shared=True,
     ),
     Stage(
         "evaluate",

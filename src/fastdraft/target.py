@@ -8,25 +8,23 @@ from typing import Any, ClassVar
 
 import torch
 import xxhash
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    __version__,
 )
 from transformers.configuration_utils import PretrainedConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 from transformers.utils.logging import disable_progress_bar
 
+from fastdraft.decoder import class_of, is_runnable, read_config, writes_text
+from fastdraft.decoder import counts as counts
+from fastdraft.decoder import parameters as parameters
+from fastdraft.decoder import vocabulary_tensors as vocabulary_tensors
 from fastdraft.errors import TargetError, VocabularyMismatch
+from fastdraft.hub import fetched
 from fastdraft.recipe import TargetPart
 from fastdraft.records import Card
 
@@ -64,39 +62,44 @@ def quiet() -> None:
     disable_progress_bar()
 
 
-def folder_of(part: TargetPart) -> Path:
+def folder_of(part: TargetPart, weights: bool = True) -> Path:
     """The folder that holds the target's files, fetched from the hub where it is not a local one.
 
-    TargetError where there is none, or only pickled weights that the user has not asked for.
+    A path to a config.json means the folder it is in. weights False: what is fetched is fetched without them.
+    TargetError where there is no such folder, or only pickled weights in it that the user has not asked for.
     """
     if part.path == "demo":
         return Path(str(resources.files("fastdraft.demo").joinpath("target")))
     local = Path(part.path).expanduser()
-    folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _fetched(part)
+    folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _fetched(part, weights)
+    folder = folder.parent if folder.name == "config.json" else folder
     if not (folder / "config.json").is_file():
         raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
-    weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", *PICKLED)]
-    if weights and not part.allow_pickle and all(file.suffix in PICKLED for file in weights):
+    found = [file for file in folder.iterdir() if file.suffix in (".safetensors", *PICKLED)]
+    if found and not part.allow_pickle and all(file.suffix in PICKLED for file in found):
         raise TargetError(
-            f"{folder} has pickled weights only ({weights[0].name}), which can run code when they are loaded\n"
+            f"{folder} has pickled weights only ({found[0].name}), which can run code when they are loaded\n"
             f"  wanted: *.safetensors\n  do: convert them, or set target.allow_pickle=true if you trust their maker"
         )
     return folder
 
 
-def card(part: TargetPart) -> dict[str, object]:
+def card(part: TargetPart, weights: bool = True) -> dict[str, object]:
     """All fields of a TargetCard but its key and cost.
 
-    TargetError where config or tokenizer cannot be read; VocabularyMismatch where they do not fit together.
+    weights False: what is fetched is fetched without them, and the digest is of the other files alone. TargetError
+    where config or tokenizer cannot be read; VocabularyMismatch where they do not fit together.
     """
-    folder = folder_of(part)
-    config, tokenizer = open_config(part), open_tokenizer(part)
-    text = config.get_text_config()
-    if len(tokenizer) > text.vocab_size:
-        raise VocabularyMismatch(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embedding {text.vocab_size} rows\n"
-            f"  wanted: at least a row a token\n  do: take the tokenizer that the model was trained with, or resize it"
+    folder = folder_of(part, weights)
+    config = open_config(part)
+    if not is_runnable(config):
+        raise TargetError(
+            f"{folder / 'config.json'} is of family `{config.model_type}`, which transformers {__version__} cannot "
+            f"run\n  wanted: a family that it knows\n"
+            f"  do: install a newer transformers, or set target.trust_remote_code=true if the model brings its own code"
         )
+    tokenizer, text = open_tokenizer(part), config.get_text_config()
+    _check_rows(folder, tokenizer, text.vocab_size)
     return {
         "name": part.path,
         "family": text.model_type,
@@ -107,14 +110,14 @@ def card(part: TargetPart) -> dict[str, object]:
         "bos_id": tokenizer.bos_token_id,
         "eos_ids": _eos_ids(folder, config, tokenizer),
         "adds_bos": tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
-        "digest": digest(part),
+        "digest": digest(part, weights),
     }
 
 
-def digest(part: TargetPart) -> str:
+def digest(part: TargetPart, weights: bool = True) -> str:
     """Of config and tokenizer all bytes, of weights the name, size, head and tail: gigabytes are not read for it."""
     found = xxhash.xxh3_64()
-    for file in sorted(folder_of(part).iterdir()):
+    for file in sorted(folder_of(part, weights).iterdir()):
         if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
             found.update(file.name.encode() + file.read_bytes())
         elif file.suffix in (".safetensors", *PICKLED):
@@ -126,13 +129,16 @@ def digest(part: TargetPart) -> str:
 
 
 def open_config(part: TargetPart) -> PretrainedConfig:
-    """The target's configuration; TargetError where it is not one of a causal language model."""
-    folder = folder_of(part)
+    """The target's configuration; TargetError where it is not one of a causal language model.
+
+    That of a family which transformers does not know is a plain PretrainedConfig: enough for a shape.
+    """
+    folder = folder_of(part, weights=False)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
+        config = read_config(folder, part.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise TargetError(f"{folder / 'config.json'} cannot be read: {error}\n  do: check the folder") from error
-    if not _writes_text(config, part):
+    if not writes_text(config):
         raise TargetError(
             f"{folder / 'config.json'} describes a `{config.model_type}`, which writes no text from left to right\n"
             f"  wanted: a causal language model (decoder only)\n  do: choose another target"
@@ -142,7 +148,7 @@ def open_config(part: TargetPart) -> PretrainedConfig:
 
 def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
     """The target's tokenizer, which must be a fast one; TargetError where there is none."""
-    folder = folder_of(part)
+    folder = folder_of(part, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
@@ -174,8 +180,10 @@ def load(
 ) -> PreTrainedModel:
     """The model in a folder; TargetError where its weights are missing, damaged, or do not fit its config."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = read_config(folder, trust_remote_code)
+        loaded: Any = class_of(config).from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
@@ -194,37 +202,28 @@ def load(
     return model
 
 
-def parameters(config: PretrainedConfig) -> int:
-    """The exact number of parameters of a model with this configuration, counted on the meta device."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()  # on the meta device a tied output layer is made as a matrix of its own
-    return int(model.num_parameters())
-
-
-def _fetched(part: TargetPart) -> Path:
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.bin"] if part.allow_pickle else [])]
+def _fetched(part: TargetPart, weights: bool) -> Path:
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
+    patterns += ["*.bin"] if weights and part.allow_pickle else []
     patterns += ["*.py"] if part.trust_remote_code else []
-    try:
-        return Path(snapshot_download(part.path, revision=part.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise TargetError(
-            f"{part.path} is no local folder and cannot be fetched from the hub: {_first_line(error)}\n"
-            f"  do: check the name, the network, and `hf auth login` for a gated model; or give a local folder"
-        ) from error
+    return fetched(part.path, part.revision, patterns)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _writes_text(config: PretrainedConfig, part: TargetPart) -> bool:
-    """Is this the configuration of a decoder? Encoders such as BERT can be opened as one, and are none."""
-    if part.trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
-        return True
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    return known and (
-        config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
+def _check_rows(folder: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+    """VocabularyMismatch unless the embedding has a row for every id, those of added tokens among them."""
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if not beyond:
+        return
+    added = len(beyond) if all(i in tokenizer.added_tokens_decoder for i, _ in beyond) else 0
+    what = f"{added} of them added to it" if added else f"{len(beyond)} of them without a row"
+    raise VocabularyMismatch(
+        f"the tokenizer in {folder} has {len(tokenizer)} tokens, the embedding {rows} rows; {what}, "
+        f"first {beyond[0][1]!r} (id {beyond[0][0]})\n"
+        f"  wanted: at least a row a token\n  do: take the tokenizer that the model was trained with, or resize it"
     )
 
 

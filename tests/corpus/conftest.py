@@ -1,5 +1,6 @@
-"""A tokenizer of bytes, so that shards can be read back as text, and shards made by hand."""
+"""A tokenizer of bytes, so that shards can be read back as text, a source to tokenise, and shards made by hand."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fastdraft.corpus.shards import Shards, SideCard, survey
+from fastdraft.corpus.tokenized import write_tokenizer
+from fastdraft.recipe import SourcePart
 
 END = 256
 MakeShards = Callable[..., Shards]
@@ -21,6 +24,21 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path, byte_tokenizer: Tokenizer) -> Path:
+    """The file of a tokenizer that frames a document as a target of bytes would see it."""
+    write_tokenizer(byte_tokenizer, tmp_path / "tokenizer.json", None, END)
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.fixture
+def tales(tmp_path: Path) -> SourcePart:
+    """A source of 101 documents, some 20 of them held out."""
+    path = tmp_path / "tales.jsonl"
+    path.write_text("".join(json.dumps({"text": f"tale {i}: " + f"{i} " * (i % 7)}) + "\n" for i in range(101)))
+    return SourcePart(source="jsonl", path=str(path), held_out_share=0.2, sample_share=0.9)
 
 
 @pytest.fixture

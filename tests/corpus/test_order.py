@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdraft.corpus.order import IGNORED, Mixture, ShardRows
+from fastdraft.corpus.document import Portion
+from fastdraft.corpus.order import IGNORED, Batch, Mixture, ShardRows
+from fastdraft.corpus.permutation import KEPT_ROWS_AT_MOST
 from fastdraft.errors import ShardError
 
 
@@ -108,3 +110,47 @@ def test_the_stream_does_not_depend_on_how_it_is_batched():
     whole, pieces = fresh(), fresh()
     cuts = [0, 1, 4, 9, 20, 31]
     assert drawn(whole, 31) == [row for low, high in pairwise(cuts) for row in drawn(pieces, high - low)]
+
+
+@given(processes=st.sampled_from([1, 2, 3, 5]), batch=st.sampled_from([1, 2, 5, 6, 7]), weight=st.floats(0.05, 20))
+@settings(max_examples=50, deadline=None)
+def test_the_rows_of_all_processes_are_those_of_one(processes, batch, weight):
+    """In the order of one process, once rows without labels (which make all portions as long) are left out."""
+
+    def fresh() -> Mixture:
+        return Mixture({"a": Numbered(0, 13), "b": Numbered(1, 5)}, {"a": weight, "b": 1}, seed=7)
+
+    alone, together = fresh(), [fresh() for _ in range(processes)]
+    for _ in range(4):
+        whole = alone.next_batch(batch)
+        portions = [mixture.next_batch(batch, Portion(i, processes)) for i, mixture in enumerate(together)]
+        assert {portion.inputs_BT.shape for portion in portions} == {portions[0].inputs_BT.shape}
+        rows = [row for rows in zip(*(trained(portion) for portion in portions), strict=True) for row in rows if row]
+        assert rows == trained(whole)
+        assert {portion.places for portion in portions} == {whole.places}
+    assert all(mixture.position == alone.position for mixture in together)
+
+
+def trained(batch: Batch) -> list[tuple[int, ...] | None]:
+    """The rows of a batch; None for one without labels."""
+    labelled = (batch.labels_BT != IGNORED).any(1).tolist()
+    return [tuple(row) if some else None for row, some in zip(batch.inputs_BT.tolist(), labelled, strict=True)]
+
+
+def test_a_source_of_many_rows_is_drawn_in_a_computed_order_and_resumed_in_it():
+    """Above `KEPT_ROWS_AT_MOST` nothing is kept: the whole epoch is checked in test_permutation.py."""
+    rows = KEPT_ROWS_AT_MOST + 7
+
+    def fresh() -> Mixture:
+        return Mixture({"web": Numbered(0, rows)}, {"web": 1.0}, seed=7)
+
+    whole, resumed = fresh(), fresh()
+    found = drawn(whole, 997)
+    assert len(set(found)) == 997
+    assert max(found)[1] > rows * 0.99
+    resumed.position = [500]
+    assert drawn(resumed, 497) == found[500:]
+    whole.position = [rows - 1]
+    last, first_again = drawn(whole, 2)
+    assert last not in found
+    assert first_again != found[0], "the next epoch has an order of its own"

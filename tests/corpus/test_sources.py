@@ -3,14 +3,15 @@
 import gzip
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastdraft.corpus.document import Rejected, content_key
+from fastdraft.corpus.document import WHOLE, Portion, Rejected, content_key
 from fastdraft.corpus.python import _docstrings
-from fastdraft.corpus.sources import SOURCES, documents
+from fastdraft.corpus.sources import SOURCES, anywhere, documents, read
 from fastdraft.corpus.split import side
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import SourcePart
@@ -171,3 +172,122 @@ def test_code_and_docstrings_of_a_file_fall_on_one_side():
     assert min(counted["train"], counted["held_out"]) >= 5
     assert all(side(prose, document.key) == sides[document.origin] for document in shared)
     assert all(document.key != content_key(document.text) for document in shared)
+
+
+# Portions: what the tasks read.
+
+
+def portions(tasks: int, **keys: object) -> tuple[list[list[str]], list[Rejected]]:
+    """The texts of each task, and what each rejected."""
+    rejected = [Rejected() for _ in range(tasks)]
+    part = SourcePart(**keys)
+    return [[d.text for d in read(part, rejected[i], Portion(i, tasks))] for i in range(tasks)], rejected
+
+
+def five_files(folder, kind: str) -> str:
+    """31 documents in five files of several sizes, one row of them broken; two row groups or more in a parquet file."""
+    texts = [f"tale {i}" for i in range(31)]
+    for number, (low, high) in enumerate(pairwise([0, 2, 9, 16, 29, 31])):
+        rows = texts[low:high]
+        if kind == "text":
+            (folder / f"{number}.txt").write_text("\n---\n".join(rows))
+        elif kind == "parquet":
+            pq.write_table(pa.table({"text": rows}), folder / f"{number}.parquet", row_group_size=4)
+        else:
+            lines = [json.dumps({"text": row}) for row in rows] + ["{"] * (number == 2)
+            (folder / f"{number}.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5, 7, 11, 37])
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "hub of parquet"])
+def test_portions_are_the_source_and_none_reads_anothers_document(tmp_path, kind, tasks):
+    path = five_files(tmp_path, kind.split()[-1])
+    keys = {"source": kind.split()[0], "path": path, "separator": "---"}
+    whole, counted = Rejected(), Rejected()
+    everything = [d.text for d in read(SourcePart(**keys), whole)]
+    found, rejected = portions(tasks, **keys)
+    assert Counter(text for texts in found for text in texts) == Counter(everything)
+    assert len(everything) == 31
+    for one in rejected:
+        counted.merge(one)
+    assert (counted.rows, counted.counts) == (whole.rows, whole.counts)
+    assert sum(bool(texts) for texts in found) > min(tasks, 5) // 2
+
+
+@pytest.mark.parametrize("source", ["python_code", "python_docstrings"])
+def test_portions_of_what_was_found_on_the_machine(monkeypatch, tmp_path, source):
+    from fastdraft.corpus import python
+
+    paths = []
+    for i in range(13):
+        (tmp_path / f"{i}.py").write_text(f'"""{f"module {i} " * 20}"""\n' + "x = 1\n" * 60)
+        paths.append((tmp_path / f"{i}.py", f"p/{i}.py"))
+    (tmp_path / "bad.py").write_bytes(b"# coding: nowhere\n")
+    monkeypatch.setattr(python, "_python_files", lambda: (*paths, (tmp_path / "bad.py", "p/bad.py")))
+    python._wanted_code.cache_clear(), python._wanted_docstrings.cache_clear()
+    everything = [d.text for d in read(SourcePart(source=source), Rejected())]
+    found, rejected = portions(3, source=source)
+    python._wanted_code.cache_clear(), python._wanted_docstrings.cache_clear()
+    assert Counter(text for texts in found for text in texts) == Counter(everything)
+    assert len(everything) == 13
+    assert [one.rows for one in rejected] == [14, 0, 0]
+    assert sum(sum(one.counts.values()) for one in rejected) == (source == "python_code")
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet", "hub"])
+def test_a_task_reads_its_own_files_alone(tmp_path, source):
+    """The others' files are damaged: whoever opened one would fail."""
+    kind = "jsonl" if source == "jsonl" else "parquet"
+    path = five_files(tmp_path, kind)
+    part = SourcePart(source=source, path=path)
+    own = [d.text for d in read(part, Rejected(), Portion(0, 3))]
+    for number in (1, 2, 4):
+        (tmp_path / f"{number}.{kind}").write_bytes(b"damaged")
+    rejected = Rejected()
+    assert [d.text for d in read(part, rejected, Portion(0, 3))] == own
+    assert (rejected.rows, rejected.counts) == (len(own), {})
+
+
+@pytest.mark.parametrize("source", ["parquet", "hub"])
+def test_tasks_share_the_row_groups_of_a_file(tmp_path, source):
+    """The data pages of all groups but the first and fourth are damaged: the first of three tasks reads the rest."""
+    rows = [f"tale {i:05d} " * 40 for i in range(600)]
+    path = tmp_path / "one.parquet"
+    pq.write_table(pa.table({"text": rows}), path, row_group_size=100, compression="none", use_dictionary=False)
+    part = SourcePart(source=source, path=str(tmp_path))
+    own = [d.text for d in read(part, Rejected(), Portion(0, 3))]
+    assert own == rows[:100] + rows[300:400]
+    content = bytearray(path.read_bytes())
+    for group in (1, 2, 4, 5):
+        column = pq.ParquetFile(path).metadata.row_group(group).column(0)
+        content[column.data_page_offset : column.data_page_offset + 64] = b"x" * 64
+    path.write_bytes(content)
+    assert [d.text for d in read(part, Rejected(), Portion(0, 3))] == own
+    with pytest.raises((CorpusError, OSError)):
+        list(read(part, Rejected(), Portion(1, 3)))
+
+
+def test_documents_at_most_is_dealt_out_to_the_tasks(tmp_path):
+    path = packed(tmp_path / "a.jsonl", "".join(json.dumps({"text": f"tale {i}"}) + "\n" for i in range(50)).encode())
+    found, _ = portions(3, source="jsonl", path=path, documents_at_most=7)
+    assert sorted(int(text.split()[1]) for texts in found for text in texts) == list(range(7))
+
+
+def test_a_data_set_is_asked_for_by_folder_and_split(tmp_path):
+    for folder, name in (("python", "train"), ("python", "test"), ("java", "train")):
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        table = pa.table({"content": [f"{folder} {name}"]})
+        pq.write_table(table, tmp_path / "data" / folder / f"{name}.parquet")
+    asked = {"source": "hub", "path": str(tmp_path), "field": "content"}
+    assert texts(folder="data/python", **asked) == ["python train"]
+    assert texts(folder="data/python", split="test", **asked) == ["python test"]
+
+
+def test_a_local_path_is_the_same_for_a_process_in_another_folder(tmp_path, monkeypatch):
+    packed(tmp_path / "a.jsonl", rows())
+    monkeypatch.chdir(tmp_path)
+    part = anywhere(SourcePart(source="jsonl", path="*.jsonl"))
+    monkeypatch.chdir("/")
+    assert [d.text for d in read(part, Rejected(), WHOLE)] == TALES
+    assert anywhere(SourcePart(source="hub", path="some/name")).path == "some/name"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft.corpus.document import Document, content_key, uniform
-from fastdraft.corpus.split import allowed_keys, leaked, side
+from fastdraft.corpus.split import allowed_keys, leaked, shingles_of, side
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import SourcePart
 
@@ -66,21 +66,21 @@ def test_copies_with_small_edits_are_found_and_honest_files_stay():
     shortened = train[4][7:]
     honest, with_one_borrowed_function = file_of(101), file_of(102)[:30] + train[5][:8]
     held_out = [document(lines) for lines in (edited, honest, indented, with_one_borrowed_function, shortened)]
-    assert leaked(held_out, [document(lines) for lines in train]) == {0, 2, 4}
+    assert leaked(held_out, shingles_of(document(lines) for lines in train)) == {0, 2, 4}
 
 
 def test_a_mosaic_of_several_training_files_is_found():
     train = [file_of(seed) for seed in range(5)]
     mosaic = [line for lines in train for line in lines[10:20]]
-    assert leaked([document(mosaic), document(file_of(99))], map(document, train)) == {0}
+    assert leaked([document(mosaic), document(file_of(99))], shingles_of(map(document, train))) == {0}
 
 
 def test_prose_without_line_breaks_is_compared_by_sentences():
     sentences = [f"The fox number {i} met hen number {i * 7}." for i in range(30)]
     copy = " ".join([*sentences[:14], "A sentence of its own.", *sentences[15:]])
     other = " ".join(f"The cat number {i} met mouse number {i * 3}." for i in range(30))
-    found = leaked([Document.of(copy, "a"), Document.of(other, "b")], [Document.of(" ".join(sentences), "c")])
-    assert found == {0}
+    train = shingles_of([Document.of(" ".join(sentences), "c")])
+    assert leaked([Document.of(copy, "a"), Document.of(other, "b")], train) == {0}
 
 
 @pytest.mark.parametrize("zipped", [False, True])

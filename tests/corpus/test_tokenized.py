@@ -27,19 +27,6 @@ from fastdraft.recipe import SourcePart, TokenizePart
 END = 256
 
 
-@pytest.fixture
-def tokenizer(tmp_path, byte_tokenizer) -> Path:
-    write_tokenizer(byte_tokenizer, tmp_path / "tokenizer.json", None, END)
-    return tmp_path / "tokenizer.json"
-
-
-@pytest.fixture
-def tales(tmp_path) -> SourcePart:
-    path = tmp_path / "tales.jsonl"
-    path.write_text("".join(json.dumps({"text": f"tale {i}: " + f"{i} " * (i % 7)}) + "\n" for i in range(101)))
-    return SourcePart(source="jsonl", path=str(path), held_out_share=0.2, sample_share=0.9)
-
-
 def tokenised(
     part: SourcePart, tokenizer: Path, folder: Path, tasks: int = 1, workers: int = 1
 ) -> tuple[SourceCard, dict[str, Shards]]:
@@ -62,8 +49,7 @@ def of_side(part: SourcePart, name: str) -> Counter[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: content for name, content in found.items() if not name.endswith(".metadata")}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_both_sides_hold_their_documents_shuffled(tales, tokenizer, tmp_path):
@@ -83,7 +69,8 @@ def test_two_runs_write_the_same_bytes(tales, tokenizer, tmp_path):
     assert cards[0] == cards[1]
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert {path.parts[-2] for path in (tmp_path / "one").rglob("*.ds")} == {"shards"}
-    assert len(files(tmp_path / "one")) == 4, "only shards and their indexes stay"
+    assert len(files(tmp_path / "one")) == 5, "only shards, their indexes and the source's card stay"
+    assert not list(tmp_path.glob("*.attempts"))
 
 
 @pytest.mark.slow
@@ -212,7 +199,7 @@ def test_a_killed_run_is_done_again_cleanly(tokenizer, tmp_path, tasks, workers)
     command = [sys.executable, tmp_path / "killed.py", tmp_path, str(tasks), str(workers)]
     killed = subprocess.Popen(command, start_new_session=True)
     begun = time.monotonic()
-    while not list((tmp_path / "run").glob("tales/train/*/shards/*unshuffled.ds")):
+    while not list((tmp_path / "run").glob("tales.attempts/*/train/shards/*unshuffled.ds")):
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() - begun < 60
         time.sleep(0.01)

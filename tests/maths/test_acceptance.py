@@ -17,10 +17,12 @@ from fastdraft.maths.acceptance import (
     acceptance_rate,
     acceptance_sampled,
     alpha,
+    alpha_of_block_efficiency,
     best_gamma,
     block_efficiency,
     bootstrap_interval,
     chain,
+    expected_block_efficiency,
     mbsu,
     position_acceptance,
     speedup,
@@ -249,3 +251,25 @@ def test_the_bootstrap_interval_of_one_prompt_is_a_point() -> None:
 def test_a_block_needs_a_drafted_token() -> None:
     with pytest.raises(ValueError, match="gamma is 0, wanted at least 1"):
         chain(torch.ones(1, 3), torch.tensor([3]), 0)
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 5, 11])
+@pytest.mark.parametrize("alpha_", [0.0, 0.3, 0.77, 1.0])
+def test_where_every_token_has_the_same_chance_the_chain_has_a_closed_form(alpha_: float, gamma: int) -> None:
+    """Leviathan et al. 2023, equation 1: the mean over a long text, whose ends weigh nothing."""
+    n = 4001
+    counts = chain(torch.full((1, n), alpha_, dtype=torch.float64), torch.tensor([n]), gamma)
+    expected = expected_block_efficiency(alpha_, gamma)
+    assert float(block_efficiency(counts)) == pytest.approx(expected, rel=1e-2)
+    if alpha_ < 1:
+        assert expected == pytest.approx((1 - alpha_ ** (gamma + 1)) / (1 - alpha_))
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 8])
+def test_the_acceptance_of_a_block_efficiency_is_its_inverse(gamma: int) -> None:
+    for alpha_ in (0.0, 0.13, 0.5, 0.97, 1.0):
+        found = alpha_of_block_efficiency(expected_block_efficiency(alpha_, gamma), gamma)
+        assert found == pytest.approx(alpha_, abs=1e-12)
+    assert alpha_of_block_efficiency(0.5, gamma) == pytest.approx(0)
+    assert alpha_of_block_efficiency(gamma + 1, gamma) == pytest.approx(1)
+    assert alpha_of_block_efficiency(gamma + 1.001, gamma) is None

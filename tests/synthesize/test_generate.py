@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from fastdraft.errors import TargetError
 from fastdraft.maths.law import warp
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
-from fastdraft.synthesize.generate import Decoding, Written, complete, generate
+from fastdraft.synthesize.decode import Written
+from fastdraft.synthesize.generate import Decoding, complete, generate
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2)]
 LAWS = [Law(0), Law(1.0), Law(0.7, 13, 0.9)]
@@ -68,7 +69,7 @@ def test_a_row_ends_with_its_first_end_of_text(target: LlamaForCausalLM) -> None
         ends = [i + 1 for i, token in enumerate(full.tokens.tolist()) if token in eos]
         assert len(ended.tokens) == min([*ends, 13])
         np.testing.assert_array_equal(ended.tokens, full.tokens[: len(ended.tokens)])
-        np.testing.assert_array_equal(ended.logp, full.logp[: len(ended.tokens)])
+        np.testing.assert_allclose(ended.logp, full.logp[: len(ended.tokens)], atol=1e-5)  # fewer rows, other kernels
 
 
 @pytest.mark.parametrize("law", [Law(0.7), Law(1.0, 5), Law(1.0, 0, 0.8)])
@@ -100,7 +101,7 @@ def test_logits_that_are_no_numbers_stop(tiny_llama: Callable[..., LlamaForCausa
 # --- complete: requests, batches, the store
 
 DECODING = Decoding(completion_tokens=11, eos=frozenset({0}), seed=7, target_revision="r", batch_prompts=3)
-REQUESTS = [Request(prompt, law, i) for law in LAWS for prompt in PROMPTS for i in range(1 if law.greedy else 2)]
+REQUESTS = [Request(prompt, law, i) for law in LAWS for prompt in PROMPTS for i in range(1 if law.greedy else 3)]
 
 
 def same(left: Sequence[Completion], right: Sequence[Completion]) -> bool:
@@ -139,7 +140,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(target: LlamaForCausalLM, tmp_pat
     straight = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "straight"), "test")
     with pytest.raises(Killed):
         complete(target, REQUESTS, DECODING, DyingStore(tmp_path / "killed"), "test")
-    assert len(CompletionStore(tmp_path / "killed").keys()) == 5, "a batch of 3, and the 2 left under the first law"
+    assert len(CompletionStore(tmp_path / "killed").keys()) == 24, "a shard of 12 rows, of each of the sampled laws"
     assert same(complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "killed"), "test"), straight)
 
 
@@ -169,7 +170,7 @@ def test_two_equal_requests_are_refused(target: LlamaForCausalLM, tmp_path: Path
 
 def test_a_target_that_says_nothing_is_refused(target: LlamaForCausalLM, tmp_path: Path) -> None:
     store, everything = CompletionStore(tmp_path), frozenset(range(131))
-    with pytest.raises(TargetError, match=r"first 3 prompts with the end-of-text token alone\n  do: check"):
+    with pytest.raises(TargetError, match=r"first 12 prompts with the end-of-text token alone\n  do: check"):
         complete(target, REQUESTS, DECODING._replace(eos=everything), store, "test")
     assert store.keys() == set()
 

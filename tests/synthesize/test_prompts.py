@@ -8,7 +8,7 @@ import pytest
 from fastdraft.corpus.shards import Shards, Tokens, survey
 from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Law
-from fastdraft.synthesize.prompts import document_prompts, over_laws
+from fastdraft.synthesize.prompts import document_prompts, over_laws, repeated
 
 
 def shards_of(folder: Path, *files: list[Tokens]) -> Shards:
@@ -73,8 +73,19 @@ def test_documents_that_begin_alike_give_one_prompt(tmp_path: Path) -> None:
 
 def test_laws_share_the_prompts_by_weight_at_every_moment() -> None:
     weights = {Law(0): 1.0, Law(0.6): 2.0, Law(1.0, 0, 0.9): 4.0}
-    requests = over_laws([np.array([i]) for i in range(70)], weights)
+    requests = list(over_laws((np.array([i]) for i in range(70)), weights))
     assert [int(request.prompt[0]) for request in requests] == list(range(70))
     for some in (7, 35, 70):
         counts = [sum(request.law == law for request in requests[:some]) for law in weights]
         assert counts == [some // 7, 2 * some // 7, 4 * some // 7]
+
+
+def test_several_answers_to_a_prompt_are_told_apart_and_greedy_ones_never_repeated() -> None:
+    requests = list(over_laws((np.array([i]) for i in range(4)), {Law(0): 1.0, Law(1.0): 1.0}))
+    found = [(int(request.prompt[0]), request.law, request.index) for request in repeated(requests, 3)]
+    assert found == [
+        (0, Law(0), 0),
+        *((1, Law(1.0), i) for i in range(3)),
+        (2, Law(0), 0),
+        *((3, Law(1.0), i) for i in range(3)),
+    ]

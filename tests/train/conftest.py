@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fastdraft.corpus.document import WHOLE, Portion
 from fastdraft.corpus.order import IGNORED, Batch, Mixture
 from fastdraft.recipe import TrainPart
 from fastdraft.train.loop import Phase
@@ -86,9 +87,9 @@ class Interrupted:
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value) if name.startswith("_") else setattr(self._mixture, name, value)
 
-    def next_batch(self, sequences: int) -> Batch:
+    def next_batch(self, sequences: int, portion: Portion = WHOLE) -> Batch:
         self._before(sum(self._mixture.position) // sequences + 1)
-        return self._mixture.next_batch(sequences)
+        return self._mixture.next_batch(sequences, portion)
 
 
 def interrupt(phase: Phase, due: set[int], last: int, act: Callable[[], object]) -> Phase:

@@ -1,6 +1,7 @@
 """The loop: the gradient of the whole batch, a line for each step, a stop before a step on what is no number."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from fastdraft.corpus.order import IGNORED
 from fastdraft.errors import NonFiniteLoss
 from fastdraft.train import loop
-from fastdraft.train.loop import held_out_loss, train
+from fastdraft.train.loop import begin, held_out_loss, train
 
 
 def lines(folder):
@@ -18,7 +19,8 @@ def lines(folder):
 def gradient_step(phase):
     """One step of plain descent at rate 1: what a weight lost is its gradient."""
     before = [p.detach().clone() for p in phase.model.parameters()]
-    loop._step(phase, phase.model.base_model, {"adamw": torch.optim.SGD(phase.model.parameters(), lr=1.0)}, 0)
+    sgd = torch.optim.SGD(phase.model.parameters(), lr=1.0)
+    loop._step(replace(begin(phase), optimizers={"adamw": sgd}), 0)
     return [old - new.detach() for old, new in zip(before, phase.model.parameters(), strict=True)]
 
 
@@ -60,7 +62,7 @@ def test_held_out_loss_is_nats_per_token_and_changes_nothing(make_phase, make_mo
     phase = make_phase(tmp_path, make_model(dropout=0.5))
     (batch,) = phase.held_out["a"]
     state = torch.get_rng_state()
-    found = held_out_loss(phase)
+    found = held_out_loss(begin(phase))
     assert torch.equal(state, torch.get_rng_state())
     assert phase.model.training
     assert all(p.grad is None for p in phase.model.parameters())
@@ -108,6 +110,7 @@ def test_training_against_itself_keeps_the_weights(make_phase, make_model, tmp_p
 
     phase = make_phase(tmp_path, make_model(), objective="forward_kl", optimizer="adamw")
     phase.objective = objective("forward_kl", make_model())
-    (row,) = [loop._step(phase, phase.model.base_model, {"adamw": torch.optim.SGD(phase.model.parameters())}, 0)]
+    sgd = torch.optim.SGD(phase.model.parameters())
+    row = loop._step(replace(begin(phase), optimizers={"adamw": sgd}), 0)
     assert abs(row["loss_nats"]) < 1e-6
     assert row["gradient_norm"] < 1e-5

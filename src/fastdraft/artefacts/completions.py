@@ -2,48 +2,184 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from fastdraft.artefacts.journey import Journey, Made
+from fastdraft import target
+from fastdraft.artefacts.journey import CorpusCard, Journey, Made
+from fastdraft.corpus.shards import Tokens
+from fastdraft.errors import TargetError
+from fastdraft.progress import Bar, say
 from fastdraft.recipe import EvaluatePart, SynthesizePart
-from fastdraft.records import Card
-from fastdraft.synthesize.completions import CompletionStore, Law, Request
-from fastdraft.synthesize.generate import Decoding, complete
-from fastdraft.synthesize.prompts import document_prompts, over_laws
+from fastdraft.records import Card, read_card
+from fastdraft.run import write_json
+from fastdraft.synthesize import magpie
+from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.engines import ENGINES, Setup
+from fastdraft.synthesize.leaks import REASON, Leaks
+from fastdraft.synthesize.prompt_sets import instruction_prompts
+from fastdraft.synthesize.prompts import document_prompts, over_laws, repeated
+from fastdraft.synthesize.quality import Quality, quality, without_loops
+from fastdraft.synthesize.rescore import rescorer
+from fastdraft.synthesize.write import Decoding, Engine, Keyed, Rescore, Shard, keyed, write
+
+LOGP = {
+    "law": "under the law sampled from, by the engine",
+    "raw": "under the law sampled from: rescored by the target where the engine's were raw",
+    "none": "under the law sampled from: rescored by the target, the engine gave none",
+}
+# Instructions that are asked for, for each that is wanted: some never end, some are alike.
+MAGPIE_SPARE = 1.25
 
 
 class CompletionsCard(Card):
-    """What the target wrote for training; the rows lie in completions/ beside the card."""
+    """What the target wrote for training; the rows lie in completions/ beside the card, and quality.json.
+
+    `log_probabilities` says what they are, and `ids` where the token ids come from.
+    """
 
     kind: ClassVar[str] = "completions"
     completions: int
     tokens: int
+    engine: str = "transformers"
+    log_probabilities: str = LOGP["law"]
+    ids: str = "as the engine produced them"
+    quality: Quality | None = None
 
 
 def make_completions(journey: Journey, folder: Path) -> Made:
-    """completions/*.parquet: what the target writes after prompts from the training side."""
+    """completions/*.parquet and quality.json: what the target writes after prompts from the training side."""
     part = journey.recipe.synthesize
     assert part is not None, "a stage without a part is not on the road"
-    store = CompletionStore(folder / "completions")
-    requests = _training_requests(journey, part)
-    rows = complete(journey.open_target(), requests, decoding(journey, part), store, "synthesize")
-    tokens = sum(len(row.tokens) for row in rows)
-    return Made({"completions": len(rows), "tokens": tokens}, tokens)
+    setup, store, left_out = _setup(journey, part, folder), CompletionStore(folder / "completions"), Counter[str]()
+    requests = _Counted(_training_requests(journey, setup, left_out))
+    engine = ENGINES[part.engine](setup)
+    with Bar("synthesize", part.prompts, "completions", len(store.stored())) as bar:
+        rows = keyed(requests, setup.decoding)
+        refused = write(engine, rows, store, setup.decoding, bar, _rescore(setup, engine))
+    found = _reported(setup, store, requests.count, refused, left_out, folder)
+    return Made(_fields(part, engine, found), found.tokens)
 
 
-def _training_requests(journey: Journey, part: SynthesizePart) -> list[Request]:
+class _Counted:
+    """Requests, and how many there were."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests, self.count = requests, 0
+
+    def __iter__(self) -> Iterator[Request]:
+        for request in self._requests:
+            self.count += 1
+            yield request
+
+
+def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
+    card = journey.target_card()
+    if part.top_k > card.vocab_rows:
+        raise TargetError(
+            f"synthesize.top_k is {part.top_k:,}, the vocabulary of {card.name} has {card.vocab_rows:,} rows\n"
+            f"  do: lower it; 0 keeps all tokens"
+        )
+    return Setup(
+        journey.recipe.target, part, decoding(journey, part), journey.device, card.context_tokens, folder / "engine"
+    )
+
+
+def _rescore(setup: Setup, engine: Engine) -> Rescore:
+    """What is done to an engine's rows before they are stored."""
+    score = rescorer(engine.logp, setup.part.rescore, setup.open_target)
+    return (lambda rows: without_loops(score(rows))) if setup.part.drop_loops else score
+
+
+def _reported(
+    setup: Setup, store: CompletionStore, asked: int, refused: Counter[str], left_out: Counter[str], folder: Path
+) -> Quality:
+    tokenizer = target.open_tokenizer(setup.target)
+    found = quality(store.shards(), setup.decoding, tokenizer, asked, refused, left_out)
+    write_json(folder / "quality.json", found.model_dump(mode="json"))
+    say(f"synthesize: trained on {found.trained_share:.1%} of {found.tokens / found.trained_share:,.0f} tokens")
+    return found
+
+
+def _fields(part: SynthesizePart, engine: Engine, found: Quality) -> dict[str, object]:
+    again = part.engine == "recorded" or (part.server is not None and part.server.text_only)
+    known = found.without_logp == 0
+    return {
+        "completions": found.written,
+        "tokens": found.tokens,
+        "engine": part.engine,
+        "log_probabilities": LOGP[engine.logp] if known else f"unknown for {found.without_logp} rows",
+        "ids": "texts tokenised again, each checked to decode to its text" if again else "as the engine produced them",
+        "quality": found,
+    }
+
+
+# Prompts.
+
+
+def _training_requests(journey: Journey, setup: Setup, left_out: Counter[str]) -> Iterator[Request]:
     """Prompts of each source in its share, under each law in its share."""
+    part = setup.part
     laws = {_law(temperature, part): weight for temperature, weight in part.temperatures.items()}
-    requests = []
+    leaks: list[Leaks] = []
     for number, (source, weight) in enumerate(sorted(part.mix.items())):
         count = round(part.prompts * weight / sum(part.mix.values()))
-        generator = np.random.default_rng([journey.recipe.seed, number])
-        prompts = document_prompts(journey.shards(source, "train"), count, part.prompt_tokens, 1, generator)
-        requests += over_laws(prompts, laws)
-    return requests
+        if source in journey.recipe.corpus:
+            generator = np.random.default_rng([journey.recipe.seed, number])
+            shards = journey.shards(source, "train")
+            prompts: Iterable[Tokens] = document_prompts(shards, count, part.prompt_tokens, 1, generator)
+        elif source != "recorded":
+            leaks = leaks or [Leaks(_held_out(journey), part.leak_tokens)]
+            prompts = _unleaked(_instructions(source, setup, count, left_out), leaks[0], left_out)
+        else:
+            continue
+        yield from repeated(over_laws(prompts, laws), part.answers_per_prompt)
+
+
+def _instructions(source: str, setup: Setup, count: int, left_out: Counter[str]) -> Iterable[Tokens]:
+    """Prompts of a named set, or those that the target writes itself."""
+    longest = min(setup.part.longest_prompt_tokens, setup.context_tokens - setup.part.completion_tokens)
+    tokenizer = target.open_tokenizer(setup.target)
+    if source in setup.part.prompt_sets:
+        return instruction_prompts(setup.part.prompt_sets[source], tokenizer, count, longest, left_out)
+    turn = magpie.turn_of(tokenizer)
+    tokens = longest - len(turn.opening) - len(turn.closing)
+    how = setup.decoding._replace(completion_tokens=tokens, eos=setup.decoding.eos | {turn.end})
+    asked = list(keyed(magpie.instruction_requests(turn, round(count * MAGPIE_SPARE)), how))
+    written = _written(replace(setup, decoding=how), asked)
+    return magpie.magpie_prompts(turn, written, count, left_out)
+
+
+def _written(setup: Setup, asked: Sequence[Keyed]) -> list[Completion]:
+    """The instructions that the target writes, from their own store or else from the engine, in the order asked."""
+    store = CompletionStore(setup.scratch.parent / "instructions")
+    with Bar("magpie", len(asked), "instructions", len(store.stored())) as bar:
+        as_they_are: Callable[[Sequence[Completion]], Shard] = Shard
+        write(ENGINES[setup.part.engine](setup), asked, store, setup.decoding, bar, as_they_are)
+    return sorted(store.read(), key=lambda row: row.index)
+
+
+def _held_out(journey: Journey) -> Iterator[Tokens]:
+    """Every held-out document of the recipe's corpus: evaluation prompts are windows of them."""
+    for source, card in read_card(journey.folder / "tokenize", CorpusCard).sources.items():
+        if card.held_out.tokens:
+            shards = journey.shards(source, "held_out")
+            starts = shards.document_starts()
+            yield from (shards[first:end] for first, end in pairwise(starts.tolist()))
+
+
+def _unleaked(prompts: Iterable[Tokens], leaks: Leaks, left_out: Counter[str]) -> Iterator[Tokens]:
+    for prompt in prompts:
+        if prompt in leaks:
+            left_out[REASON] += 1
+        else:
+            yield prompt
 
 
 def _law(temperature: float, part: SynthesizePart) -> Law:
@@ -53,4 +189,5 @@ def _law(temperature: float, part: SynthesizePart) -> Law:
 def decoding(journey: Journey, part: SynthesizePart | EvaluatePart) -> Decoding:
     """How the target answers, for training and for evaluation."""
     card, seed = journey.target_card(), journey.recipe.seed
-    return Decoding(part.completion_tokens, frozenset(card.eos_ids), seed, card.digest, part.batch_prompts)
+    eos = frozenset(card.eos_ids)
+    return Decoding(part.completion_tokens, eos, seed, card.digest, part.batch_prompts, card.eos_ids[0])

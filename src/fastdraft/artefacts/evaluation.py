@@ -35,19 +35,20 @@ def make_evaluation(journey: Journey, folder: Path) -> Made:
     part = journey.recipe.evaluate
     assert part is not None, "a stage without a part is not on the road"
     model = journey.open_target()
-    written = _written(journey, part, model, CompletionStore(folder / "completions"))
-    results = [result for phase in journey.drafts() for result in _evaluated(journey, part, phase, written)]
-    judged = _judged(journey, part, model, written) if part.judge_prompts else {}
-    tokens = sum(len(row.tokens) for rows in written.values() for row in rows)
+    texts = written(journey, part, model, CompletionStore(folder / "completions"))
+    results = [result for phase in journey.drafts() for result in _evaluated(journey, part, phase, texts)]
+    judged = _judged(journey, part, model, texts) if part.judge_prompts else {}
+    tokens = sum(len(row.tokens) for rows in texts.values() for row in rows)
     return Made({"results": tuple(results), "judged": judged}, tokens)
 
 
-def _written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store: CompletionStore) -> Written:
+def written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store: CompletionStore) -> Written:
     """The target's completions of the held-out prompts of each task, at each temperature; the same prompts for all."""
     found: Written = {}
     for number, task in enumerate(part.tasks):
         generator = np.random.default_rng([journey.recipe.seed, number])
-        prompts = document_prompts(journey.shards(task, "held_out"), part.prompts, part.prompt_tokens, 1, generator)
+        shards = journey.shards(task, "held_out")
+        prompts = list(document_prompts(shards, part.prompts, part.prompt_tokens, 1, generator))
         for temperature in part.temperatures:
             requests = [Request(prompt, Law(temperature)) for prompt in prompts]
             what = f"{task} at temperature {temperature:g}"

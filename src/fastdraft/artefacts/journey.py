@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft import draft, shape, target
+from fastdraft import draft, start, target
 from fastdraft.corpus.shards import Shards, SourceCard
 from fastdraft.errors import TargetError
 from fastdraft.recipe import Recipe, TrainPart
@@ -24,6 +25,10 @@ class CorpusCard(Card):
 
     kind: ClassVar[str] = "corpus"
     sources: dict[str, SourceCard]
+
+
+class Note(UserWarning):
+    """Something about the draft's shape that a reader must know: shown, and kept in the manifest."""
 
 
 class Made(NamedTuple):
@@ -78,10 +83,12 @@ class Journey:
 def make_target(journey: Journey, _folder: Path) -> Made:
     """The card of the target; what the recipe cannot do with this target is said here, before any work.
 
-    ShapeError where no such draft can be; TargetError where a prompt and its completion exceed the target's context.
+    ShapeError where no such draft can be, TargetError and VocabularyMismatch where its weights cannot start as asked;
+    TargetError where a prompt and its completion exceed the target's context.
     """
     recipe, fields = journey.recipe, target.card(journey.recipe.target)
-    shape.derive(target.open_config(recipe.target), recipe.draft)
+    for note in start.shape_of(recipe.target, recipe.draft).notes:
+        warnings.warn(note, Note, stacklevel=2)
     context = int(str(fields["context_tokens"]))
     for name, part in (("synthesize", recipe.synthesize), ("evaluate", recipe.evaluate)):
         if part is not None and part.prompt_tokens + part.completion_tokens > context:

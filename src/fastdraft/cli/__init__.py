@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fastdraft import __version__, stages
-from fastdraft.cli import recipes, road
-from fastdraft.errors import FastDraftError, UserError
+from fastdraft import __version__, processes, stages
+from fastdraft.cli import check, export, plan, recipes, road, search
+from fastdraft.errors import FastDraftError, MainProcessFailed, UserError
 from fastdraft.target import quiet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
@@ -20,9 +20,12 @@ def main() -> None:
     quiet()
     try:
         app()
+    except MainProcessFailed as error:
+        sys.exit(error.exit_code)
     except FastDraftError as error:
         kind = "error" if isinstance(error, UserError) else type(error).__name__
-        print(f"{kind}: {error}", file=sys.stderr)
+        where = "" if processes.is_main() else f"process {processes.rank()}: "
+        print(f"{where}{kind}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -34,9 +37,14 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+app.command()(check.check)
+app.command()(plan.plan)
+app.command()(search.search)
 app.command()(road.run)
 for _stage in stages.STAGES:
     help_ = f"Run the stage `{_stage.name}` of a recipe alone; the stages it needs must be done."
     app.command(_stage.name, help=help_)(road.stage_command(_stage.name))
 app.command()(road.status)
+app.command()(export.export)
+app.command()(export.push)
 app.add_typer(recipes.app, name="recipe")

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from fastdraft import resolve, stages
+from fastdraft import processes, resolve, stages
+from fastdraft.artefacts.completions import CompletionsCard
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.artefacts.journey import Journey
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
-from fastdraft.errors import DiskFull, RecipeError, RunError
+from fastdraft.errors import DiskFull, RecipeError, RunError, Stopped
 from fastdraft.manifest import Manifest
 from fastdraft.progress import say
 from fastdraft.records import Card
 from fastdraft.resolve import Resolved
 from fastdraft.run import finished_last, locked
+from fastdraft.stopping import ended_by_sigterm
 from fastdraft.target import folder_of
-from fastdraft.view import tables
+from fastdraft.view import tables, written
 
 INTERRUPTED = 130
 
@@ -66,28 +68,54 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJs
 def _travel(
     resolved: Resolved, folder: Path | None, as_json: bool, until: str | None = None, only: str | None = None
 ) -> None:
+    with on_the_road(resolved, folder) as (journey, manifest):
+        made = stages.travel(journey, manifest, until, only)
+    processes.end()
+    if processes.is_main():
+        _print_cards(journey, made, as_json)
+
+
+@contextmanager
+def on_the_road(resolved: Resolved, folder: Path | None) -> Iterator[tuple[Journey, Manifest]]:
+    """Hold a recipe's run folder while something is made in it; who stops it is told how to go on."""
     recipe = resolved.recipe
     folder = folder or Path("runs") / recipe.name
+    journey = _journey(resolved, folder)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    journey = _journey(resolved, folder)
+    try:
+        with ended_by_sigterm(), ExitStack() as held:
+            processes.led(lambda: _take(folder, resolved, held))
+            manifest = Manifest(folder, resolve.digest(recipe), recipe.seed, journey.device)
+            with _end_noted(manifest):
+                yield journey, manifest
+    except KeyboardInterrupt as stop:
+        say("stopped: the same command goes on from the last checkpoint")
+        processes.end()
+        raise typer.Exit(0 if isinstance(stop, Stopped) else INTERRUPTED) from None
+
+
+@contextmanager
+def _end_noted(manifest: Manifest) -> Iterator[None]:
+    """Leave in the manifest how the command ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        manifest.end("interrupted")
+        raise
+    except BaseException as error:
+        with suppress(DiskFull):  # what stopped the stage is the news, not that there is no space to note it
+            manifest.end(f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    manifest.end("finished")
+
+
+def _take(folder: Path, resolved: Resolved, held: ExitStack) -> None:
+    """Hold a run folder until `held` closes, and say in it what is run."""
     _make_folder(folder)
-    with locked(folder):
-        with finished_last(folder / "resolved.yaml") as part:
-            part.write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
-        manifest = Manifest(folder, resolve.digest(recipe), recipe.seed, journey.device)
-        try:
-            made = stages.travel(journey, manifest, until, only)
-        except KeyboardInterrupt:
-            manifest.end("interrupted")
-            say("stopped: the same command goes on from the last checkpoint")
-            raise typer.Exit(INTERRUPTED) from None
-        except BaseException as error:
-            with suppress(DiskFull):  # what stopped the stage is the news, not that there is no space to note it
-                manifest.end(f"{type(error).__name__}: {error}".splitlines()[0])
-            raise
-        manifest.end("finished")
-    _print_cards(journey, made, as_json)
+    held.enter_context(locked(folder))
+    with finished_last(folder / "resolved.yaml") as part:
+        part.write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
 
 
 def _make_folder(folder: Path) -> None:
@@ -108,6 +136,9 @@ def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> Non
     if isinstance(evaluation, EvaluationCard):
         screen.print(tables.results(evaluation.results))
         screen.print(tables.judged(evaluation.judged))
+    synthesis = cards.get("synthesize")
+    if isinstance(synthesis, CompletionsCard) and synthesis.quality is not None:
+        screen.print(written.written(synthesis.engine, synthesis.log_probabilities, synthesis.quality))
     screen.print(tables.costs({name: card.cost for name, card in cards.items()}))
     if journey.drafts() and journey.drafts()[-1] in cards:
         screen.print(tables.usage(folder_of(journey.recipe.target), journey.folder / journey.drafts()[-1] / "model"))
@@ -118,17 +149,23 @@ def _journey(resolved: Resolved, folder: Path) -> Journey:
 
 
 def _device(name: str) -> torch.device:
-    """`auto` is the first accelerator that torch finds, else the CPU; RecipeError where the device is not there."""
-    found = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if name == "auto":
-        return found
+    """`auto` is the first accelerator that torch finds, else the CPU; RecipeError where the device is not there.
+
+    Of several processes each gets its own device of that kind.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        device = found if name == "auto" else torch.device(name)
+        if not processes.launched():
+            torch.empty(0, device=device)
     # What torch raises for a device that it was not built for differs from device to device.
     except (RuntimeError, AssertionError, ImportError) as error:
         raise RecipeError(
             f"device: found {name}, which torch cannot use here ({str(error).splitlines()[0]})\n"
             f"  do: set device=auto, which is {found} on this machine"
         ) from error
-    return device
+    if not processes.launched():
+        return device
+    if foreign := processes.drop_foreign_settings():
+        say(f"not heeded: {', '.join(foreign)}; the recipe's `parallel` and `precision` say it")
+    return processes.begin(device)

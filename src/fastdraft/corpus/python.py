@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 
-from fastdraft.corpus.document import Document, Rejected, content_key
+from fastdraft.corpus.document import Document, Portion, Rejected, content_key
 from fastdraft.corpus.licences import licensed_packages
 from fastdraft.corpus.split import side
 from fastdraft.recipe import SourcePart
@@ -24,22 +24,24 @@ SOURCE_BYTES_AT_LEAST, SOURCE_BYTES_AT_MOST = 256, 256 * 1024
 DOCSTRING_CHARACTERS_AT_LEAST = 120
 
 
-def python_code(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
+def python_code(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
     """The Python sources of the interpreter and of the packages that this project depends on."""
     files, unreadable = _wanted_code(part)
-    rejected.rows += len(_python_files())
-    for origin in unreadable:
-        rejected.add("files in an unknown encoding", origin)
-    yield from files
+    if portion.rank == 0:
+        rejected.rows += len(_python_files())
+        for origin in unreadable:
+            rejected.add("files in an unknown encoding", origin)
+    yield from files[portion.rank :: portion.of]
 
 
-def python_docstrings(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
+def python_docstrings(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
     """The docstrings of those files, one document a file, split as the file is, each docstring once."""
-    rejected.rows += len(_python_files())
-    yield from _wanted_docstrings(part)
+    if portion.rank == 0:
+        rejected.rows += len(_python_files())
+    yield from _wanted_docstrings(part)[portion.rank :: portion.of]
 
 
-# A source is read three times (held out, near-duplicates, training side). Reading and hashing all files takes 3 s and
+# A source is read twice (see survey.py). Reading and hashing all files takes 3 s and
 # parsing them 35 s, so what is wanted is kept; all of it is 150 MB.
 @lru_cache(maxsize=1)
 def _wanted_code(part: SourcePart) -> tuple[list[Document], list[str]]:

@@ -1,6 +1,7 @@
 """Where documents come from: one function a source, one row in `SOURCES` at the end.
 
-A source yields documents in an order that never changes and reports what it cannot use to `Rejected`.
+A source yields the documents of a portion in an order that never changes, and reports what it cannot use to
+`Rejected`. The portions of all tasks together are the source.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
-from fastdraft.corpus.document import Document, Rejected, content_key
+from fastdraft.corpus.document import WHOLE, Document, Portion, Rejected, content_key
 from fastdraft.corpus.python import python_code, python_docstrings
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import SourcePart
 
-Source = Callable[[SourcePart, Rejected], Iterator[Document]]
+Source = Callable[[SourcePart, Rejected, Portion], Iterator[Document]]
 
 UTF8 = "utf-8-sig"  # with or without the byte order mark that Windows programs put in front
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say it, no tokenizer takes it
@@ -35,13 +36,24 @@ class Broken(NamedTuple):
 
 
 def documents(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """Every sound document of a source, each text once; CorpusError above 1 % of unsound rows."""
+    """Every sound document of a source, each text once, no quality filter asked; CorpusError as `check` says."""
     seen: set[str] = set()
-    for document in islice(SOURCES[part.source](part, rejected), part.documents_at_most):
+    for document in read(part, rejected):
         text_key = content_key(document.text)
         if text_key not in seen:
             seen.add(text_key)
             yield document
+    check(part, rejected)
+
+
+def read(part: SourcePart, rejected: Rejected, portion: Portion = WHOLE) -> Iterator[Document]:
+    """The sound documents of a portion of a source; a text may come again."""
+    at_most = None if part.documents_at_most is None else portion.count(part.documents_at_most)
+    return islice(SOURCES[part.source](part, rejected, portion), at_most)
+
+
+def check(part: SourcePart, rejected: Rejected) -> None:
+    """CorpusError where more than 1 % of a source's rows are unsound."""
     if rejected.share > 0.01:
         reasons = "; ".join(f"{n} {reason} (first: {rejected.first[reason]})" for reason, n in rejected.counts.items())
         raise CorpusError(
@@ -50,56 +62,91 @@ def documents(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
         )
 
 
-def text(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
+def anywhere(part: SourcePart) -> SourcePart:
+    """The same source for a process in any working folder: a path to local files in full."""
+    if part.path is None or part.source == "hub":
+        return part
+    return part.model_copy(update={"path": str(Path(part.path).expanduser().absolute())})
+
+
+def text(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
     """Text files (.txt, .txt.gz, .md): a file is a document, or what stands between `separator` lines."""
-    for path in _local_files(part, (".txt", ".txt.gz", ".md")):
-        rejected.rows += 1
+    files, rows = portion.split(_local_files(part, (".txt", ".txt.gz", ".md")))
+    counted = rejected if rows.rank == 0 else Rejected()  # a file that several tasks read is counted by the first
+    for path in files:
+        counted.rows += 1
         try:
             with _whole(path), _open(path) as file, io.TextIOWrapper(file, encoding=UTF8) as lines:
                 for number, piece in enumerate(_pieces(lines, part.separator)):
-                    if piece.strip():
+                    if rows.holds(number) and piece.strip():
                         yield Document.of(piece.strip(), f"{path.name}#{number}")
         except UnicodeDecodeError as error:
-            rejected.add(f"files that are not UTF-8 ({error.reason})", str(path))
+            counted.add(f"files that are not UTF-8 ({error.reason})", str(path))
 
 
-def jsonl(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
+def jsonl(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
     """Rows of .jsonl and .jsonl.gz files; blank lines are no rows."""
-    for path in _local_files(part, (".jsonl", ".jsonl.gz", ".json.gz")):
+    files, rows = portion.split(_local_files(part, (".jsonl", ".jsonl.gz", ".json.gz")))
+    for path in files:
         with _whole(path), _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield from _row(_parsed(line), f"{path}:{number}", part.field, rejected)
+            for number, line in enumerate(file):
+                if rows.holds(number) and line.strip():
+                    yield from _row(_parsed(line), f"{path}:{number + 1}", part.field, rejected)
 
 
-def parquet(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """Rows of .parquet files, read in batches."""
+def parquet(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
+    """Rows of .parquet files, read in batches; where the tasks outnumber the files they share the row groups."""
     import pyarrow.parquet as pq
 
-    for path in _local_files(part, (".parquet",)):
-        with _whole(path):
-            file = pq.ParquetFile(path)
+    files = _local_files(part, (".parquet",))
+    units, rows = portion.split([(path, None) for path in files] if len(files) >= portion.of else _row_groups(files))
+    for path, group in units:
+        with _whole(path), pq.ParquetFile(path) as file:
             _check_field(part, str(path), file.schema_arrow.names)
-            batches = file.iter_batches(batch_size=1024, columns=[part.field])
+            groups, place = (None, str(path)) if group is None else ([group], f"{path}, group {group}")
+            batches = file.iter_batches(batch_size=1024, row_groups=groups, columns=[part.field])
             for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-                yield from _row(row, f"{path}#{number}", part.field, rejected)
+                if rows.holds(number):
+                    yield from _row(row, f"{place}#{number}", part.field, rejected)
 
 
-def hub(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
-    """Rows of a data set on the hub, streamed."""
+def _row_groups(files: list[Path]) -> list[tuple[Path, int | None]]:
+    import pyarrow.parquet as pq
+
+    found: list[tuple[Path, int | None]] = []
+    for path in files:
+        with _whole(path), pq.ParquetFile(path) as file:
+            found += [(path, group) for group in range(file.num_row_groups)]
+    return found
+
+
+def hub(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
+    """Rows of a data set on the hub, streamed: a task reads its own files, or its own row groups of them."""
+    dataset = _open_hub(part)
+    if dataset.num_shards < portion.of:
+        dataset = dataset.reshard()  # parquet files into row groups; of other files none
+    _, rows = portion.split(range(dataset.num_shards))
+    if rows is WHOLE:
+        dataset = dataset.shard(portion.of, portion.rank, contiguous=False)
+    for number, row in enumerate(dataset):
+        if number == 0:
+            _check_field(part, _path(part), list(row))
+        if rows.holds(number):
+            yield from _row(row, f"{part.path}, portion {portion.rank}#{number}", part.field, rejected)
+
+
+def _open_hub(part: SourcePart) -> Any:
+    """datasets.IterableDataset"""
     import datasets
 
+    place = {"data_dir": part.folder, "split": part.split, "revision": part.revision}
     try:
-        rows = datasets.load_dataset(_path(part), part.subset, split=part.split, streaming=True)
+        return datasets.load_dataset(_path(part), part.subset, streaming=True, **place)
     except (OSError, ValueError) as error:
         raise CorpusError(
             f"the data set {part.path} cannot be opened: {error}\n"
             f"  do: check its name, subset and split, log in with `hf auth login` if it is gated, or use local files"
         ) from error
-    for number, row in enumerate(rows):
-        if number == 0:
-            _check_field(part, _path(part), list(row))
-        yield from _row(row, f"{part.path}#{number}", part.field, rejected)
 
 
 def _parsed(line: bytes) -> Any:

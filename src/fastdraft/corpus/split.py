@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -40,17 +40,18 @@ def shingles(text: str) -> set[int]:
     return {xxhash.xxh3_64_intdigest(run.encode("utf-8", "surrogatepass")) for run in runs}
 
 
-def leaked(held_out: list[Document], train: Iterable[Document]) -> set[int]:
-    """Positions in `held_out` of documents half of whose shingles stand somewhere in `train`.
+def shingles_of(documents: Iterable[Document]) -> set[int]:
+    """Those of all documents together."""
+    return set().union(*(shingles(document.text) for document in documents))
+
+
+def leaked(held_out: list[Document], found: Set[int]) -> set[int]:
+    """Positions in `held_out` of documents half of whose shingles are among those found in the training side.
 
     Against the union of the training side, not file by file: code that was copied together from several files is a
     near-duplicate too.
     """
     of_document = [shingles(document.text) for document in held_out]
-    wanted: set[int] = set().union(*of_document)
-    found: set[int] = set()
-    for document in train:
-        found |= wanted & shingles(document.text)
     return {i for i, own in enumerate(of_document) if len(own & found) >= LEAKED_SHARE * len(own)}
 
 

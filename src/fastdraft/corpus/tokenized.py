@@ -2,62 +2,71 @@
 
 A document becomes what the target would see: its tokens, the end-of-text token behind it, and the begin-of-text
 token in front where the target's tokenizer puts one.
+
+The source is read twice, each time in as many tasks as the recipe says: a census of its documents (census.py), then the
+tokens of those to train on. A killed run goes on with the tasks that are not finished (attempts.py).
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from datatrove.data import Document as PipelineDocument
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.tokens import DocumentTokenizer
-from datatrove.utils.logging import logger
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from fastdraft.corpus.document import Document, Rejected
+from fastdraft.corpus.attempts import new_attempt
+from fastdraft.corpus.census import Census, conclude, count_portion, train_documents
+from fastdraft.corpus.document import Document, Portion
+from fastdraft.corpus.executors import run_tasks
 from fastdraft.corpus.shards import SideCard, SourceCard, survey
-from fastdraft.corpus.sources import documents
-from fastdraft.corpus.split import allowed_keys, leaked, side
+from fastdraft.corpus.sources import anywhere
+from fastdraft.corpus.split import allowed_keys, leaked, shingles, shingles_of
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import SourcePart, TokenizePart
-from fastdraft.run import finished_last
+from fastdraft.run import finished_last, remove, write_json
 
-# datatrove tells standard error about each task; what goes wrong in one is raised again in any case.
-logger.disable("datatrove")
+CARD = "source.json"
+
+
+class Work(NamedTuple):
+    """A source to be tokenised, in an attempt's folder."""
+
+    name: str
+    part: SourcePart
+    how: TokenizePart
+    tokenizer: Path
+    seed: int
+    attempt: Path
 
 
 def write_source(
     name: str, part: SourcePart, how: TokenizePart, tokenizer: Path, folder: Path, seed: int
 ) -> SourceCard:
-    """Tokenise both sides of a source below `folder`; CorpusError where a side that is wanted stays empty."""
-    rejected = Rejected()
-    candidates = [d for d in documents(part, rejected) if side(part, d.key) == "held_out"]
-    kept, dropped = _held_out(part, candidates)
-    train = _write_side(partial(_train_documents, part), how, tokenizer, folder / "train", seed)
-    held_out = _write_side(partial(iter, kept), TokenizePart(), tokenizer, folder / "held_out", seed)
-    if train.tokens == 0:
-        raise CorpusError(
-            f"the source `{name}` ({part.path or part.source}) holds no document to train on\n"
-            f"  do: check `path` and `field`, or raise `sample_share` (now {part.sample_share})"
-        )
-    if held_out.tokens == 0 and part.held_out_share > 0:
-        raise CorpusError(
-            f"the source `{name}` ({part.path or part.source}) holds no document to judge a draft by: "
-            f"{len(candidates)} were held out, {dropped} of them stand in the training side too\n"
-            f"  do: raise `held_out_share` (now {part.held_out_share}), or set it to 0 to go without"
-        )
-    return SourceCard(
-        train=train,
-        held_out=held_out,
-        rejected=rejected.counts,
-        near_duplicates_dropped=dropped,
-        held_out_keys=tuple(sorted({d.key for d in kept})),
-    )
+    """Tokenise both sides of a source into `folder`; CorpusError where a side that is wanted stays empty.
+
+    A source that was finished before is not read again.
+    """
+    attempts = folder.with_name(f"{folder.name}.attempts")
+    if not (folder / CARD).is_file():
+        attempt = new_attempt(attempts)
+        try:
+            card = _write_sides(Work(name, anywhere(part), how, tokenizer.absolute(), seed, attempt.absolute()))
+        except CorpusError:
+            remove(attempts)  # the source is to be mended: what was read of it is worth nothing
+            raise
+        write_json(attempt / CARD, card.model_dump(mode="json"))
+        remove(folder)
+        attempt.rename(folder)  # its files are on the disk: each task saw to its own
+    for left in (attempts, folder / "census", *folder.glob("*/log"), *folder.glob("*/found")):
+        remove(left)
+    return SourceCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
 
 
 def write_tokenizer(target: Tokenizer, destination: Path, bos: int | None, eos: int) -> None:
@@ -73,43 +82,95 @@ def write_tokenizer(target: Tokenizer, destination: Path, bos: int | None, eos: 
     destination.write_text(tokenizer.to_str(), encoding="utf-8")  # its own `save` hides the number of an error
 
 
-def _held_out(part: SourcePart, candidates: list[Document]) -> tuple[list[Document], int]:
-    """The candidates that may judge a draft, and how many were near-duplicates of training documents."""
-    if part.held_out_list is not None:
-        allowed = allowed_keys(part.held_out_list)
-        candidates = [document for document in candidates if document.key in allowed]
-    gone = leaked(candidates, _train_documents(part)) if candidates else set()
-    return [document for i, document in enumerate(candidates) if i not in gone], len(gone)
+def _write_sides(work: Work) -> SourceCard:
+    census = _census(work)
+    candidates = _allowed(work.part, census.held_out)
+    train, found = _write_train(work, candidates)
+    gone = leaked(candidates, found) if candidates else set()
+    kept = [document for i, document in enumerate(candidates) if i not in gone]
+    held_out = _write_side("held_out", partial(_as_they_are, kept), work._replace(how=TokenizePart()))
+    card = SourceCard(
+        train=train,
+        held_out=held_out,
+        rejected=census.rejected.counts | census.rejected.refused,
+        near_duplicates_dropped=len(gone),
+        duplicates_dropped=census.duplicates,
+        held_out_keys=tuple(sorted({d.key for d in kept})),
+    )
+    _check_sides(work, card, len(candidates))
+    return card
 
 
-def _train_documents(part: SourcePart) -> Iterator[Document]:
-    return (d for d in documents(part, Rejected()) if side(part, d.key) == "train")
+def _census(work: Work) -> Census:
+    folder = work.attempt / "census"
+    folder.mkdir(exist_ok=True)
+    run_tasks(partial(count_portion, work.part, folder), what=f"{work.name}: census", how=work.how, folder=folder)
+    return conclude(work.part, folder, work.how.tasks)
 
 
-def _write_side(
-    read: partial[Iterator[Document]], how: TokenizePart, tokenizer: Path, folder: Path, seed: int
-) -> SideCard:
-    for left in folder.glob("attempt-*"):
-        shutil.rmtree(left)
-    # A folder for each process: the workers of a killed one may go on for a while, and would write into ours.
-    attempt = folder / f"attempt-{os.getpid()}"
-    (attempt / "shards").mkdir(parents=True)
-    step = DocumentTokenizer(str(attempt / "shards"), str(tokenizer), seed=seed, batch_size=256)
-    LocalPipelineExecutor(
-        pipeline=[partial(_pipeline_documents, read), step],
-        tasks=how.tasks,
-        workers=min(how.workers, how.tasks),
-        logging_dir=str(attempt / "log"),
-    ).run()
-    with finished_last(folder / "shards") as part:
-        (attempt / "shards").rename(part)
-    shutil.rmtree(attempt)
-    return survey(folder / "shards", step.token_size)
+def _allowed(part: SourcePart, held_out: list[Document]) -> list[Document]:
+    """The documents that may judge a draft, if they do not stand in the training side."""
+    if part.held_out_list is None:
+        return held_out
+    allowed = allowed_keys(part.held_out_list)
+    return [document for document in held_out if document.key in allowed]
 
 
-def _pipeline_documents(
-    read: partial[Iterator[Document]], _data: Iterable[PipelineDocument] | None, rank: int = 0, world_size: int = 1
+def _write_train(work: Work, held_out: list[Document]) -> tuple[SideCard, set[int]]:
+    """The training side, and those shingles of the held-out documents that stand in it."""
+    census, found = work.attempt / "census", work.attempt / "train" / "found"
+    found.mkdir(parents=True, exist_ok=True)
+    np.save(census / "held_out.npy", np.array(sorted(shingles_of(held_out)), np.uint64))
+    card = _write_side("train", partial(_train_portion, work.part, census, found), work)
+    return card, {int(one) for file in found.glob("*.npy") for one in np.load(file)}
+
+
+def _train_portion(
+    part: SourcePart, census: Path, found_folder: Path, _data: Any, rank: int, of: int
 ) -> Iterator[PipelineDocument]:
-    for i, document in enumerate(read()):
-        if i % world_size == rank:
-            yield PipelineDocument(text=document.text, id=document.origin)
+    """A task's documents to train on; leaves RANK.npy, the held-out documents' shingles that stand in them."""
+    wanted, found = set(np.load(census / "held_out.npy").tolist()), set[int]()
+    for document in train_documents(part, census, Portion(rank, of)):
+        if wanted:
+            found |= wanted & shingles(document.text)
+        yield PipelineDocument(text=document.text, id=document.origin)
+    with finished_last(found_folder / f"{rank:05d}.npy") as path, path.open("wb") as file:
+        np.save(file, np.array(sorted(found), np.uint64))
+
+
+def _as_they_are(documents: list[Document], _data: Any, rank: int, of: int) -> Iterator[PipelineDocument]:
+    for document in documents:
+        yield PipelineDocument(text=document.text, id=document.origin)
+
+
+def _write_side(side: str, read: partial[Iterator[PipelineDocument]], work: Work) -> SideCard:
+    folder = work.attempt / side
+    shards = folder / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    step = DocumentTokenizer(
+        str(shards), str(work.tokenizer), seed=work.seed, batch_size=256, save_final_metadata=False
+    )
+    run_tasks(read, step, partial(_settle, shards), what=f"{work.name}: {side}", how=work.how, folder=folder)
+    return survey(shards, step.token_size)
+
+
+def _settle(shards: Path, _data: Iterable[PipelineDocument] | None, rank: int, of: int) -> None:
+    """The last step of a task: its shards are on the disk before datatrove marks it as finished."""
+    for path in shards.glob(f"{rank:05d}_*"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _check_sides(work: Work, card: SourceCard, candidates: int) -> None:
+    part, where = work.part, f"the source `{work.name}` ({work.part.path or work.part.source})"
+    if card.train.tokens == 0:
+        raise CorpusError(
+            f"{where} holds no document to train on\n"
+            f"  do: check `path` and `field`, or raise `sample_share` (now {part.sample_share})"
+        )
+    if card.held_out.tokens == 0 and part.held_out_share > 0:
+        raise CorpusError(
+            f"{where} holds no document to judge a draft by: {candidates} were held out, "
+            f"{card.near_duplicates_dropped} of them stand in the training side too\n"
+            f"  do: raise `held_out_share` (now {part.held_out_share}), or set it to 0 to go without"
+        )

@@ -66,9 +66,10 @@ def _name_class(path: Path) -> None:
 @app.command()
 def package(run: Path = Path("runs/demo-target")) -> None:
     """Put the weights of a finished run into the package, measured."""
-    model = AutoModelForCausalLM.from_pretrained(run / "pretrain" / "model", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(run / card.PHASES[-1] / "model", dtype=torch.bfloat16)
     model.config.dtype = torch.bfloat16
     model.save_pretrained(TARGET)
+    _name_class(TARGET / "tokenizer_config.json")
     corpus = read_card(run / "tokenize", CorpusCard)
     for name, source in corpus.sources.items():
         # No time stamp inside, so that the same list is the same file.

@@ -16,14 +16,16 @@ from fastdraft.corpus.licences import licensed_packages
 from fastdraft.corpus.order import IGNORED, ShardRows
 from fastdraft.corpus.shards import Shards
 from fastdraft.draft import DraftCard
-from fastdraft.evaluate.loops import loops, pooled_repeats
 from fastdraft.maths.divergence import cross_entropy
 from fastdraft.maths.reduction import masked_sum
 from fastdraft.records import read_card
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.loops import loops, pooled_repeats
 from fastdraft.synthesize.prompts import document_prompts
 
+# The phases of recipes/demo-target.yaml; the last one's weights are packaged.
+PHASES = ("pretrain", "continue")
 CONTEXT_TOKENS = 512
 PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 128, 64, 128
 
@@ -31,7 +33,9 @@ PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 128, 64, 128
 def model_card(folder: Path, run: Path) -> str:
     """The card's text for the model in `folder`, trained by `run`."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    corpus, trained = read_card(run / "tokenize", CorpusCard), read_card(run / "pretrain", DraftCard)
+    corpus = read_card(run / "tokenize", CorpusCard)
+    trained = [read_card(run / phase, DraftCard) for phase in PHASES]
+    tokens, minutes = sum(each.trained_tokens for each in trained), sum(each.cost.seconds for each in trained) / 60
     measured = "\n".join(
         _measured(name, model, Shards(run / "tokenize" / name / "held_out" / "shards", source.held_out))
         for name, source in corpus.sources.items()
@@ -46,7 +50,7 @@ def model_card(folder: Path, run: Path) -> str:
 
 A small Llama of Python source and docstrings, {model.num_parameters():,} parameters, bf16, so that the whole road to a
 draft can be walked on a laptop. It is trained from nothing by FastDraft's own loop: `recipes/demo-target.yaml`,
-{trained.trained_tokens:,} tokens in {trained.cost.seconds / 60:.0f} minutes on a CPU. It writes plausible Python and is
+{tokens:,} tokens in {minutes:.0f} minutes on a CPU. It writes plausible Python and is
 of no other use.
 
 ## Measured on documents that it has not seen
@@ -75,7 +79,7 @@ vendored code left out:
 
 def _measured(name: str, model: PreTrainedModel, shards: Shards) -> str:
     generator = np.random.default_rng(0)
-    prompts = document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator)
+    prompts = list(document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator))
     coins_BN = torch.zeros(PROMPTS, COMPLETION_TOKENS, dtype=torch.float64)
     written = [row.tokens for row in generate(model, prompts, Law(0.0), COMPLETION_TOKENS, frozenset({0}), coins_BN)]
     looping = float(np.mean([loops(tokens) for tokens in written]))

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from fastdraft.corpus.shards import Tokens
 from fastdraft.errors import JudgeError
 from fastdraft.evaluate.assisted import Run, decode
-from fastdraft.evaluate.onepass import acceptances, completion_logits, law_of, pooled, resampled_prompts
+from fastdraft.evaluate.onepass import acceptances, law_of, pooled, resampled_prompts
 from fastdraft.evaluate.records import Estimate, JudgeResult, NearTie
 from fastdraft.maths import acceptance
 from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.rescore import completion_logits
 
 # Between a batch and single steps of a 7M fp32 model on a CPU, logits moved by up to 7e-5 (120 tokens).
 NEAR_TIE = 1e-4

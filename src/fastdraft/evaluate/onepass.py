@@ -5,7 +5,7 @@ Dimensions: B completions, N tokens of the longest one, V vocabulary, R resample
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.evaluate.loops import loops, pooled_repeats
 from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
 from fastdraft.maths import acceptance
 from fastdraft.maths.law import warp
 from fastdraft.synthesize.completions import Completion, Law
-
-# Texts in one forward: 8 x 128 tokens of a vocabulary of 128 256 are 0.5 GB of logits.
-BATCH_TEXTS = 8
+from fastdraft.synthesize.loops import loops, pooled_repeats
+from fastdraft.synthesize.rescore import completion_logits
 
 
 class Subject(NamedTuple):
@@ -83,27 +81,6 @@ def acceptances(draft: PreTrainedModel, completions: Sequence[Completion]) -> Ac
     return Acceptances(accept_BN, lengths_B)
 
 
-@torch.inference_mode()
-def completion_logits(model: PreTrainedModel, completions: Sequence[Completion]) -> Iterator[tuple[int, Tensor]]:
-    """The place of each completion and its (n,V) teacher-forced logits, a batch of similar lengths at a time.
-
-    Texts are padded on the right, where a causal model needs no mask; logits exist for completions alone.
-    """
-    order = sorted(range(len(completions)), key=lambda place: _text_tokens(completions[place]))
-    for start in range(0, len(order), BATCH_TEXTS):
-        places = order[start : start + BATCH_TEXTS]
-        rows = [completions[place] for place in places]
-        inputs_BT = torch.zeros(len(rows), max(map(_text_tokens, rows)) - 1, dtype=torch.long)
-        for input_T, row in zip(inputs_BT, rows, strict=True):
-            input_T[: _text_tokens(row) - 1] = torch.from_numpy(np.concatenate([row.prompt, row.tokens])[:-1])
-        first = min(len(row.prompt) for row in rows) - 1
-        wanted = inputs_BT.shape[1] - first
-        output = model(input_ids=inputs_BT.to(model.device), use_cache=False, logits_to_keep=wanted)
-        for place, row, logits_NV in zip(places, rows, output.logits, strict=True):
-            begin = len(row.prompt) - 1 - first
-            yield place, logits_NV[begin : begin + len(row.tokens)].float()
-
-
 def resampled_prompts(prompts: int, resamples: int, seed: int) -> Tensor:
     """(R,B) prompt indices drawn with replacement; the same for every rate, so that rates stay comparable."""
     return torch.from_numpy(np.random.default_rng(seed).integers(0, prompts, (resamples, prompts)))
@@ -142,7 +119,3 @@ def _acceptance(completion: Completion, logits_NV: Tensor) -> Tensor:
 def _kept(numerator_B: Tensor, denominator_B: Tensor, kept_B: Tensor) -> float | None:
     """The pooled ratio over a part of the completions; None over none."""
     return float(numerator_B[kept_B].sum() / denominator_B[kept_B].sum()) if kept_B.any() else None
-
-
-def _text_tokens(completion: Completion) -> int:
-    return len(completion.prompt) + len(completion.tokens)

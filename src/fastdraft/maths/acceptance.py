@@ -110,6 +110,24 @@ def position_acceptance(counts: Chain) -> Tensor:
     return counts.position_accepted_BG.sum(0) / counts.forwards_B.sum()
 
 
+def expected_block_efficiency(alpha: float, gamma: int) -> float:
+    """tau where each drafted token is accepted with chance alpha, independently: 1 + alpha + .. + alpha^gamma.
+
+    Leviathan et al. 2023 (arXiv:2211.17192), equation 1. On real texts acceptances cluster, and `chain` counts them.
+    """
+    return sum(alpha**j for j in range(gamma + 1))
+
+
+def alpha_of_block_efficiency(tau: float, gamma: int) -> float | None:
+    """The alpha in [0, 1] with this expected_block_efficiency; 0 where tau is below 1, None where above gamma + 1."""
+    if tau > gamma + 1:
+        return None
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if expected_block_efficiency(middle, gamma) < tau else (low, middle)
+    return high
+
+
 def mbsu(tau: float, gamma: int, c: float) -> float:
     """Memory-bound speed-up: reading weights is the whole cost, c = draft parameters / target parameters."""
     return tau / (c * gamma + 1)

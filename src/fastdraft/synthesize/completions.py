@@ -7,7 +7,7 @@ be written in any order, by runs that were killed, with any batch size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,10 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """One completion: (n) tokens and (n) log p of each under the law that it was sampled from, 0.0 where greedy."""
+    """One completion: (n) tokens and (n) log p of each under the law that it was sampled from, 0.0 where greedy.
+
+    `logp` is empty where nobody knows it: rows that were recorded elsewhere.
+    """
 
     key: str
     prompt: Tokens
@@ -79,15 +82,55 @@ def row_key(request: Request, completion_tokens: int, seed: int, target_revision
     return xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
 
 
+class Keys:
+    """A set of row keys at 8 bytes each: the sorted ones in an array, the newest ones apart."""
+
+    NEWEST = 1 << 16
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, np.uint64)
+        self._newest: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._newest)
+
+    def __contains__(self, key: str) -> bool:
+        number = int(key, 16)
+        place = int(np.searchsorted(self._sorted, np.uint64(number)))
+        return number in self._newest or (place < len(self._sorted) and int(self._sorted[place]) == number)
+
+    def add(self, keys: Iterable[str]) -> None:
+        """Some more keys."""
+        self._newest.update(int(key, 16) for key in keys if key not in self)
+        if len(self._newest) >= self.NEWEST:
+            newest = np.fromiter(self._newest, np.uint64, len(self._newest))
+            self._sorted, self._newest = np.sort(np.concatenate([self._sorted, newest])), set()
+
+
 class CompletionStore:
     """A folder of completions; a batch is one shard, there whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def stored(self) -> Keys:
+        """The keys of all completions that are stored; ShardError where a row is there twice."""
+        found = Keys()
+        for path in self._shards():
+            keys = _read(path, ["key"])["key"].to_pylist()
+            if twice := [key for key in keys if key in found]:
+                raise _broken(path, f"{len(twice)} of its rows stand in other shards too, the first is {twice[0]}")
+            found.add(keys)
+        return found
+
     def keys(self) -> set[str]:
         """The keys of all completions that are stored."""
         return {key for path in self._shards() for key in _read(path, ["key"])["key"].to_pylist()}
+
+    def shards(self) -> Iterator[list[Completion]]:
+        """All completions, a shard at a time, the shards in the order of their names."""
+        for path in self._shards():
+            yield list(_rows(_read(path, SCHEMA.names), path))
 
     def write(self, completions: Sequence[Completion]) -> None:
         """Add one shard."""
@@ -152,7 +195,7 @@ def _fault(prompt_tokens: int, tokens: int, logp: LogProbabilities) -> str | Non
     """What is wrong with a row, if anything is."""
     if not prompt_tokens or not tokens:
         return f"a prompt of {prompt_tokens} and a completion of {tokens} tokens, wanted at least 1 of each"
-    if len(logp) != tokens:
+    if len(logp) not in (0, tokens):
         return f"{len(logp)} log-probabilities for {tokens} tokens"
     wrong = logp[~(np.isfinite(logp) & (logp <= 0))]
     return f"the log-probability {wrong[0]}, wanted a finite one, at most 0" if len(wrong) else None

@@ -6,49 +6,59 @@ files of an installation begin with the same notice).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from math import gcd
 
 import numpy as np
+import xxhash
 
 from fastdraft.corpus.shards import Shards, Tokens
 from fastdraft.errors import CorpusError
-from fastdraft.synthesize.completions import Law, Request
+from fastdraft.synthesize.completions import Keys, Law, Request
 
 
 def document_prompts(
     shards: Shards, count: int, prompt_tokens: int, completion_tokens_at_least: int, generator: np.random.Generator
-) -> list[Tokens]:
+) -> Iterator[Tokens]:
     """`count` distinct prompts of `prompt_tokens` tokens, each followed by as many more of its own document as asked.
 
     The documents come in random order, one window each, then all other windows; CorpusError where all are too few.
+    Prompts given out are remembered at 8 bytes each.
     """
-    found: dict[bytes, Tokens] = {}
+    found = Keys()
     for start in _starts(shards.document_starts(), prompt_tokens + completion_tokens_at_least, generator):
         if len(found) == count:
-            break
+            return
         prompt = shards[start : start + prompt_tokens]
-        found.setdefault(prompt.tobytes(), prompt)
+        key = xxhash.xxh3_64_hexdigest(prompt.tobytes())
+        if key not in found:
+            found.add([key])
+            yield prompt
     if len(found) < count:
         raise CorpusError(
             f"{shards.folder}: {shards.documents:,} documents ({shards.tokens:,} tokens) give {len(found):,} distinct "
             f"prompts of {prompt_tokens} tokens with {completion_tokens_at_least} behind them, wanted {count:,}\n"
             f"  do: lower `prompts`, `prompt_tokens` or `completion_tokens`, or add documents to the source"
         )
-    return list(found.values())
 
 
-def over_laws(prompts: Sequence[Tokens], weights: Mapping[Law, float]) -> list[Request]:
+def over_laws(prompts: Iterable[Tokens], weights: Mapping[Law, float]) -> Iterator[Request]:
     """One request for each prompt; the laws share the prompts by weight, at every moment to within one prompt."""
     laws, share = list(weights), np.array(list(weights.values())) / sum(weights.values())
     given = np.zeros(len(laws))
-    requests = []
     for i, prompt in enumerate(prompts):
         law = int((share * (i + 1) - given).argmax())
         given[law] += 1
-        requests.append(Request(prompt, laws[law]))
-    return requests
+        yield Request(prompt, laws[law])
+
+
+def repeated(requests: Iterable[Request], answers_per_prompt: int) -> Iterator[Request]:
+    """Each request so many times, told apart by `index`; greedy ones once, for they would say the same."""
+    for request in requests:
+        for index in range(1 if request.law.greedy else answers_per_prompt):
+            yield replace(request, index=index)
 
 
 def _starts(documents: Tokens, needed: int, generator: np.random.Generator) -> Iterator[int]:

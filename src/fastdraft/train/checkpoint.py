@@ -1,5 +1,7 @@
 """Checkpoints: weights, optimizers, generators and the data position, in safetensors and JSON, never pickle.
 
+They are whole, whatever the processes held: the main process writes them, and any number of processes reads them.
+
 A checkpoint exists when its folder has its final name; state.json holds a digest of each file beside it, so that a
 damaged one is recognised and the one before it is used.
 """
@@ -16,10 +18,13 @@ import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from fastdraft import processes
 from fastdraft.errors import CheckpointError
 from fastdraft.run import OLD, PART, finished_last, recover, remove
 from fastdraft.train.optim import OptimizerSet
+from fastdraft.train.parallel import laid_like, whole
 
 KEPT = 2
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -27,22 +32,33 @@ FILES = ("model.safetensors", "optimizer.safetensors")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a phase stands: optimizer steps and trained tokens so far, rows drawn of each source, seconds spent."""
+    """Where a phase stands: steps and trained tokens so far, rows drawn of each source, seconds spent.
+
+    `skipped` steps were drawn and not taken: their loss was no number.
+    """
 
     step: int
     tokens: int
     position: tuple[int, ...]
     seconds: float
+    skipped: int = 0
 
 
 def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Progress) -> None:
     """Write checkpoint-STEP below `folder` and drop all but the last two."""
+    weights, (tensors, settings) = _weights(model), _flatten(optimizers)
+    tensors |= _generators(model)
+    processes.led(lambda: _write(folder, weights, tensors, settings, progress))
+
+
+def _write(
+    folder: Path, weights: dict[str, Tensor], tensors: dict[str, Tensor], settings: dict[str, Any], progress: Progress
+) -> None:
     path = folder / f"checkpoint-{progress.step:08d}"
     with finished_last(path) as part:
         part.mkdir()
-        save_file(_weights(model), part / "model.safetensors")
-        tensors, settings = _flatten(optimizers)
-        save_file(tensors | _generators(model), part / "optimizer.safetensors")
+        save_file(weights, part / "model.safetensors")
+        save_file(tensors, part / "optimizer.safetensors")
         digests = {name: _digest(part / name) for name in FILES}
         state = {"progress": asdict(progress), "optimizers": settings, "digests": digests}
         (part / "state.json").write_text(json.dumps(state))
@@ -57,14 +73,20 @@ def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progres
 
     CheckpointError where there are checkpoints and none is sound, or where they are of another model.
     """
+    path = processes.led(lambda: _newest(folder))
+    return _load(path, model, optimizers) if path else None
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest sound checkpoint, once what a kill left is cleared up."""
     for left in [*folder.glob(f"checkpoint-*{PART}"), *folder.glob(f"checkpoint-*{OLD}")]:
         recover(left.with_suffix(""))
         remove(left.with_suffix(PART))
     found = _found(folder)
     for path in reversed(found):
         if (problem := _damage(path)) is None:
-            return _load(path, model, optimizers)
-        warnings.warn(f"{path} is damaged ({problem}); the checkpoint before it is used", stacklevel=2)
+            return path
+        warnings.warn(f"{path} is damaged ({problem}); the checkpoint before it is used", stacklevel=4)
     if found:
         raise CheckpointError(f"no checkpoint in {folder} is sound\n  do: remove {folder} to start this phase anew")
     return None
@@ -95,17 +117,19 @@ def _load(path: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress:
             f"{path} is of {', '.join(state['optimizers'])}, this phase trains with {', '.join(optimizers)}\n"
             f"  do: remove {path.parent} to start this phase anew"
         )
+    own = dict(model.named_parameters())
+    weights = {name: laid_like(weight, own[name]) for name, weight in weights.items()}
     model.load_state_dict(weights, strict=False)  # a tied output layer is not saved twice: checked above
     _set_generators(model, tensors)
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(_unflatten(name, tensors, state["optimizers"][name]))
+        optimizer.load_state_dict(_unflatten(name, tensors, optimizer, state["optimizers"][name]))
     progress = state["progress"]
     return Progress(**progress | {"position": tuple(progress["position"])})
 
 
 def _check_model(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
     """CheckpointError unless the weights are exactly the model's, name by name and shape by shape."""
-    wanted = {name: weight.shape for name, weight in _weights(model).items()}
+    wanted = {name: weight.shape for name, weight in model.named_parameters()}
     found = {name: weight.shape for name, weight in weights.items()}
     if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
         raise CheckpointError(
@@ -133,7 +157,7 @@ def _set_generators(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Every weight once: a tied output layer is the embedding."""
-    return {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
+    return {name: whole(weight.detach()).contiguous() for name, weight in model.named_parameters()}
 
 
 def _flatten(optimizers: OptimizerSet) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -144,16 +168,20 @@ def _flatten(optimizers: OptimizerSet) -> tuple[dict[str, Tensor], dict[str, Any
         state = optimizer.state_dict()
         settings[name] = state["param_groups"]
         for index, values in state["state"].items():
-            tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in values.items()}
+            whole_values = {key: whole(torch.as_tensor(value)).contiguous() for key, value in values.items()}
+            tensors |= {f"{name}.{index}.{key}": value for key, value in whole_values.items()}
     return tensors, settings
 
 
-def _unflatten(name: str, tensors: dict[str, Tensor], groups: Any) -> dict[str, Any]:
+def _unflatten(name: str, tensors: dict[str, Tensor], optimizer: Optimizer, groups: Any) -> dict[str, Any]:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         owner, index, field = key.split(".", 2)
         if owner == name:
-            state.setdefault(int(index), {})[field] = value
+            weight = weights[int(index)]
+            laid = laid_like(value, weight) if value.shape == weight.shape else value  # AdamW counts steps in a scalar
+            state.setdefault(int(index), {})[field] = laid
     return {"state": state, "param_groups": groups}
 
 

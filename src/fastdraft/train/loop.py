@@ -1,34 +1,35 @@
 """The loop that every phase runs: batches in, a trained model and a metrics file out, safe to stop at any moment.
 
 A phase is a function of its model's weights, its mixture and its recipe part; one that was killed goes on from its last
-checkpoint and takes the same steps (bit for bit on one CPU thread).
+checkpoint and takes the same steps (bit for bit on one CPU thread), with however many processes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fastdraft import processes
+from fastdraft.corpus.document import Portion
 from fastdraft.corpus.order import IGNORED, Batch, Mixture
-from fastdraft.errors import NonFiniteLoss
+from fastdraft.errors import Stopped
 from fastdraft.maths.schedule import SCHEDULES
 from fastdraft.progress import Bar
 from fastdraft.recipe import TrainPart
-from fastdraft.run import finished_last
-from fastdraft.train import checkpoint, optim
+from fastdraft.stopping import sigterm_noted
+from fastdraft.train import checkpoint, faults, optim, parallel
 from fastdraft.train.checkpoint import Progress
-from fastdraft.train.head import on_finished_logits, summed_loss
+from fastdraft.train.learner import Learner
+from fastdraft.train.metrics import Metrics
 from fastdraft.train.objectives import Objective, cross_entropy
 
 HeldOut = dict[str, list[Batch]]
@@ -36,7 +37,7 @@ HeldOut = dict[str, list[Batch]]
 
 @dataclass
 class Phase:
-    """All that one phase of training is made of."""
+    """All that one phase of training is made of; `parallel` is how several processes share it, `ddp` or `fsdp`."""
 
     name: str
     model: PreTrainedModel
@@ -46,6 +47,7 @@ class Phase:
     objective: Objective
     folder: Path
     device: torch.device
+    parallel: str = "ddp"
     total_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,113 +55,144 @@ class Phase:
         self.total_steps = math.ceil(steps - 1e-6)  # the mean is rounded: a millionth of a step is none
 
 
-def train(phase: Phase) -> Progress:
-    """Run a phase to its end, from its last checkpoint if there is one; the model is trained in place.
+@dataclass
+class Training:
+    """A phase under way: what learns, what moves it, and how many steps in a row were skipped."""
 
-    NonFiniteLoss where the loss stops being a number: the checkpoint before it stays.
+    phase: Phase
+    learner: nn.Module
+    optimizers: optim.OptimizerSet
+    skipped_in_a_row: int = 0
+
+
+def train(phase: Phase) -> Progress:
+    """Run a phase to its end, from its last checkpoint if there is one; its model is then the trained one.
+
+    NonFiniteLoss where the loss stops being a number: the checkpoint before it stays. Stopped after SIGTERM: one of the
+    last step taken is there.
     """
-    model, part = phase.model.to(phase.device), phase.part  # type: ignore[arg-type]
-    model.train()
-    optimizers = optim.build(model, part)
-    progress = checkpoint.restore(phase.folder, model, optimizers) or Progress(0, 0, tuple(phase.mixture.position), 0.0)
+    training = begin(phase)
+    progress = checkpoint.restore(phase.folder, phase.model, training.optimizers) or Progress(
+        0, 0, tuple(phase.mixture.position), 0.0
+    )
     phase.mixture.position = list(progress.position)
-    metrics = _reopened(phase.folder / "metrics.jsonl", progress.step)
-    forward = torch.compile(model.base_model, dynamic=False) if part.compile else model.base_model
-    begun, saved = time.monotonic() - progress.seconds, time.monotonic()
-    with Bar(phase.name, part.train_tokens, "tokens", progress.tokens) as bar, metrics.open("a") as log:
-        for step in range(progress.step, phase.total_steps):
-            row = _step(phase, forward, optimizers, step)
-            fresh = row["tokens"]
-            tokens = progress.tokens + fresh
-            progress = Progress(step + 1, tokens, tuple(phase.mixture.position), time.monotonic() - begun)
-            if _crosses(part.held_out_every_tokens, tokens, fresh) or progress.step == phase.total_steps:
-                row |= held_out_loss(phase)
-            row = {"step": progress.step} | row | {"tokens": tokens, "seconds": progress.seconds}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            bar.advance(fresh, f"loss {row['loss_nats']:.3f}")
-            if time.monotonic() - saved > part.checkpoint_seconds or progress.step == phase.total_steps:
-                os.fsync(log.fileno())  # a checkpoint that survives a power cut must find the lines of its steps
-                checkpoint.save(phase.folder, model, optimizers, progress)
-                saved = time.monotonic()
+    bar = Bar(phase.name, phase.part.train_tokens, "tokens", progress.tokens)
+    with bar, Metrics(phase.folder / "metrics.jsonl", progress.step) as metrics:
+        progress = _run(training, progress, bar, metrics)
+    if progress.skipped:
+        warnings.warn(f"{phase.name} skipped {progress.skipped} of {progress.step} steps: metrics.jsonl", stacklevel=2)
+    phase.model = parallel.gathered(phase.model)
     return progress
 
 
-def held_out_loss(phase: Phase) -> dict[str, float]:
+def begin(phase: Phase) -> Training:
+    """The phase's model on its device, or its shards on every process's, with what moves it."""
+    learner = parallel.spread(Learner(phase.model, phase.part), phase.parallel, phase.device)
+    return Training(phase, learner.train(), optim.build(phase.model, phase.part))
+
+
+def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> Progress:
+    """The steps that are left."""
+    phase, part = training.phase, training.phase.part
+    begun, saved = time.monotonic() - progress.seconds, time.monotonic()
+    with sigterm_noted() as asked_to_stop:
+        for step in range(progress.step, phase.total_steps):
+            row = _step(training, step)
+            progress = _after(progress, row, phase.mixture, time.monotonic() - begun)
+            last = progress.step == phase.total_steps
+            if _crosses(part.held_out_every_tokens, progress.tokens, row["tokens"]) or last:
+                row |= held_out_loss(training)
+            metrics.write({"step": progress.step} | row | {"tokens": progress.tokens, "seconds": progress.seconds})
+            bar.advance(row["tokens"], row.get("skipped") or f"loss {row['loss_nats']:.3f}")
+            due = time.monotonic() - saved > part.checkpoint_seconds and processes.is_main()
+            stop, due = processes.any_of(asked_to_stop(), due)
+            if due or stop or last:
+                metrics.sync()
+                checkpoint.save(phase.folder, phase.model, training.optimizers, progress)
+                saved = time.monotonic()
+            if stop:
+                raise Stopped
+    return progress
+
+
+def _after(progress: Progress, row: dict[str, Any], mixture: Mixture, seconds: float) -> Progress:
+    return replace(
+        progress,
+        step=progress.step + 1,
+        tokens=progress.tokens + row["tokens"],
+        position=tuple(mixture.position),
+        seconds=seconds,
+        skipped=progress.skipped + ("skipped" in row),
+    )
+
+
+def held_out_loss(training: Training) -> dict[str, float]:
     """Nats per token on the held-out part of each source that has one."""
-    phase.model.eval()
+    phase, learner = training.phase, training.learner.eval()
     found = {}
     for name, batches in phase.held_out.items():
         if not batches:
             continue
         with torch.no_grad():
-            sums = [_loss(phase, phase.model.base_model, batch, cross_entropy) for batch in _on(phase.device, batches)]
-        tokens = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
-        found[f"held_out_{name}_nats"] = float(sum(sums)) / max(tokens, 1)
-    phase.model.train()
+            sums = [learner(b.inputs_BT, b.labels_BT, cross_entropy) for b in _on(phase.device, batches)]
+        nats, tokens = processes.summed(float(sum(sums)), sum(_tokens(batch) for batch in batches))
+        found[f"held_out_{name}_nats"] = nats / max(tokens, 1)
+    learner.train()
     return found
 
 
-def _step(phase: Phase, forward: Callable[..., Any], optimizers: optim.OptimizerSet, step: int) -> dict[str, Any]:
-    """One optimizer step: sums over the micro-batches, one division by the step's tokens."""
-    part, started = phase.part, time.monotonic()
-    batch = phase.mixture.next_batch(part.batch_sequences)
-    tokens = int((batch.labels_BT != IGNORED).sum())
+def _step(training: Training, step: int) -> dict[str, Any]:
+    """One optimizer step: sums over micro-batches and processes, one division by the step's tokens."""
+    phase, part, started = training.phase, training.phase.part, time.monotonic()
+    batch = phase.mixture.next_batch(part.batch_sequences, Portion(processes.rank(), processes.count()))
+    tokens = int(processes.summed(_tokens(batch))[0])
+    loss = parallel.over_processes(_backward(training, batch, tokens)).item()
+    norm = parallel.clipped(phase.model.parameters(), part.gradient_clip).item()
+    factor = SCHEDULES[part.schedule](step, phase.total_steps, part.warmup_steps, part.decay_share)
+    row = {"learning_rate": part.learning_rate * factor}
+    if wrong := faults.fault(loss, norm, phase.model.config.get_text_config().vocab_size):
+        _skip(training, wrong, batch, step)
+        return {"tokens": 0, "loss_nats": None, "gradient_norm": None, "skipped": wrong} | row
+    _apply(training.optimizers, part, factor)
+    training.skipped_in_a_row = 0
+    speed = tokens / (time.monotonic() - started)
+    return {"tokens": tokens, "loss_nats": loss, "gradient_norm": norm} | row | {"tokens_per_second": speed}
+
+
+def _backward(training: Training, batch: Batch, tokens: int) -> Tensor:
+    """() this process's part of the step's loss; its gradients, summed over all processes, lie at the weights."""
+    phase, (sequences, length) = training.phase, batch.inputs_BT.shape
+    size = min(phase.part.micro_batch_sequences or sequences, sequences)
+    micros = _split(batch, size)
     total = torch.zeros((), device=phase.device)
-    for micro in _on(phase.device, _split(batch, part.micro_batch_sequences or part.batch_sequences)):
-        loss = _loss(phase, forward, micro, phase.objective) / max(tokens, 1)
-        loss.backward()
-        total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(phase.model.parameters(), part.gradient_clip)
-    _check_finite(phase, step, loss=total.item(), gradient_norm=norm.item())
-    factor = _apply(optimizers, part, step, phase.total_steps)
-    return {
-        "tokens": tokens,
-        "loss_nats": total.item(),
-        "gradient_norm": norm.item(),
-        "learning_rate": part.learning_rate * factor,
-        "tokens_per_second": tokens / (time.monotonic() - started),
-    }
+    with faults.lack_of_memory_named(phase.name, size, length):
+        for number, micro in enumerate(_on(phase.device, micros), start=1):
+            with parallel.summing(training.learner, last=number == len(micros)):
+                loss = training.learner(micro.inputs_BT, micro.labels_BT, phase.objective) / max(tokens, 1)
+                loss.backward()
+            total += loss.detach()
+    return total
 
 
-def _check_finite(phase: Phase, step: int, **measured: float) -> None:
-    """NonFiniteLoss before the optimizer steps on what is no number: a finite loss can have an infinite gradient."""
-    wrong = {name: value for name, value in measured.items() if not math.isfinite(value)}
-    if wrong:
-        raise NonFiniteLoss(
-            f"{phase.name} became {', '.join(f'{name} {value}' for name, value in wrong.items())} at step {step + 1}, "
-            f"sequences before it {dict(zip(phase.mixture.names, phase.mixture.position, strict=True))}\n"
-            f"  kept: the checkpoints in {phase.folder}, if it came to one\n"
-            f"  do: lower the learning rates and run again; the phase is made anew, what is here moves to stale/"
-        )
+def _skip(training: Training, wrong: str, batch: Batch, step: int) -> None:
+    """Leave a step out; NonFiniteLoss unless the recipe says so, or where too many are left out in a row."""
+    phase, training.skipped_in_a_row = training.phase, training.skipped_in_a_row + 1
+    if phase.part.on_nonfinite == "stop" or training.skipped_in_a_row > faults.SKIPPED_IN_A_ROW_AT_MOST:
+        raise faults.not_taken(phase.name, step + 1, wrong, batch.places, phase.folder)
+    for optimizer in training.optimizers.values():
+        optimizer.zero_grad()
 
 
-def _apply(optimizers: optim.OptimizerSet, part: TrainPart, step: int, total_steps: int) -> float:
-    factor = SCHEDULES[part.schedule](step, total_steps, part.warmup_steps, part.decay_share)
+def _apply(optimizers: optim.OptimizerSet, part: TrainPart, factor: float) -> None:
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             group["lr"] = optim.peaks(part)[name] * factor
         optimizer.step()
         optimizer.zero_grad()
-    return factor
 
 
-def _loss(phase: Phase, forward: Callable[..., Any], batch: Batch, objective: Objective) -> Tensor:
-    """() the sum of the losses of a batch's trained tokens."""
-    with _precision(phase):
-        loss_of = objective(batch)
-        hidden_NE = forward(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state.flatten(0, 1)
-    if phase.part.precision == "bf16":
-        hidden_NE = hidden_NE.to(torch.bfloat16)
-    weight_VE = phase.model.get_output_embeddings().weight
-    loss_of = on_finished_logits(loss_of, phase.model.config)
-    return summed_loss(hidden_NE, weight_VE, loss_of, phase.part.head_chunk_tokens)
-
-
-def _precision(phase: Phase) -> AbstractContextManager[Any]:
-    if phase.part.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(phase.device.type, torch.bfloat16)
+def _tokens(batch: Batch) -> int:
+    return int((batch.labels_BT != IGNORED).sum())
 
 
 def _split(batch: Batch, sequences: int) -> list[Batch]:
@@ -174,19 +207,3 @@ def _on(device: torch.device, batches: list[Batch]) -> Iterator[Batch]:
 
 def _crosses(every: int, tokens: int, fresh: int) -> bool:
     return tokens // every > (tokens - fresh) // every
-
-
-def _reopened(path: Path, step: int) -> Path:
-    """The metrics file without the lines of steps that will be taken again, nor what a kill or a full disk left."""
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-    with finished_last(path) as part:
-        part.write_text("".join(line for line in lines if 1 <= _step_of(line) <= step))
-    return path
-
-
-def _step_of(line: str) -> int:
-    """The step that a whole line of metrics is about; 0 for anything else."""
-    try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else 0
-    except (ValueError, KeyError, TypeError):
-        return 0

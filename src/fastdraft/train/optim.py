@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdraft.recipe import TrainPart
+from fastdraft.train.parallel import gather_matrices
 
 OptimizerSet = dict[str, torch.optim.Optimizer]
 
@@ -23,6 +24,7 @@ def build(model: nn.Module, part: TrainPart) -> OptimizerSet:
     found: OptimizerSet = {"adamw": torch.optim.AdamW(groups, lr=part.learning_rate, betas=(0.9, 0.95), eps=1e-10)}
     if hidden:
         found["muon"] = torch.optim.Muon(hidden, lr=part.muon_learning_rate, weight_decay=part.weight_decay)
+        found["muon"].register_step_pre_hook(gather_matrices)
     return found
 
 

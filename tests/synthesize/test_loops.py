@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastdraft.evaluate.loops import loops, pooled_repeats, repeated_ngrams
+from fastdraft.synthesize.loops import loops, pooled_repeats, repeated_ngrams
 
 
 def test_a_text_without_repetition_has_none() -> None:

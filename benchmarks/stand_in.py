@@ -1,0 +1,218 @@
+"""A stand-in for a large target: a small one grown to hundreds of millions of parameters without changing its function.
+
+A large model cannot be had on every machine, so the decode cost of one is bought with dead weights: wider blocks whose
+new outputs are zero, new heads that nothing reads, new layers that add nothing. The grown model writes what the small
+one writes at the price of a large one. It says so in its folder's README and in its configuration
+(`fastdraft_stand_in`); whoever shows a figure measured with it must say so too.
+
+    python benchmarks/stand_in.py demo runs/stand-in-292m --width 1024 --layers 24
+
+How a residual stream of w0 dimensions lives in one of w1 = m w0, the rest of it zero for ever:
+
+- RMSNorm divides by the root of the mean square plus eps. The mean over w1 is the mean over w0 times w0/w1, so its
+  weight is scaled by sqrt(w0/w1) and eps by w0/w1.
+- A head of d0 dimensions in one of d1 = n d0: its rotary frequency theta^(-2j/d0) is that of pair j n of the wide head;
+  scores are divided by sqrt(d1) there, so q is scaled by sqrt(d1/d0).
+- Query heads keep their share of key-value heads, so old heads come first and still meet the keys that they met.
+- New layers have output projections of zero: attention and MLP are computed, and add nothing.
+
+Rows that nothing reads are drawn at random, so that an engine finds no zero matrix to skip; columns that read dead
+dimensions are zero, so that the scales of a quantiser stay what they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fastdraft import target
+from fastdraft.errors import RunError, ShapeError, UserError
+from fastdraft.recipe import TargetPart
+from fastdraft.run import finished_last
+
+KEY = "fastdraft_stand_in"
+PROBE_ROWS, PROBE_TOKENS = 4, 128
+# fp32 sums of 1024 instead of 256 terms in another order: 1e-5 is usual where logits are up to 20.
+LARGEST_DIFFERENCE = 1e-3
+# What is new in these must be zero: they write into the residual stream, or are read with it.
+WRITERS = ("embed_tokens", "lm_head", "o_proj", "down_proj")
+
+
+class Growth(NamedTuple):
+    """The grown sizes; width and head size are multiples of the small model's."""
+
+    width: int
+    layers: int
+    head_size: int
+
+
+def grow(small: LlamaForCausalLM, growth: Growth, seed: int = 0) -> LlamaForCausalLM:
+    """A model of the grown sizes with the small one's function, float32; ShapeError where it cannot be."""
+    config = _config(small.config, growth)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        grown = LlamaForCausalLM(config).float()
+    old = small.state_dict()
+    with torch.no_grad():
+        for name, weight in grown.named_parameters():
+            weight.copy_(weight.bfloat16())  # what is random must not be why the model cannot be stored in bf16
+            _fill(weight, name.removesuffix(".weight").rpartition(".")[2], old.get(name), small.config, config)
+    return grown.eval().requires_grad_(False)
+
+
+def _config(small: LlamaConfig, growth: Growth) -> LlamaConfig:
+    ratio, left = divmod(growth.width, small.hidden_size)
+    if left or growth.head_size % small.head_dim or growth.layers < small.num_hidden_layers:
+        raise ShapeError(
+            f"{growth} cannot hold {small.num_hidden_layers} layers {small.hidden_size} wide with heads of "
+            f"{small.head_dim}\n  wanted: multiples of width and head size, as many layers at least\n"
+            f"  do: choose --width, --head-size and --layers accordingly"
+        )
+    rope = small.rope_parameters["rope_type"]
+    if rope != "default" or small.attention_bias or small.mlp_bias:
+        raise ShapeError(
+            f"found rope_type {rope}, attention_bias {small.attention_bias}, mlp_bias {small.mlp_bias}\n"
+            f"  wanted: default, False, False\n  do: choose another Llama"
+        )
+    grown = {
+        "hidden_size": growth.width,
+        "num_hidden_layers": growth.layers,
+        "head_dim": growth.head_size,
+        "num_attention_heads": small.num_attention_heads * ratio,
+        "num_key_value_heads": small.num_key_value_heads * ratio,
+        "intermediate_size": small.intermediate_size * ratio,
+        "rms_norm_eps": small.rms_norm_eps / ratio,
+        "dtype": "float32",
+        KEY: f"a model {small.hidden_size} wide with {small.num_hidden_layers} layers, grown with dead weights: "
+        "its outputs, the decode cost of a large one",
+    }
+    return LlamaConfig(**small.to_dict() | grown)
+
+
+def _fill(weight: Tensor, part: str, old: Tensor | None, small: LlamaConfig, big: LlamaConfig) -> None:
+    """Put a small weight into its place in the grown one, and zeros where they must be."""
+    if part.endswith("norm"):
+        if old is not None:
+            weight[: len(old)] = old * (small.hidden_size / big.hidden_size) ** 0.5
+        return
+    if part in WRITERS:
+        weight.zero_()
+    if old is not None:
+        rows, columns = _places(part, small, big)
+        weight[: _live_rows(part, small, big)] = 0.0
+        weight[rows[:, None], columns] = old.float() * (
+            (big.head_dim / small.head_dim) ** 0.5 if part == "q_proj" else 1.0
+        )
+
+
+def _places(part: str, small: LlamaConfig, big: LlamaConfig) -> tuple[Tensor, Tensor]:
+    """The rows and columns of a grown matrix that hold the small one."""
+    width, mlp, tokens = (torch.arange(n) for n in (small.hidden_size, small.intermediate_size, small.vocab_size))
+    queries, keys, values = small.num_attention_heads, small.num_key_value_heads, torch.arange(small.head_dim)
+    # transformers turns dimensions j and j + d/2 together, at frequency theta^(-2j/d).
+    pairs = torch.arange(small.head_dim // 2) * (big.head_dim // small.head_dim)
+    turned = torch.cat([pairs, pairs + big.head_dim // 2])
+    places = {
+        "embed_tokens": (tokens, width),
+        "lm_head": (tokens, width),
+        "q_proj": (_in_heads(queries, turned, big), width),
+        "k_proj": (_in_heads(keys, turned, big), width),
+        "v_proj": (_in_heads(keys, values, big), width),
+        "o_proj": (width, _in_heads(queries, values, big)),
+        "gate_proj": (mlp, width),
+        "up_proj": (mlp, width),
+        "down_proj": (width, mlp),
+    }
+    return places[part]
+
+
+def _in_heads(heads: int, dimensions: Tensor, big: LlamaConfig) -> Tensor:
+    """The same dimensions of each of the first heads."""
+    return (torch.arange(heads)[:, None] * big.head_dim + dimensions).flatten()
+
+
+def _live_rows(part: str, small: LlamaConfig, big: LlamaConfig) -> int:
+    """The first rows of a grown matrix that something reads: whole heads, although a part of each is new."""
+    heads = {"q_proj": small.num_attention_heads, "k_proj": small.num_key_value_heads}
+    heads["v_proj"] = small.num_key_value_heads
+    return heads[part] * big.head_dim if part in heads else len(_places(part, small, big)[0])
+
+
+@torch.inference_mode()
+def largest_difference(small: LlamaForCausalLM, grown: LlamaForCausalLM, seed: int = 0) -> float:
+    """Between the two models' logits on random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = min(PROBE_TOKENS, small.config.max_position_embeddings)
+    ids_BT = torch.randint(small.config.vocab_size, (PROBE_ROWS, tokens), generator=generator)
+    return float((small(ids_BT).logits - grown(ids_BT).logits).abs().max())
+
+
+def write(part: TargetPart, destination: Path, growth: Growth) -> str:
+    """The grown target in a folder, whole or not at all, with the target's tokenizer files; what was found out.
+
+    RunError where the folder is there already, ShapeError where the target cannot be grown.
+    """
+    if destination.exists():
+        raise RunError(f"{destination} is there already\n  do: remove it, or choose another folder")
+    small = target.open_model(part, torch.device("cpu"))
+    if not isinstance(small, LlamaForCausalLM):
+        raise ShapeError(
+            f"{part.path} is a `{small.config.model_type}`\n  wanted: a Llama\n  do: choose another target"
+        )
+    with finished_last(destination) as place:
+        grown = grow(small, growth)
+        exact = all(torch.equal(weight, weight.bfloat16().float()) for weight in grown.parameters())
+        (grown.bfloat16() if exact else grown).save_pretrained(place)
+        for name in (*target.TOKENIZER_FILES, "generation_config.json"):
+            if (target.folder_of(part) / name).is_file():
+                shutil.copyfile(target.folder_of(part) / name, place / name)
+        text = _found(part, small, growth, target.open_model(TargetPart(path=str(place.resolve())), small.device))
+        (place / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _found(part: TargetPart, small: LlamaForCausalLM, growth: Growth, grown: LlamaForCausalLM) -> str:
+    """The README, once the grown model has been opened and held against the small one."""
+    width, layers, head_size = growth
+    difference = largest_difference(small, grown)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise AssertionError(f"the logits differ by {difference:.2g}, wanted {LARGEST_DIFFERENCE:g} at most")
+    return f"""# A stand-in, not a large model
+
+`{part.path}` ({small.num_parameters():,} parameters) grown to {grown.num_parameters():,} by FastDraft's
+`benchmarks/stand_in.py`: width {width}, {layers} layers, heads of {head_size}, most of it dead weights.
+The outputs of `{part.path}`, the decode cost of a large model: for measuring speculative decoding, and of no other use.
+Say so beside every figure measured with it.
+
+Largest difference of its fp32 logits from those of `{part.path}` on {PROBE_ROWS} x {PROBE_TOKENS} random tokens:
+{difference:.2g}.
+"""
+
+
+def main() -> None:
+    """Parse, write, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("target", help="`demo`, a folder or a hub id of a Llama")
+    parser.add_argument("destination", type=Path, help="a folder that is not there yet")
+    parser.add_argument("--width", type=int, default=1024, help="a multiple of the target's")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--head-size", type=int, default=64, help="a multiple of the target's")
+    given = parser.parse_args()
+    target.quiet()
+    try:
+        growth = Growth(given.width, given.layers, given.head_size)
+        print(write(TargetPart(path=given.target), given.destination, growth))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Where should a draft's weights start? The demo, once for each way of `draft.start` and each seed, at equal tokens.
+
+    python benchmarks/start.py runs/start                       # all of it
+    python benchmarks/start.py runs/start --share 0.1 --seeds 7 # a tenth of the tokens, one seed: does it run?
+
+Every draft has the shape of the demo's, whatever it starts from: a donor loses layers and width to come down to it.
+What does not depend on the start is made once a seed and linked: tokens, what the target wrote for training, and its
+completions of held-out prompts. The same command goes on where it was stopped, and prints the tables again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from fastdraft import start
+from fastdraft.artefacts.evaluation import EvaluationCard
+from fastdraft.draft import DraftCard
+from fastdraft.evaluate.records import TaskResult
+from fastdraft.recipe import Recipe
+from fastdraft.records import card_key, read_card
+from fastdraft.resolve import resolve
+from fastdraft.stages import key_of, road
+
+RECIPE = Path("recipes/demo.yaml")
+DONOR = Path("../shared/targets/pycoder-7m")  # another tokenizer, beside the repository; left out where it is absent
+PHASES = ("pretrain", "continue", "align")
+SHARED = ("target", "tokenize", "synthesize")
+GAMMAS = (3, 5)
+
+
+class Run(NamedTuple):
+    """A draft by one start and seed: what was measured after each phase, and what it took."""
+
+    way: str
+    seed: int
+    results: tuple[TaskResult, ...]
+    tokens: int
+    seconds: float
+    held_out_nats: dict[str, float]
+
+
+def ways() -> list[str]:
+    """The starts that can be compared here."""
+    found = ["random", "target_embedding", "prune:demo"]
+    if (DONOR / "config.json").is_file():
+        return [*found, f"transplant:{DONOR}"]
+    print(f"left out: transplant, whose donor is not at {DONOR}, beside the repository", file=sys.stderr)
+    return found
+
+
+def overrides(way: str, seed: int, share: float) -> list[str]:
+    """The demo with another start and seed, at a share of its tokens, in the shape that it has with a random start."""
+    recipe = resolve(RECIPE).recipe
+    shape = start.shape_of(recipe.target, recipe.draft)
+    keys: dict[str, Any] = {"seed": seed, "name": "start", "draft.start": way, "evaluate.judge_prompts": 0}
+    if recipe.draft.params_millions is not None and ":" in way:
+        sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
+        keys |= {f"draft.{size}": getattr(shape, size) for size in sizes}
+    for name in PHASES:
+        part = {"pretrain": recipe.pretrain, "continue": recipe.continue_, "align": recipe.align}[name]
+        keys[f"{name}.train_tokens"] = round(part.train_tokens * share)
+    keys["synthesize.prompts"] = round(recipe.synthesize.prompts * share)
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+def keys_of(recipe: Recipe) -> dict[str, str]:
+    """The key of each stage's card."""
+    keys: dict[str, str] = {}
+    for stage in road(recipe):
+        keys[stage.name] = key_of(stage, recipe, keys)
+    return keys
+
+
+def share_with(first: Path, folder: Path, keys: dict[str, str]) -> None:
+    """Link what another start of the same seed has made and this one would make again."""
+    for stage in SHARED:
+        if card_key(first / stage) == keys[stage] and not (folder / stage).exists():
+            shutil.copytree(first / stage, folder / stage, copy_function=os.link)
+    written, mine = first / "evaluate" / "completions", folder / "evaluate"
+    if written.is_dir() and not mine.exists():
+        shutil.copytree(written, mine / "completions", copy_function=os.link)
+        (mine / "key").write_text(keys["evaluate"])  # begun, by this very recipe: the stage goes on from there
+
+
+def made(way: str, seed: int, share: float, threads: int, root: Path) -> Run:
+    """One run, from its folder where it is done."""
+    given = overrides(way, seed, share)
+    folder = root / f"seed-{seed}" / way.partition(":")[0]
+    first = root / f"seed-{seed}" / "random"
+    if folder != first:
+        share_with(first, folder, keys_of(resolve(RECIPE, given).recipe))
+    command = [Path(sys.executable).with_name("fastdraft"), "run", RECIPE, *given, f"threads={threads}"]
+    subprocess.run([*map(str, command), "--folder", str(folder), "--json"], check=True, stdout=subprocess.DEVNULL)
+    cards = [read_card(folder / phase, DraftCard) for phase in PHASES]
+    return Run(
+        way=way.partition(":")[0],
+        seed=seed,
+        results=read_card(folder / "evaluate", EvaluationCard).results,
+        tokens=sum(card.trained_tokens for card in cards),
+        seconds=sum(card.cost.seconds for card in cards),
+        held_out_nats=cards[-1].held_out_nats,
+    )
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
+    return "\n".join([f"\n{title}\n", *lines])
+
+
+def measured(runs: list[Run], phase: str, gamma: int | None) -> list[list[str]]:
+    """A row for each start: alpha, or block efficiency at gamma, on each task and law after a phase."""
+
+    def number(result: TaskResult) -> float:
+        if gamma is None:
+            return result.alpha.value
+        return next(at.block_efficiency.value for at in result.gammas if at.gamma == gamma)
+
+    rows = []
+    for way in dict.fromkeys(run.way for run in runs):
+        mine = [r for run in runs if run.way == way for r in run.results if r.stage == phase]
+        places = sorted({(r.task, r.temperature) for r in mine})
+        cells = [[number(r) for r in mine if (r.task, r.temperature) == place] for place in places]
+        whole = [mean(numbers) for numbers in zip(*cells, strict=True)]
+        rows.append([way, *map(spread, cells), spread(whole)])
+    return rows
+
+
+def report(runs: list[Run], share: float) -> str:
+    """The tables: acceptance after each phase, block efficiency of the last draft, and what it took."""
+    last = sorted({(r.task, r.temperature) for r in runs[0].results})
+    header = ["start", *(f"{task}, {f'T = {t:g}' if t else 'greedy'}" for task, t in last), "mean"]
+    seeds = sorted({run.seed for run in runs})
+    told = [f"The demo at {share:g} of its tokens, seeds {', '.join(map(str, seeds))}: mean ± standard deviation."]
+    told += [table(f"alpha after {phase}", header, measured(runs, phase, None)) for phase in PHASES]
+    told += [table(f"block efficiency at gamma {g} after align", header, measured(runs, "align", g)) for g in GAMMAS]
+    rows = []
+    for way in dict.fromkeys(run.way for run in runs):
+        mine = [run for run in runs if run.way == way]
+        nats = [spread([run.held_out_nats[name] for run in mine]) for name in sorted(mine[0].held_out_nats)]
+        rows.append([way, f"{mean(run.tokens for run in mine):,.0f}", spread([run.seconds for run in mine], 0), *nats])
+    names = [f"held-out {name}, nats" for name in sorted(runs[0].held_out_nats)]
+    told.append(table("training, all phases", ["start", "tokens", "seconds", *names], rows))
+    return "\n".join(told)
+
+
+def main() -> None:
+    """Make what is not made yet; print the tables of what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the demo's tokens and prompts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13])
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    runs = []
+    for seed in asked.seeds:
+        for way in ways():
+            runs.append(made(way, seed, asked.share, asked.threads, asked.folder))
+            alphas = {f"{r.task}, {r.temperature:g}": r.alpha.value for r in runs[-1].results if r.stage == "align"}
+            print(f"{way}, seed {seed}: {json.dumps(alphas)}", file=sys.stderr)
+    text = report(runs, asked.share)
+    (asked.folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

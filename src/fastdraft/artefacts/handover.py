@@ -1,0 +1,131 @@
+"""`export`: a draft in the form that an engine reads, with its proof and its model card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+import xxhash
+
+from fastdraft import draft, target
+from fastdraft.artefacts import origin as origins
+from fastdraft.artefacts.origin import Origin
+from fastdraft.compatibility.engines import ENGINES
+from fastdraft.compatibility.side import read
+from fastdraft.compatibility.tokens import PROBES
+from fastdraft.errors import ExportError, VocabularyMismatch
+from fastdraft.export import card as cards
+from fastdraft.export import proof
+from fastdraft.export.formats import Format, format_named
+from fastdraft.export.records import Accepted, ExportCard
+from fastdraft.progress import say
+from fastdraft.recipe import TargetPart
+from fastdraft.records import Cost, write_card
+from fastdraft.run import finished_last
+from fastdraft.target import TargetCard
+
+RECIPE = "recipe.yaml"
+
+
+class Wish(NamedTuple):
+    """What is asked for; what is None follows from the draft and its run, or is the format's usual choice."""
+
+    draft: Path
+    format: str
+    weights: str | None = None
+    target: TargetPart | None = None
+    out: Path | None = None
+
+
+def export(wish: Wish) -> tuple[Path, ExportCard]:
+    """The folder made, and its card.
+
+    ExportError where the folder is there already, or format and draft do not go together; VocabularyMismatch where the
+    draft does not fit its target; ProofError where what was written does not say what the draft says.
+    """
+    started, form = time.monotonic(), format_named(wish.format)
+    weights = form.weights(wish.weights, wish.format)
+    form.ready()
+    origin = origins.origin_of(wish.draft)
+    part = wish.target or origins.target_of(origin)
+    out = wish.out or place(origin, f"{wish.format}-{weights}")
+    _check_free(out)
+    accepted, theirs = _accepted(part, origin.folder, form), origins.target_card(origin, part)
+    known = origins.evidence(origin, part, theirs)
+    with finished_last(out) as folder:
+        made = _made(form, weights, origin, part, theirs, folder)
+        card = ExportCard(
+            key=xxhash.xxh3_64_hexdigest(f"{wish.format} {weights} {theirs.digest} {made['files']}".encode()),
+            cost=Cost(seconds=time.monotonic() - started),
+            format=wish.format,
+            weights=weights,
+            draft=str(wish.draft),
+            target=part.path,
+            target_revision=part.revision,
+            target_digest=theirs.digest,
+            accepted=accepted,
+            **made,
+        )
+        (folder / cards.FILE).write_text(cards.model_card(known, card), encoding="utf-8")
+        if known.recipe is not None:
+            (folder / RECIPE).write_text(known.recipe, encoding="utf-8")
+        write_card(folder, card)
+    return out, card
+
+
+def place(origin: Origin, name: str) -> Path:
+    """Where an export goes: into its run, or else beside its draft."""
+    folder = origin.folder
+    return folder.with_name(f"{folder.name}-{name}") if origin.run is None else origin.run / "export" / name
+
+
+def _made(
+    form: Format, weights: str, origin: Origin, part: TargetPart, theirs: TargetCard, destination: Path
+) -> dict[str, Any]:
+    """Written, with the target's very tokenizer files, and proved; what the card says of it."""
+    model = target.load(origin.folder, torch.float32).eval()
+    context = int(model.config.get_text_config().max_position_embeddings)
+    tried = proof.material(target.open_tokenizer(part), PROBES, origins.completions(origin, theirs), context)
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "model"
+        draft.save(model, target.folder_of(part, weights=False), theirs, whole)
+        say("writing it ...")
+        notes = form.write(whole, destination, weights)
+    say("proving it ...")
+    found = proof.prove(model, form.open(destination, min(tried.longest_tokens, context)), tried)
+    proof.check(found, form.agreement[weights], f"{origin.folder}, weights {weights}")
+    files = {path.name: path.stat().st_size for path in sorted(destination.iterdir())}
+    return {"files": files, "notes": (*notes, *_estranged(origin, theirs)), "proof": found}
+
+
+def _estranged(origin: Origin, theirs: TargetCard) -> Iterator[str]:
+    """A line where the run's target is not this one: what was measured there is left out."""
+    trained_for = origin.trained_for()
+    if trained_for is not None and trained_for != theirs.digest:
+        yield (
+            f"trained for another target, or another revision of it: its files' digest was {trained_for}, that of "
+            f"{theirs.name} is {theirs.digest}; what its run measured is left out"
+        )
+
+
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise ExportError(f"{out} is there already\n  do: remove it, or choose another folder with --out")
+
+
+def _accepted(part: TargetPart, folder: Path, form: Format) -> tuple[Accepted, ...]:
+    """What the rules of the engines that read this form say; VocabularyMismatch where one of them refuses the pair."""
+    ours, theirs = read(part.path, weights=False), read(str(folder.resolve()))
+    rules = [rule for rule in ENGINES if rule.name.startswith(form.engines)]
+    judged = [(rule, rule.judge(ours, theirs)) for rule in rules]
+    refused = [f"  {rule.name}: {judgement.why}" for rule, judgement in judged if not judgement.holds]
+    if refused:
+        told = "\n".join(refused)
+        raise VocabularyMismatch(
+            f"{folder} is no draft for {part.path}:\n{told}\n  do: fastdraft check {part.path} {folder} --repair"
+        )
+    return tuple(Accepted(engine=f"{rule.name} ({rule.version})", why=judgement.why) for rule, judgement in judged)

@@ -1,0 +1,1 @@
+"""Engines, timed: a model's steps alone."""

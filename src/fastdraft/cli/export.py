@@ -1,0 +1,58 @@
+"""`export` and `push`: a draft in the form that an engine reads; its way to the hub, when asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from huggingface_hub import HfApi
+
+from fastdraft.artefacts.handover import Wish
+from fastdraft.artefacts.handover import export as hand_over
+from fastdraft.cli.options import AsJson, screen
+from fastdraft.export.formats import FORMATS
+from fastdraft.export.push import planned
+from fastdraft.export.push import push as upload
+from fastdraft.recipe import TargetPart
+from fastdraft.view import exports
+
+WEIGHTS = "; ".join(f"{name}: {', '.join(form.agreement)}" for name, form in FORMATS.items())
+
+Draft = Annotated[Path, typer.Argument(metavar="DRAFT", help="Folder of a draft, of its phase, or of its run.")]
+Form = Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")]
+Weights = Annotated[str | None, typer.Option(help=f"Precision; the first is usual. {WEIGHTS}.")]
+Target = Annotated[str | None, typer.Option(help="Hub id, folder, or `demo`; otherwise the one that the run names.")]
+Out = Annotated[Path | None, typer.Option(help="New folder; otherwise RUN/export/FORMAT-WEIGHTS, or beside DRAFT.")]
+Folder = Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder that `fastdraft export` made.")]
+Repo = Annotated[str, typer.Argument(metavar="REPO", help="The repository on the hub, like me/my-draft.")]
+Public = Annotated[bool, typer.Option("--public", help="For all to see; otherwise a new repository is private.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Upload; otherwise only say what would be.")]
+
+
+def export(
+    draft: Draft,
+    format_: Form,
+    weights: Weights = None,
+    target: Target = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a draft in the form that an engine reads, prove it in that engine, and describe it in a model card."""
+    part = None if target is None else TargetPart(path=target)
+    folder, card = hand_over(Wish(draft, format_, weights, part, out))
+    if as_json:
+        print(json.dumps({"folder": str(folder), "card": card.model_dump(mode="json")}, indent=2, ensure_ascii=False))
+    else:
+        screen.print(exports.handed_over(folder, card))
+
+
+def push(folder: Folder, repo: Repo, public: Public = False, yes: Yes = False) -> None:
+    """Upload an export to the hub. Without --yes: say what would be uploaded, and do nothing."""
+    plan = planned(folder, repo, private=not public)
+    screen.print(plan.said(), markup=False, highlight=False)
+    if yes:
+        screen.print(f"uploaded: {upload(plan, HfApi())}", markup=False)
+    else:
+        screen.print("nothing was uploaded: add --yes to do it")

@@ -1,0 +1,66 @@
+"""`plan`: which draft to make for a target, what it will cost, whether it will pay here; before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdraft import resolve
+from fastdraft.cli.options import AsJson, screen
+from fastdraft.cost.devices import DEVICES, Device, published
+from fastdraft.cost.probe import probe_cpu
+from fastdraft.cost.size import BITS
+from fastdraft.errors import RecipeError
+from fastdraft.plan import Setting, make_plan
+from fastdraft.recipe import TargetPart
+from fastdraft.view import plans
+
+Named = Annotated[str, typer.Argument(metavar="TARGET", help="Hub id, folder, config.json, or `demo`.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Budget of the draft, like 50M; otherwise 1/50 to 1/75 of the target.")
+]
+Where = Annotated[str, typer.Option(help=f"Where the pair runs: cpu (measured here), {', '.join(DEVICES)}.")]
+Weights = Annotated[str, typer.Option(help=f"Precision of both models' weights: {', '.join(BITS)}.")]
+UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
+
+
+def plan(
+    target: Named,
+    params: Budget = None,
+    device: Where = "cpu",
+    weights: Weights = "int8",
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose stages are costed; otherwise the paper's.")] = None,
+    train_device: Annotated[str | None, typer.Option(help="Where the draft is trained; otherwise --device.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which draft a target should have, what it will cost, and whether it will pay; nothing is trained."""
+    if weights not in BITS:
+        raise RecipeError(f"--weights: found {weights}, wanted one of {', '.join(BITS)}\n  do: choose one of them")
+    millions = None if params is None else _millions(params)
+    measured = {name: _device(name) for name in {device, train_device or device}}
+    setting = Setting(measured[device], measured[train_device or device], weights)
+    chosen = resolve.resolve(recipe, []).recipe if recipe else None
+    made = make_plan(TargetPart(path=target), millions, chosen, setting)
+    if as_json:
+        print(made.model_dump_json(indent=2))
+    else:
+        screen.print(plans.plan(made))
+
+
+def _millions(params: str) -> float:
+    """Millions of parameters out of `50M`, `0.1B`, `640k`."""
+    number, unit = params[:-1], params[-1:]
+    try:
+        millions = float(number) * UNITS[unit] / 1e6
+    except (ValueError, KeyError):
+        millions = 0
+    if not 0 < millions < float("inf"):
+        raise RecipeError(f"--params: found {params}, wanted a number and k, M or B\n  do: write it like 50M")
+    return millions
+
+
+def _device(name: str) -> Device:
+    """The device of this name; `cpu` is measured on this machine, in seconds."""
+    return probe_cpu() if name == "cpu" else published(name)

@@ -1,0 +1,58 @@
+"""`search`: which depth of draft is fastest on this machine, by pilots; the best shape goes into the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdraft import resolve
+from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
+from fastdraft.cli.road import Folder, on_the_road
+from fastdraft.errors import RecipeError
+from fastdraft.extras import need
+from fastdraft.recipe_yaml import with_draft
+from fastdraft.run import finished_last
+from fastdraft.search.pilots import Setting
+from fastdraft.search.pilots import search as find
+from fastdraft.search.timers import TIMERS
+from fastdraft.view import searches
+
+
+def search(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    share: Annotated[float, typer.Option(help="Share of the recipe's tokens that a pilot is trained on.")] = 0.1,
+    pilots: Annotated[int, typer.Option(help="Depths to try, at least.")] = 5,
+    engine: Annotated[str, typer.Option(help=f"Where steps are timed: {', '.join(TIMERS)}.")] = "openvino",
+    timed_target: Annotated[Path | None, typer.Option(help="Model timed in the target's place: a stand-in.")] = None,
+    write: Annotated[bool, typer.Option(help="Write the best shape into the recipe.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Picture of speed-up against depth (.png, .svg).")] = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train pilots of several depths at the recipe's budget and find the fastest on this machine."""
+    if not 0 < share <= 1:
+        raise RecipeError(f"--share: found {share:g}, wanted more than 0 and 1 at most\n  do: write it like 0.1")
+    if engine not in TIMERS:
+        raise RecipeError(f"--engine: found {engine}, wanted one of {', '.join(TIMERS)}\n  do: choose one of them")
+    if plot and plot.suffix not in (".png", ".svg"):
+        raise RecipeError(f"--plot: found {plot}, wanted a name that ends in .png or .svg\n  do: rename it")
+    if plot:
+        need("matplotlib", "view")
+    if timed_target and not (timed_target / "config.json").is_file():
+        raise RecipeError(f"--timed-target: no config.json in {timed_target}\n  do: give the folder of a model")
+    resolved = resolve.resolve(recipe, overrides or [])
+    with on_the_road(resolved, folder) as (journey, manifest), TIMERS[engine]() as step_seconds:
+        found = find(journey, manifest, Setting(share, pilots, engine, step_seconds, timed_target))
+    if plot:
+        searches.picture(found, plot)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        screen.print(searches.search(found))
+    if write:
+        sizes = {"hidden_size": found.best.hidden_size, "layers": found.best.layers}
+        with finished_last(recipe) as part:
+            part.write_text(with_draft(recipe.read_text(encoding="utf-8"), sizes), encoding="utf-8")

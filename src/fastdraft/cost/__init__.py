@@ -1,0 +1,1 @@
+"""What a draft costs: bytes, FLOPs, hours, disk; the time of a decode step on a device. Model: docs/cost.md."""

@@ -1,0 +1,66 @@
+"""What is known of a draft, gathered for its model card; what is not known is None or empty, and the card says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fastdraft.corpus.shards import SourceCard
+from fastdraft.draft import DraftCard
+from fastdraft.evaluate.records import JudgeResult, TaskResult
+from fastdraft.recipe import SourcePart, SynthesizePart, TargetPart, TrainPart
+from fastdraft.records import Cost
+from fastdraft.target import TargetCard
+
+
+class Phase(NamedTuple):
+    """One phase of training: how, and what came of it."""
+
+    part: TrainPart
+    card: DraftCard
+
+
+class Written(NamedTuple):
+    """What the target wrote for training."""
+
+    part: SynthesizePart
+    completions: int
+    tokens: int
+
+
+class Speed(NamedTuple):
+    """Wall clock with the draft over without it; `where` names engine, device and versions."""
+
+    where: str
+    task: str
+    temperature: float
+    gamma: int
+    speedup: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A draft's life. `commands`: entries of the run's manifest.json; `recipe`: its resolved YAML."""
+
+    part: TargetPart
+    target: TargetCard
+    config: Mapping[str, Any]
+    parameters: int
+    phases: Mapping[str, Phase] = field(default_factory=dict)
+    sources: Mapping[str, tuple[SourcePart, SourceCard]] = field(default_factory=dict)
+    written: Written | None = None
+    results: Sequence[TaskResult] = ()
+    judged: Mapping[str, Sequence[JudgeResult]] = field(default_factory=dict)
+    speeds: Sequence[Speed] = ()
+    advice: Sequence[str] = ()
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    commands: Sequence[Mapping[str, Any]] = ()
+    recipe: str | None = None
+
+    @property
+    def last(self) -> list[TaskResult]:
+        """The results of the draft itself, not of the phases before it."""
+        return [result for result in self.results if result.stage == self.results[-1].stage]

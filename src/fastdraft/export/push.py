@@ -1,0 +1,65 @@
+"""The upload of an export to the hub: said first, done only when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from httpx import HTTPError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+
+from fastdraft.errors import ExportError
+from fastdraft.export.records import ExportCard
+from fastdraft.records import FILE, read_card
+
+
+class Upload(NamedTuple):
+    """What would go where; bytes of each file."""
+
+    folder: Path
+    repo: str
+    private: bool
+    files: dict[str, int]
+
+    def said(self) -> str:
+        """All of it, for a person who decides."""
+        kind = "private" if self.private else "PUBLIC"
+        lines = [f"  {size:>15,}  {name}" for name, size in self.files.items()]
+        total = f"{len(self.files)} files, {sum(self.files.values()):,} bytes"
+        return "\n".join([f"{self.folder} -> {self.repo} ({kind} model repository)", *lines, f"  {total}"])
+
+
+def planned(folder: Path, repo: str, private: bool) -> Upload:
+    """Every file of an export; ExportError where the folder is none, CardError where its card cannot be read."""
+    if not (folder / FILE).is_file():
+        raise ExportError(
+            f"{folder} is no export: it has no {FILE}\n  do: fastdraft export DRAFT --format FORMAT first"
+        )
+    read_card(folder, ExportCard)
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    return Upload(folder, repo, private, files)
+
+
+def push(upload: Upload, api: HfApi) -> str:
+    """Make the repository where there is none, upload in one commit; the commit's address.
+
+    ExportError where the hub refuses, with what it says, or where a repository that is there already is public and a
+    private one was spoken of.
+    """
+    try:
+        api.create_repo(upload.repo, private=upload.private, exist_ok=True)
+        if upload.private and not api.model_info(upload.repo).private:
+            raise ExportError(f"{upload.repo} is there already, and public\n  do: choose another name, or add --public")
+        done = api.upload_folder(
+            repo_id=upload.repo,
+            folder_path=upload.folder,
+            allow_patterns=list(upload.files),
+            commit_message="A draft for speculative decoding",
+        )
+    except (HTTPError, HFValidationError, OSError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"{upload.repo} was not uploaded: {told}\n  do: check the name and the network, and `hf auth login`"
+        ) from error
+    return str(done.commit_url)

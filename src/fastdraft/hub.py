@@ -1,0 +1,60 @@
+"""A model's files on the hub: fetched into the hub's own cache, or an error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from fastdraft.errors import TargetError
+
+REFUSED = (401, 403)
+
+
+def fetched(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder with a model's files that match, from the cache where they are there; TargetError where none can be.
+
+    `patterns` are globs over file names.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        nothing_kept = isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None
+        said = _said(name, revision, error.__cause__ if nothing_kept else error)
+        raise TargetError(f"{name} is no local folder, and {said}") from error
+
+
+def _said(name: str, revision: str | None, error: BaseException | None) -> str:
+    """What the hub's error means and what to do; the more special class stands first."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, GatedRepoError):
+        return (
+            f"on the hub it is gated: {first}\n  wanted: an account that its owner lets in\n"
+            f"  do: accept its licence at {constants.ENDPOINT}/{name}, then `hf auth login`"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"the hub has no revision `{revision}` of it\n  do: give a branch, a tag or a commit that it has"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "the hub has no such model, or hides it from you\n  wanted: an id like Qwen/Qwen3-8B\n"
+            "  do: check the name; for a private model `hf auth login`; for a folder give its path"
+        )
+    if isinstance(error, HFValidationError):
+        return f"no hub id either: {first}\n  do: give a folder, a config.json, a hub id, or `demo`"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
+        return f"the hub wants to know who asks: {first}\n  do: `hf auth login`, with a token that may read it"
+    if isinstance(error, HfHubHTTPError):
+        return f"the hub does not answer as it should: {first}\n  do: try again later, or give a local folder"
+    return (
+        f"the hub at {constants.ENDPOINT} cannot be reached: {first}\n"
+        f"  do: check the network, HF_ENDPOINT and HF_HUB_OFFLINE; or give a local folder"
+    )

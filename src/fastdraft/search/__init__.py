@@ -1,0 +1,1 @@
+"""Which depth of draft is fastest on this machine: pilots, and the clocks of the engines."""

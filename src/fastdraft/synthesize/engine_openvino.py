@@ -1,0 +1,98 @@
+"""The engine `openvino`: OpenVINO GenAI's continuous batching, on CPU, iGPU or NPU. Token ids in, token ids out.
+
+The target is exported once, with its weights as they are, to a folder beside the rows; a folder that holds
+openvino_model.xml already is taken as it is (quantised, say). Log-probabilities are raw: `rescore` corrects them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdraft.extras import need
+from fastdraft.run import finished_last
+from fastdraft.synthesize.completions import Completion, Keys
+from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
+
+MODEL = "openvino_model.xml"
+# The law is that of float32 arithmetic; the defaults (bf16, 8-bit cache) are another model's.
+STRICT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+CACHE_GIGABYTES = 2
+
+
+class OpenVino:
+    """The target in OpenVINO GenAI."""
+
+    logp: Logp = "raw"
+
+    def __init__(self, folder: Path, device: str, decoding: Decoding) -> None:
+        genai = need("openvino_genai", "openvino")
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size, scheduler.max_num_seqs = CACHE_GIGABYTES, decoding.batch_prompts
+        scheduler.dynamic_split_fuse = False
+        self._decoding, self._genai = decoding, genai
+        self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, device, STRICT)
+
+    def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
+        """Rows in the order in which they end; new requests join as soon as others have ended."""
+        waiting = (row for row in requests if row.key not in stored)
+        running: dict[int, tuple[Keyed, Any]] = {}
+        rows: list[Completion] = []
+        for number in range(1 << 62):
+            while len(running) < 2 * self._decoding.batch_prompts and (row := next(waiting, None)) is not None:
+                identity = number << 16 | len(running)
+                running[identity] = row, self._asked(identity, row)
+            if not running:
+                break
+            self._pipeline.step()
+            for identity in [i for i, (_, handle) in running.items() if _finished(self._genai, handle)]:
+                rows.append(self._answer(*running.pop(identity)))
+            if len(rows) >= self._decoding.shard_prompts:
+                yield Shard(rows)
+                rows = []
+        yield Shard(rows)
+
+    def _asked(self, identity: int, row: Keyed) -> Any:
+        tensor = need("openvino", "openvino").Tensor(row.request.prompt[None].astype(np.int64))
+        return self._pipeline.add_request(identity, tensor, self._settings(row))
+
+    def _settings(self, row: Keyed) -> Any:
+        law, settings = row.request.law, self._genai.GenerationConfig()
+        settings.max_new_tokens, settings.logprobs = self._decoding.completion_tokens, 1
+        settings.stop_token_ids = set(self._decoding.eos)
+        settings.do_sample = not law.greedy
+        if not law.greedy:
+            settings.temperature, settings.top_p = law.temperature, law.top_p
+            settings.rng_seed = int(row.key, 16) % 2**31
+            if law.top_k:
+                settings.top_k = law.top_k
+        return settings
+
+    def _answer(self, row: Keyed, handle: Any) -> Completion:
+        (output,) = handle.read_all()
+        tokens = np.array(output.generated_ids, np.int64)
+        logp = np.minimum(np.array(output.generated_log_probs, np.float32), 0)
+        return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index)
+
+
+def exported(target: Path, scratch: Path) -> Path:
+    """The folder with the target in OpenVINO's form: its own, or one that is made of it, once."""
+    if (target / MODEL).is_file():
+        return target
+    folder = scratch / "openvino"
+    if not (folder / MODEL).is_file():
+        optimum = need("optimum.intel", "openvino")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's word to exporters about tracing, not to users
+            model = optimum.OVModelForCausalLM.from_pretrained(target, export=True, compile=False, load_in_8bit=False)
+        with finished_last(folder) as part:
+            model.save_pretrained(part)
+    return folder
+
+
+def _finished(genai: Any, handle: Any) -> bool:
+    return bool(handle.get_status() != genai.GenerationStatus.RUNNING)

@@ -1,0 +1,66 @@
+"""The engine `vllm`: vLLM offline, on GPUs. Token ids in, token ids out; log-probabilities of the processed law.
+
+Written to vLLM's interface of 2025 (LLM.generate, SamplingParams, logprobs_mode); not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdraft.extras import need
+from fastdraft.synthesize.completions import Completion, Keys
+from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
+
+
+class Vllm:
+    """The target in vLLM, in this process."""
+
+    # processed_logprobs are those after temperature, top-k and top-p; greedy rows have 0 (set below).
+    logp: Logp = "law"
+
+    def __init__(self, folder: Path, dtype: str, trust_remote_code: bool, decoding: Decoding) -> None:
+        self._vllm, self._decoding = need("vllm", "vllm"), decoding
+        self._model = self._vllm.LLM(
+            model=str(folder),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # not the model's own: it may set a top-k or a penalty
+            seed=decoding.seed,
+        )
+
+    def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
+        """A shard for each so many requests; vLLM batches them as it likes."""
+        waiting = (row for row in requests if row.key not in stored)
+        while asked := list(islice(waiting, self._decoding.shard_prompts)):
+            prompts = [{"prompt_token_ids": row.request.prompt.tolist()} for row in asked]
+            outputs = self._model.generate(prompts, [self._settings(row) for row in asked], use_tqdm=False)
+            yield Shard([_answer(row, output.outputs[0]) for row, output in zip(asked, outputs, strict=True)])
+
+    def _settings(self, row: Keyed) -> Any:
+        law = row.request.law
+        return self._vllm.SamplingParams(
+            temperature=law.temperature,
+            top_k=law.top_k or -1,
+            top_p=law.top_p,
+            max_tokens=self._decoding.completion_tokens,
+            stop_token_ids=sorted(self._decoding.eos),
+            seed=int(row.key, 16) % 2**31,
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+        )
+
+
+def _answer(row: Keyed, output: Any) -> Completion:
+    tokens = np.array(output.token_ids, np.int64)
+    if row.request.law.greedy:
+        logp = np.zeros(len(tokens), np.float32)
+    else:
+        pairs = zip(output.token_ids, output.logprobs, strict=True)
+        logp = np.minimum(np.array([of_step[token].logprob for token, of_step in pairs], np.float32), 0)
+    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index)

@@ -1,0 +1,84 @@
+"""Ways to run the target: one row each in `ENGINES` at the end. docs/synthesis.md says what each records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from fastdraft import target
+from fastdraft.recipe import SynthesizePart, TargetPart
+from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.engine_openvino import OpenVino, exported
+from fastdraft.synthesize.engine_ray import OnRay
+from fastdraft.synthesize.engine_recorded import Recorded
+from fastdraft.synthesize.engine_server import Servers
+from fastdraft.synthesize.engine_vllm import Vllm
+from fastdraft.synthesize.generate import InProcess
+from fastdraft.synthesize.write import Decoding, Engine
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an engine is made from; `scratch` is a folder for what it may have to make of the target."""
+
+    target: TargetPart
+    part: SynthesizePart
+    decoding: Decoding
+    device: torch.device
+    context_tokens: int
+    scratch: Path
+
+    def open_target(self) -> PreTrainedModel:
+        """The target in this process."""
+        return target.open_model(self.target, self.device, DTYPES[self.part.precision])
+
+
+def transformers(setup: Setup) -> Engine:
+    """This process, or Ray's workers."""
+    if setup.part.ray_workers:
+        return OnRay(setup.target, DTYPES[setup.part.precision], setup.part.ray_workers, setup.decoding)
+    return InProcess(setup.open_target(), setup.decoding)
+
+
+def openvino(setup: Setup) -> Engine:
+    """OpenVINO GenAI; on the CPU unless torch's device is one of Intel's."""
+    device = "GPU" if setup.device.type == "xpu" else "CPU"
+    return OpenVino(exported(target.folder_of(setup.target), setup.scratch), device, setup.decoding)
+
+
+def vllm(setup: Setup) -> Engine:
+    """vLLM in this process."""
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[setup.part.precision]
+    return Vllm(target.folder_of(setup.target), dtype, setup.target.trust_remote_code, setup.decoding)
+
+
+def server(setup: Setup) -> Engine:
+    """OpenAI-compatible servers."""
+    assert setup.part.server is not None, "the recipe says so"
+    return Servers(setup.part.server, setup.decoding, target.open_tokenizer(setup.target))
+
+
+def recorded(setup: Setup) -> Engine:
+    """Answers that exist already."""
+    part = setup.part
+    assert part.recorded is not None, "the recipe says so"
+    law = Law(next(iter(part.temperatures)), part.top_k, part.top_p) if len(part.temperatures) == 1 else Law(1.0)
+    tokenizer = target.open_tokenizer(setup.target)
+    make = partial(Recorded, part.recorded, setup.decoding, tokenizer, law)
+    return make(setup.context_tokens, part.prompts)
+
+
+ENGINES: dict[str, Callable[[Setup], Engine]] = {
+    "transformers": transformers,
+    "openvino": openvino,
+    "vllm": vllm,
+    "server": server,
+    "recorded": recorded,
+}

@@ -1,0 +1,40 @@
+"""Evaluation prompts that leaked into the prompts for training: found by runs of tokens, and left out.
+
+Windows of the recipe's own corpus need no such search: no held-out document has a near-duplicate among the training
+documents (docs/decisions/0001-held-out.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from fastdraft.corpus.shards import Tokens
+
+LEAKED_SHARE = 0.5
+REASON = "prompts that stand in evaluation texts"
+
+
+class Leaks:
+    """Runs of n tokens of evaluation texts, at 8 bytes each."""
+
+    def __init__(self, texts: Iterable[Tokens], run_tokens: int) -> None:
+        self._run_tokens = run_tokens
+        found = [runs(text, run_tokens) for text in texts]
+        self._runs = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+
+    def __contains__(self, prompt: Tokens) -> bool:
+        """Whether half of a prompt's runs stand in the evaluation texts."""
+        own = runs(prompt, self._run_tokens)
+        return len(own) > 0 and float(np.isin(own, self._runs).mean()) >= LEAKED_SHARE
+
+
+def runs(tokens: Tokens, run_tokens: int) -> npt.NDArray[np.uint64]:
+    """Hashes of the runs of so many tokens; none of a shorter text, which says too little."""
+    content = np.ascontiguousarray(tokens, np.int64)
+    starts = range(len(content) - run_tokens + 1)
+    hashes = (xxhash.xxh3_64_intdigest(content[i : i + run_tokens].tobytes()) for i in starts)
+    return np.fromiter(hashes, np.uint64, len(starts))

@@ -1,0 +1,108 @@
+"""One teacher-forced forward of the target over rows that something else wrote: log p of each token under its law.
+
+Dimensions: B rows, N tokens of a completion, T tokens of a text, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fastdraft.maths.law import warp
+from fastdraft.synthesize.completions import Completion, LogProbabilities
+from fastdraft.synthesize.write import Logp, Rescore, Shard, as_given
+
+# Texts in one forward: 8 x 128 tokens of a vocabulary of 128 256 are 0.5 GB of logits.
+BATCH_TEXTS = 8
+OUTSIDE = "a token that its law gives no chance to, by the target in this process"
+CONTEXT = "prompt and answer longer than the target's context"
+
+
+def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel]) -> Rescore:
+    """What to do with an engine's rows: nothing, or ask the target, which is opened when the first row needs it."""
+    if logp == "law":
+        return as_given
+    if not wanted:
+        return as_given if logp == "none" else without_wrong_logp
+    opened: list[PreTrainedModel] = []
+
+    def rescore(rows: Sequence[Completion]) -> Shard:
+        known = [row for row in rows if _is_known(row, logp)]
+        asked = [row for row in rows if not _is_known(row, logp)]
+        if asked and not opened:
+            opened.append(target())
+        scored = rescored(opened[0], asked) if asked else Shard([])
+        return Shard([*known, *scored.rows], scored.refused)
+
+    return rescore
+
+
+def without_wrong_logp(rows: Sequence[Completion]) -> Shard:
+    """Rows whose raw log-probabilities are left out where they are not those of the law."""
+    none = np.empty(0, np.float32)
+    return Shard([row if _is_known(row, "raw") else replace(row, logp=none) for row in rows])
+
+
+def _is_known(row: Completion, logp: Logp) -> bool:
+    """Are a row's log-probabilities those of its law? Raw ones are, where the law changes nothing."""
+    unchanged = row.law.temperature == 1 and row.law.top_k == 0 and row.law.top_p == 1
+    return logp == "raw" and unchanged and len(row.logp) == len(row.tokens)
+
+
+def rescored(target: PreTrainedModel, rows: Sequence[Completion]) -> Shard:
+    """Rows with log p under their law; a row with a token that the law excludes, or too long, is refused.
+
+    A greedy row's are 0, as if each token were the target's best one: an engine of another precision may differ in near
+    ties, and the row is still what a greedy engine says.
+    """
+    context: int | None = getattr(target.config.get_text_config(), "max_position_embeddings", None)
+    kept = [row for row in rows if context is None or len(row.prompt) + len(row.tokens) <= context]
+    refused = Counter({CONTEXT: len(rows) - len(kept)})
+    scored: dict[int, Completion] = {}
+    for place, logits_NV in completion_logits(target, kept):
+        logp = law_logp(kept[place], logits_NV)
+        if np.isfinite(logp).all():
+            scored[place] = replace(kept[place], logp=logp)
+        else:
+            refused[OUTSIDE] += 1
+    return Shard([scored[place] for place in sorted(scored)], +refused)
+
+
+def law_logp(row: Completion, logits_NV: Tensor) -> LogProbabilities:
+    """(n) log p of a row's tokens under its law, from the target's logits."""
+    if row.law.greedy:
+        return np.zeros(len(row.tokens), np.float32)
+    token_N1 = torch.from_numpy(row.tokens).to(logits_NV.device)[:, None]
+    found: LogProbabilities = warp(logits_NV, *row.law).gather(1, token_N1)[:, 0].cpu().numpy()
+    return found
+
+
+@torch.inference_mode()
+def completion_logits(model: PreTrainedModel, completions: Sequence[Completion]) -> Iterator[tuple[int, Tensor]]:
+    """The place of each completion and its (n,V) teacher-forced logits, a batch of similar lengths at a time.
+
+    Texts are padded on the right, where a causal model needs no mask; logits exist for completions alone.
+    """
+    order = sorted(range(len(completions)), key=lambda place: _text_tokens(completions[place]))
+    for start in range(0, len(order), BATCH_TEXTS):
+        places = order[start : start + BATCH_TEXTS]
+        rows = [completions[place] for place in places]
+        inputs_BT = torch.zeros(len(rows), max(map(_text_tokens, rows)) - 1, dtype=torch.long)
+        for input_T, row in zip(inputs_BT, rows, strict=True):
+            input_T[: _text_tokens(row) - 1] = torch.from_numpy(np.concatenate([row.prompt, row.tokens])[:-1])
+        first = min(len(row.prompt) for row in rows) - 1
+        wanted = inputs_BT.shape[1] - first
+        output = model(input_ids=inputs_BT.to(model.device), use_cache=False, logits_to_keep=wanted)
+        for place, row, logits_NV in zip(places, rows, output.logits, strict=True):
+            begin = len(row.prompt) - 1 - first
+            yield place, logits_NV[begin : begin + len(row.tokens)].float()
+
+
+def _text_tokens(completion: Completion) -> int:
+    return len(completion.prompt) + len(completion.tokens)

@@ -1,0 +1,29 @@
+"""What the target wrote, on a terminal: the quality report of synthesis."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from fastdraft.synthesize.quality import Quality
+
+
+def written(engine: str, log_probabilities: str, found: Quality) -> Table:
+    """Rows asked and written, why others were not, and what the rows are like."""
+    table = Table(title="What the target wrote", show_header=False)
+    rows = {
+        "engine": engine,
+        "log-probabilities": log_probabilities,
+        "rows": f"{found.written:,} written of {found.asked:,} asked",
+        **{f"refused: {reason}": f"{count:,}" for reason, count in found.refused.items()},
+        **{f"left out: {reason}": f"{count:,}" for reason, count in found.prompts_left_out.items()},
+        "tokens": f"{found.tokens:,}, {found.trained_share:.1%} of prompts and answers: trained on",
+        "answers of so many tokens": ", ".join(f"{length}: {count:,}" for length, count in found.lengths.items()),
+        "cut off by the limit, empty": f"{found.cut_share:.1%}, {found.empty_share:.1%}",
+        "duplicates, exact and near": f"{found.exact_duplicates:,}, {found.near_duplicates:,}",
+        "answers that loop": f"{found.looping_share:.1%}; {found.repeated_8grams:.1%} of runs of 8 tokens repeat",
+        "nats a token": ", ".join(f"{nats:.2f} at T = {t}" for t, nats in found.entropy_nats.items()) or "unknown",
+        "scripts": ", ".join(f"{name} {share:.1%}" for name, share in found.scripts.items()) or "no letters",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,186 @@
+"""A finished draft handed over: with its proof, and a card in which every figure is one of its run's cards."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from fastdraft.artefacts.evaluation import EvaluationCard
+from fastdraft.artefacts.handover import Wish, export
+from fastdraft.artefacts.origin import origin_of, target_card
+from fastdraft.draft import DraftCard
+from fastdraft.errors import ExportError, MissingExtra, ProofError, TargetError, VocabularyMismatch
+from fastdraft.export.card import best_gamma, is_hub_id, name_of
+from fastdraft.export.formats import FORMATS
+from fastdraft.export.records import ExportCard
+from fastdraft.recipe import TargetPart
+from fastdraft.records import read_card
+from fastdraft.resolve import resolve, resolved_yaml
+from fastdraft.target import TOKENIZER_FILES, TargetCard
+
+RUN = Path("runs/tiny")
+
+
+@pytest.fixture
+def done(road_done, monkeypatch) -> Path:
+    """The run's folder, from the place that its recipe's paths are relative to."""
+    monkeypatch.chdir(road_done)
+    (RUN / "resolved.yaml").write_text(resolved_yaml(resolve(Path("recipe.yaml"))))  # as `fastdraft run` leaves it
+    return RUN
+
+
+def test_a_run_is_handed_over(done):
+    folder, card = export(Wish(done, "huggingface", "fp32"))
+    assert folder == done / "export" / "huggingface-fp32"
+    assert read_card(folder, ExportCard) == card
+    assert card.notes == ()
+    assert card.proof.equal_prompts == card.proof.prompts >= 8
+    assert card.proof.agreement == 1.0
+    assert [kept.temperature for kept in card.proof.kept] == [0.0, 1.0]
+    assert all(kept.original == kept.exported for kept in card.proof.kept)
+    assert [accepted.engine.split(",")[0] for accepted in card.accepted] == ["transformers", "vLLM", "SGLang"]
+    assert card.target_digest == read_card(done / "align", DraftCard).target_digest
+    assert card.files == {name: (folder / name).stat().st_size for name in card.files}
+    assert {path.name for path in folder.iterdir()} == {*card.files, "README.md", "card.json", "recipe.yaml"}
+    ours, theirs = (load_file(place / "model.safetensors") for place in (folder, done / "align" / "model"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    names = [name for name in TOKENIZER_FILES if (Path("target") / name).is_file()]
+    assert names
+    assert all((folder / name).read_bytes() == (Path("target") / name).read_bytes() for name in names)
+
+
+def test_the_card_says_what_the_runs_cards_say(done):
+    folder, _ = export(Wish(done, "huggingface"))
+    text = (folder / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.library_name, card.data.base_model) == ("transformers", None)
+    measured = [r for r in read_card(done / "evaluate", EvaluationCard).results if r.stage == "align"]
+    assert len(measured) == 4
+    for result in measured:
+        best = next(at for at in result.gammas if at.gamma == result.best_gamma)
+        for value in (result.alpha.value, best.block_efficiency.low, best.acceptance_rate.high, best.mbsu.value):
+            assert f"{value:.3f}" in text
+    for phase in ("pretrain", "continue", "align"):
+        trained = read_card(done / phase, DraftCard)
+        assert f"| {phase} | {trained.trained_tokens:,} |" in text
+        assert all(f"{nats:.3f}" in text for nats in trained.held_out_nats.values())
+    for said in ("not recorded: see the source", "Not measured. It depends on engine", "Of what was measured, least"):
+        assert said in text
+    assert str(Path.cwd()) not in text
+    assert (folder / "recipe.yaml").read_text() == (done / "resolved.yaml").read_text()
+
+
+def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
+    folder, _ = export(Wish(done / "pretrain", "huggingface"))
+    text = (folder / "README.md").read_text()
+    assert "| pretrain |" in text
+    assert "| align |" not in text
+    assert "Real speculative decoding" not in text
+    assert "the target itself wrote" not in text
+
+
+def test_a_bare_folder_is_described_by_its_files(done, tmp_path):
+    bare = (done / "align" / "model").rename(tmp_path / "bare")
+    with pytest.raises(ExportError, match="which target it is a draft for\n  do: add --target"):
+        export(Wish(bare, "huggingface"))
+    folder, card = export(Wish(bare, "huggingface", target=TargetPart(path="target")))
+    assert folder == tmp_path / "bare-huggingface-bf16"
+    assert card.proof.kept == ()
+    text = (folder / "README.md").read_text()
+    assert text.count("Not recorded") >= 2
+    assert text.count("Not measured") >= 3
+    assert not (folder / "recipe.yaml").exists()
+
+
+def test_a_target_that_has_changed_is_another_one(done):
+    """What the old one wrote says nothing about a draft for the new one, nor does its run."""
+    config = json.loads(Path("target/config.json").read_text())
+    Path("target/config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
+    folder, card = export(Wish(done, "huggingface"))
+    assert card.proof.kept == ()
+    assert [note.partition(":")[0] for note in card.notes] == ["trained for another target, or another revision of it"]
+    text = (folder / "README.md").read_text()
+    assert "Not recorded" in text
+    assert card.notes[0] in text
+
+
+def test_what_is_not_the_draft_is_not_finished(done, monkeypatch):
+    def spoilt(model_folder, destination, weights):
+        FORMATS["huggingface"].write(model_folder, destination, weights)
+        weights = load_file(destination / "model.safetensors")
+        save_file(
+            {name: weight.flip(0) for name, weight in weights.items()},
+            destination / "model.safetensors",
+            {"format": "pt"},
+        )
+        return []
+
+    monkeypatch.setitem(FORMATS, "spoilt", FORMATS["huggingface"]._replace(write=spoilt))
+    with pytest.raises(ProofError, match="runs/tiny/align/model, weights bf16: of .* tokens"):
+        export(Wish(done, "spoilt"))
+    assert not (done / "export" / "spoilt-bf16").exists()
+    assert not list((done / "export").glob("*"))
+
+
+def test_a_draft_that_does_not_fit(done):
+    with pytest.raises(VocabularyMismatch, match=r"vocab_size: target 8,192[\s\S]*\n  do: fastdraft check demo .*--re"):
+        export(Wish(done, "huggingface", target=TargetPart(path="demo")))
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (Wish(RUN, "onnx"), "no format `onnx`\n  do: choose one of huggingface"),
+        (Wish(RUN, "huggingface", "int3"), "has no weights `int3`\n  do: choose one of bf16"),
+        (Wish(Path("target"), "huggingface"), "which target it is a draft for"),
+        (Wish(Path("text"), "huggingface"), "no draft at text"),
+        (Wish(RUN, "huggingface", out=Path("text")), "text is there already\n  do: remove it"),
+    ],
+)
+def test_bad_input(done, wish, said):
+    with pytest.raises(ExportError, match=said) as caught:
+        export(wish)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_extra_is_said_before_any_work(done, monkeypatch):
+    monkeypatch.setitem(FORMATS, "gguf", FORMATS["gguf"]._replace(modules=(("no_such_module", "llamacpp"),)))
+    with pytest.raises(MissingExtra, match=r"no_such_module .*\n  do: pip install 'fastdraft\[llamacpp\]'"):
+        export(Wish(done, "gguf"))
+
+
+def test_a_draft_is_found_by_its_run_its_phase_or_itself(done):
+    wanted = done / "align" / "model"
+    assert [origin_of(given).folder for given in (done, done / "align", wanted)] == [wanted] * 3
+    assert origin_of(done / "pretrain").phase == "pretrain"
+    assert origin_of(Path("target")).run is None
+
+
+def test_a_hubs_target_is_known_by_the_runs_card(done, monkeypatch):
+    """Nothing is fetched to describe it; of a folder the files are looked at again."""
+    text = (done / "resolved.yaml").read_text().replace("path: target ", "path: some/target ")
+    (done / "resolved.yaml").write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    origin = origin_of(done)
+    assert target_card(origin, TargetPart(path="some/target")) == read_card(done / "target", TargetCard)
+    assert target_card(origin, TargetPart(path="target")).digest == read_card(done / "target", TargetCard).digest
+    with pytest.raises(TargetError, match="other/target is no local folder"):
+        target_card(origin, TargetPart(path="other/target"))
+
+
+def test_the_best_gamma_is_best_in_the_mean(done):
+    results = [r for r in read_card(done / "evaluate", EvaluationCard).results if r.stage == "align"]
+    means = {gamma: sum(at.mbsu.value for r in results for at in r.gammas if at.gamma == gamma) for gamma in (1, 2, 3)}
+    assert best_gamma(results) == max(means, key=means.get)
+    assert best_gamma([]) == 4
+
+
+def test_names_that_mean_something_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert is_hub_id("meta-llama/Llama-3.1-8B")
+    assert [is_hub_id(name) for name in ("demo", "./a", "/a/b", "some/model", "a/b/c")] == [False] * 5
+    assert name_of("some/model") == "model"

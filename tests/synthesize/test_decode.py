@@ -1,0 +1,85 @@
+"""Decoding in places of a fixed cache: the same rows as the target's own cache, whatever comes and goes beside them."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.decode import draw, generate
+
+PROMPTS = [np.arange(length) * 7 % 131 for length in (1, 11, 5, 1, 7, 2, 29, 3)]
+NO_END: frozenset[int] = frozenset()
+
+
+def coins(rows, tokens):
+    return torch.from_numpy(np.random.default_rng(7).random((rows, tokens)))
+
+
+@pytest.mark.parametrize("law", [Law(0), Law(1.0), Law(0.7, 13, 0.9)])
+@pytest.mark.parametrize("rows_at_once", [1, 3, 8])
+def test_a_place_is_filled_anew_without_a_trace_of_the_row_before(target, law, rows_at_once):
+    eos = frozenset(range(0, 131, 9))  # rows end at all sorts of lengths
+    together = generate(target, PROMPTS, law, 17, eos, coins(8, 17), rows_at_once)
+    assert len({len(row.tokens) for row in together}) >= 3
+    for i, prompt in enumerate(PROMPTS):
+        (alone,) = generate(target, [prompt], law, 17, eos, coins(8, 17)[i : i + 1])
+        np.testing.assert_array_equal(alone.tokens, together[i].tokens)
+        np.testing.assert_allclose(alone.logp, together[i].logp, atol=1e-4)
+
+
+def test_the_attention_of_the_target_is_its_own_again(target):
+    before = target.config._attn_implementation
+    generate(target, PROMPTS, Law(0), 3, NO_END, coins(8, 3))
+    assert target.config._attn_implementation == before == "sdpa"
+
+
+@pytest.mark.parametrize("law", [Law(0), Law(1.0)])
+def test_a_target_with_a_window_goes_through_its_own_cache(law):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        config = MistralConfig(
+            vocab_size=131,
+            hidden_size=32,
+            intermediate_size=61,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=97,
+            sliding_window=6,
+            initializer_range=0.3,
+        )
+        model = MistralForCausalLM(config).eval()
+    together = generate(model, PROMPTS, law, 13, frozenset({3, 5, 7}), coins(8, 13), 3)
+    for i, (prompt, written) in enumerate(zip(PROMPTS, together, strict=True)):
+        (alone,) = generate(model, [prompt], law, 13, frozenset({3, 5, 7}), coins(8, 13)[i : i + 1])
+        np.testing.assert_array_equal(alone.tokens, written.tokens)
+        text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
+        with torch.no_grad():
+            logits_NV = model(text[None]).logits[0, len(prompt) - 1 : -1]
+        if law.greedy:
+            np.testing.assert_array_equal(logits_NV.argmax(-1).numpy(), written.tokens)
+        else:
+            logp_N = logits_NV.log_softmax(-1).gather(1, text[len(prompt) :, None])[:, 0]
+            np.testing.assert_allclose(written.logp, logp_N.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 131, 257])
+def test_a_coin_falls_where_the_sum_of_all_before_says(vocabulary):
+    dice = np.random.default_rng(3)
+    p_BV = torch.from_numpy(dice.random((97, vocabulary)) * (dice.random((97, vocabulary)) < 0.3)).float()
+    p_BV[:, 2] += 0.1
+    p_BV /= p_BV.sum(-1, keepdim=True)
+    coin_B = torch.from_numpy(dice.random(97))
+    sums_BV = p_BV.double().cumsum(-1)
+    expected_B = (sums_BV <= coin_B[:, None] * sums_BV[:, -1:]).sum(-1)
+    assert draw(p_BV, coin_B).tolist() == expected_B.tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 131])
+def test_the_last_coin_and_the_first_fall_on_tokens_of_some_probability(vocabulary):
+    p_BV = torch.zeros(2, vocabulary)
+    p_BV[:, [1, 3]] = 0.5
+    coin_B = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert draw(p_BV, coin_B).tolist() == [1, 3]
+    assert draw(p_BV, torch.ones(2, dtype=torch.float64)).tolist() == [3, 3], "whatever rounding does"

@@ -1,0 +1,54 @@
+"""Rescoring: log p under the stated law from one forward, and what it cannot score."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.rescore import CONTEXT, OUTSIDE, rescored, rescorer
+
+PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2)]
+
+
+def rows(target, law):
+    coins = torch.from_numpy(np.random.default_rng(7).random((5, 13)))
+    written = generate(target, PROMPTS, law, 13, frozenset({3}), coins)
+    return [Completion(str(i), p, w.tokens, w.logp, law) for i, (p, w) in enumerate(zip(PROMPTS, written, strict=True))]
+
+
+@pytest.mark.parametrize("law", [Law(0), Law(1.0), Law(0.7, 13, 0.9)])
+def test_rescored_rows_have_what_was_recorded_while_sampling(target, law):
+    sampled = rows(target, law)
+    shard = rescored(target, [replace(row, logp=np.empty(0, np.float32)) for row in sampled])
+    assert not shard.refused
+    for before, after in zip(sampled, shard.rows, strict=True):
+        np.testing.assert_array_equal(after.tokens, before.tokens)
+        np.testing.assert_allclose(after.logp, before.logp, atol=1e-4)
+        assert after.logp.dtype == np.float32
+
+
+def test_a_token_that_the_law_excludes_and_a_row_too_long_are_counted(target):
+    sampled = rows(target, Law(0.7, 2))
+    excluded = replace(sampled[0], tokens=np.arange(13))
+    too_long = replace(sampled[1], tokens=np.ones(97, np.int64))
+    shard = rescored(target, [excluded, sampled[2], too_long])
+    assert [row.key for row in shard.rows] == ["2"]
+    assert shard.refused == Counter({OUTSIDE: 1, CONTEXT: 1})
+
+
+def test_raw_log_probabilities_stay_only_where_the_law_changes_nothing(target):
+    plain, warped = rows(target, Law(1.0))[0], rows(target, Law(0.7))[1]
+
+    def never():
+        raise AssertionError("the target is not needed")
+
+    assert list(rescorer("law", True, never)([plain, warped]).rows) == [plain, warped]
+    assert list(rescorer("raw", True, never)([plain]).rows) == [plain]
+    kept, bare = rescorer("raw", False, never)([plain, warped]).rows
+    assert (kept, len(bare.logp)) == (plain, 0)
+    again = rescorer("raw", True, lambda: target)([replace(warped, logp=warped.logp - 1)]).rows[0]
+    np.testing.assert_allclose(again.logp, warped.logp, atol=1e-4)

@@ -1,0 +1,142 @@
+"""The stage as users run it: its card and quality.json, with each kind of prompts and rows."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastdraft.artefacts.completions import CompletionsCard
+from fastdraft.recipe import TargetPart
+from fastdraft.records import read_card
+from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.target import open_model
+from fastdraft.view.written import written
+
+RUN = "runs/tiny"
+CHAT = "{% for m in messages %}river{{ m['content'] }}stone{% endfor %}{% if add_generation_prompt %} wolf{% endif %}"
+
+
+@pytest.fixture
+def synthesized(tiny: Path, fastdraft: Any):
+    """Run the road up to the stage with another part `synthesize`; its card, its report, its rows."""
+
+    def run(part: dict[str, Any], code: int = 0) -> Any:
+        override = f"synthesize={json.dumps(part)}"
+        ended = fastdraft(
+            "run", "recipe.yaml", override, "align=null", "evaluate=null", "pretrain=null", "continue=null"
+        )
+        assert ended.code == code, ended.err
+        folder = tiny / RUN / "synthesize"
+        if code:
+            return ended.err
+        card = json.loads((folder / "card.json").read_text())
+        assert json.loads((folder / "quality.json").read_text()) == card["quality"]
+        return card, CompletionStore(folder / "completions").read()
+
+    return run
+
+
+def test_the_report_of_the_road(finished):
+    card = json.loads((finished / RUN / "synthesize" / "card.json").read_text())
+    report = json.loads((finished / RUN / "synthesize" / "quality.json").read_text())
+    assert report == card["quality"]
+    assert (report["asked"], report["written"], report["refused"]) == (24, 24, {})
+    assert report["trained_share"] == card["tokens"] / (card["tokens"] + 24 * 7)
+    assert (card["engine"], card["ids"]) == ("transformers", "as the engine produced them")
+    assert sorted(report["entropy_nats"]) == ["0.6", "0.8", "1"]
+
+
+@pytest.mark.slow
+def test_instructions_and_magpie_and_several_answers(tiny, synthesized):
+    (tiny / "target" / "chat_template.jinja").write_text(CHAT)
+    rows = [{"prompt": f"{word} seven walks house"} for word in ("under", "never", "cloud", "song", "yellow")]
+    held_out = (tiny / "text" / "0.txt").read_text().split("\n---\n")
+    rows += [{"prompt": document[:120]} for document in held_out]
+    (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {
+        "mix": {"text": 1, "asked": 2, "magpie": 1},
+        "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl", "chat": True}},
+        "prompts": 40,
+        "prompt_tokens": 7,
+        "completion_tokens": 11,
+        "longest_prompt_tokens": 80,
+        "answers_per_prompt": 2,
+        "temperatures": {0.0: 1, 1.0: 1},
+        "leak_tokens": 5,
+        "batch_prompts": 5,
+    }
+    card, found = synthesized(part)
+    report = card["quality"]
+    assert report["written"] == report["asked"] == len(found)
+    assert {row.index for row in found if row.law.greedy} == {0}
+    sampled = [row for row in found if not row.law.greedy]
+    assert len({(row.prompt.tobytes(), row.index) for row in sampled}) == len(sampled)
+    assert {row.index for row in sampled} == {0, 1}
+    assert report["prompts_left_out"]["prompts that stand in evaluation texts"] >= 1
+    assert 0 < report["trained_share"] < 1
+
+
+@pytest.mark.slow
+def test_recorded_answers_need_no_weights(tiny, synthesized):
+    (tiny / "target" / "model.safetensors").unlink()
+    (tiny / "logs.txt").write_text("".join(f"river {i}<start> stone {i} walks<end>\n" for i in range(31)))
+    part = {"engine": "recorded", "recorded": {"path": "logs.txt"}, "mix": {"recorded": 1}, "prompts": 29}
+    part |= {"prompt_tokens": 7, "completion_tokens": 23}
+    card, found = synthesized(part | {"temperatures": {1.0: 1}})
+    assert (card["completions"], len(found)) == (29, 29)
+    assert card["log_probabilities"] == "unknown for 29 rows"
+    assert card["ids"] == "texts tokenised again, each checked to decode to its text"
+
+
+@pytest.mark.slow
+def test_a_server_is_asked_and_its_rows_rescored(tiny, synthesized, serving):
+    with torch.random.fork_rng():
+        model = open_model(TargetPart(path=str(tiny / "target")), torch.device("cpu"))
+    server = serving.Serving(model)
+    part = {
+        "engine": "server",
+        "server": {"urls": [server.url], "model": "tiny", "requests_at_once": 4},
+        **{"mix": {"text": 1}, "prompts": 23, "prompt_tokens": 7, "completion_tokens": 11},
+    }
+    card, found = synthesized(part)
+    server.stop()
+    assert len(found) == 23
+    assert all(len(row.logp) == len(row.tokens) for row in found)
+    assert "rescored" in card["log_probabilities"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"engine": "server"}, "engine is server; give synthesize.server"),
+        ({"engine": "recorded"}, "engine is recorded; give synthesize.recorded"),
+        ({"recorded": {"path": "x"}, "mix": {"recorded": 1}}, "engine recorded and mix"),
+        ({"engine": "openvino", "ray_workers": 2}, "ray_workers is for engine transformers, not openvino"),
+        ({"mix": {"news": 1}}, "synthesize.mix names news"),
+        ({"top_k": 312, "prompt_tokens": 7, "completion_tokens": 7}, "synthesize.top_k is 312, the vocabulary of"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_anything_is_run(synthesized, part, message):
+    assert message in synthesized({"mix": {"text": 1}, "prompts": 3} | part, code=2)
+
+
+def test_the_table_says_what_the_report_says(finished):
+    card = read_card(finished / RUN / "synthesize", CompletionsCard)
+    assert card.quality is not None
+    report = card.quality.model_copy(update={"refused": {"HTTP 400": 5}})
+    screen = Console(width=150, file=io.StringIO())
+    screen.print(written(card.engine, card.log_probabilities, report))
+    told = screen.file.getvalue()
+    for part in (
+        "24 written of 24 asked",
+        "refused: HTTP 400",
+        "under the law sampled from",
+        "trained on",
+        "at T = 0.6",
+    ):
+        assert part in told
