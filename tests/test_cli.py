@@ -115,9 +115,9 @@ def test_a_target_that_is_not_there(tiny, fastdraft):
 
 def test_an_empty_corpus(tiny, fastdraft):
     (tiny / "empty").mkdir()
-    check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "no file at empty", "`text` source")
+    check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "/empty (looked for", "`text` source")
     (tiny / "empty" / "blank.txt").write_text("\n\n")
-    check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "the source `text` (empty) holds no doc")
+    check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "/empty) holds no doc")
 
 
 def test_broken_rows(tiny, fastdraft):
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_one(tiny, fastdraft):
 def test_a_loss_that_is_no_number(tiny, fastdraft):
     keys = ["continue.learning_rate=1e30", "continue.muon_learning_rate=1e30"]
     ended = fastdraft("run", "recipe.yaml", *keys)
-    check_refused(ended, "NonFiniteLoss", "continue became", "lower the learning rates", code=1)
+    check_refused(ended, "NonFiniteLoss", "continue came to", "lower the learning rates", code=1)
     assert json.loads(fastdraft("status", RUN, "--json").out) == dict.fromkeys(STAGES, "not begun") | {
         "target": "done",
         "tokenize": "done",
@@ -182,7 +182,7 @@ def test_a_loss_that_is_no_number(tiny, fastdraft):
         "continue": "begun",
     }
     outcome = json.loads((tiny / RUN / "manifest.json").read_text())["commands"][0]["outcome"]
-    assert outcome.startswith("NonFiniteLoss: continue became")
+    assert outcome.startswith("NonFiniteLoss: continue came to")
 
 
 @pytest.mark.slow

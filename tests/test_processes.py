@@ -97,6 +97,24 @@ def test_sigterm_to_one_process_exits_0_and_it_goes_on(tiny, fastdraft):
     assert losses(tiny / RUN) == losses(tiny / "runs/alone")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenize", "synthesize"])
+def test_sigterm_elsewhere_stops_at_once_and_it_goes_on(tiny, fastdraft, stage):
+    """In every process: the main one works, the other waits for it."""
+    arguments = ["run", "recipe.yaml", *ADAMW, "--until", "synthesize"]
+    both = fastdraft.start_several(2, *arguments)
+    while not (tiny / RUN / stage / "key").exists():
+        time.sleep(0.01)
+    for running in both:
+        os.kill(running.process.pid, signal.SIGTERM)
+    main, other = (running.end() for running in both)
+    assert (main.code, other.code, other.err) == (0, 0, ""), main.err
+    assert main.err.splitlines()[-1] == "stopped: the same command goes on from the last checkpoint"
+    assert not (tiny / RUN / stage / "card.json").exists()
+    assert fastdraft(*arguments).code == 0
+    assert (tiny / RUN / stage / "card.json").exists()
+
+
 def test_what_the_main_process_cannot_do_ends_all(tiny, fastdraft):
     (tiny / "empty").mkdir()
     main, other = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -85,7 +86,8 @@ def led(work: Callable[[], Value]) -> Value:
     try:
         value = work()
     except BaseException as error:
-        _tell((isinstance(error, KeyboardInterrupt), type(error).__name__, None))
+        with suppress(RuntimeError):  # that the others have ended before is no news
+            _tell((isinstance(error, KeyboardInterrupt), type(error).__name__, None))
         raise
     _tell((False, None, value))
     return value

@@ -45,7 +45,7 @@ class DraftPart(Part):
     """The draft's size and first weights; what is not given follows from the target, or from the MODEL of `start`."""
 
     start: str = Field(
-        "random",
+        "target_embedding",
         description="Where the weights start: `random`; `target_embedding` (the target's embedding along its principal "
         "directions); `prune:MODEL` (a smaller model of the same vocabulary loses layers, and width if asked); "
         "`transplant:MODEL` (a model with another tokenizer gets rows for the target's). MODEL is a hub id, a folder "

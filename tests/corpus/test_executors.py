@@ -79,9 +79,13 @@ def alone(tales, tokenizer, tmp_path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(alone, tales, tokenizer, tmp_path):
+def test_two_processes_write_what_one_does_and_it_is_told_how_far_they_are(alone, tales, tokenizer, tmp_path, capfd):
+    capfd.readouterr()
     write_source("tales", tales, AT_ONCE, tokenizer, tmp_path / "out", seed=7)
     assert files(tmp_path / "out") == alone
+    told = [line.partition(",")[0] for line in capfd.readouterr().err.splitlines()]
+    assert told[-1] == "tales: train: 3 of 3 tasks"
+    assert "tales: census: 3 of 3 tasks" in told
 
 
 @pytest.mark.slow

@@ -80,7 +80,8 @@ def test_tasks_and_workers_do_not_change_the_documents(tales, tokenizer, tmp_pat
     assert Counter(texts(sides["train"], tokenizer)) == of_side(tales, "train")
     assert len(card.train.files) == 3
     assert (card.train.tokens, card.train.documents) == (alone.train.tokens, alone.train.documents)
-    assert card.held_out == alone.held_out
+    assert Counter(texts(sides["held_out"], tokenizer)) == of_side(tales, "held_out")
+    assert (card.held_out.tokens, card.held_out_keys) == (alone.held_out.tokens, alone.held_out_keys)
     again, _ = tokenised(tales, tokenizer, tmp_path / "again", tasks=3, workers=2)
     assert again == card
     assert files(tmp_path / "again") == files(tmp_path / "many")

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from fastdraft.artefacts.handover import Wish, export
 from fastdraft.compatibility.tokens import PROBES
 from fastdraft.errors import ExportError
 from fastdraft.export.gguf import export_gguf, file_name, open_gguf
 from fastdraft.export.gguf_families import family_of, tensors, turned
 from fastdraft.export.proof import material, prove
 from fastdraft.recipe import TargetPart
-from fastdraft.target import load, open_tokenizer
+from fastdraft.target import folder_of, load, open_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 LLAMA3 = {
@@ -203,6 +204,38 @@ def test_a_sentencepiece_tokenizer_cuts_alike(llama_cpp, spoken, tmp_path):
     proof = prove(*opened(spoken, tmp_path, "f32"))
     assert proof.equal_prompts == proof.prompts
     assert proof.unlike_texts == ()
+
+
+def accepts(llama_cpp, target: Path, draft: Path) -> bool:
+    """common_speculative_are_compatible of llama.cpp (common/speculative.cpp), asked of the library itself."""
+    models = [llama_cpp.Llama(str(path), vocab_only=True, verbose=False) for path in (target, draft)]
+    vocabs = [llama_cpp.llama_model_get_vocab(model._model.model) for model in models]
+    types = {llama_cpp.llama_vocab_type(vocab) for vocab in vocabs}
+    adds = [(llama_cpp.llama_vocab_get_add_bos(vocab), llama_cpp.llama_vocab_get_add_eos(vocab)) for vocab in vocabs]
+    sizes = [llama_cpp.llama_vocab_n_tokens(vocab) for vocab in vocabs]
+    texts = [[llama_cpp.llama_vocab_get_text(vocab, number) for number in range(5, min(sizes))] for vocab in vocabs]
+    return len(types) == 1 and adds[0] == adds[1] and abs(sizes[0] - sizes[1]) <= 128 and texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_llama_cpp_takes_the_draft(llama_cpp, draft_of, spoken, tmp_path):
+    """The packaged target's own file beside its draft's; a model of another vocabulary is refused."""
+    for name, folder in (("target", folder_of(TargetPart(path="demo"))), ("draft", draft_of()), ("other", spoken)):
+        export_gguf(folder, tmp_path / name, "q8_0")
+    target, draft, other = (tmp_path / name / file_name("q8_0") for name in ("target", "draft", "other"))
+    assert accepts(llama_cpp, target, draft)
+    assert not accepts(llama_cpp, target, other)
+
+
+@pytest.mark.slow
+def test_it_is_handed_over(llama_cpp, draft_of, tmp_path):
+    """The command's whole way: the rule, the file, its proof, the model card."""
+    wish = Wish(draft_of(), "gguf", "f32", TargetPart(path="demo"), tmp_path / "out")
+    folder, card = export(wish)
+    assert set(card.files) == {"draft-f32.gguf"}
+    assert card.proof.equal_prompts == card.proof.prompts
+    assert [accepted.engine.partition(",")[0] for accepted in card.accepted] == ["llama.cpp"]
+    assert "library_name: gguf" in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -1,25 +1,33 @@
 """A finished draft handed over: with its proof, and a card in which every figure is one of its run's cards."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from huggingface_hub import ModelCard
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.artefacts.handover import Wish, export
-from fastdraft.artefacts.origin import origin_of, target_card
+from fastdraft.artefacts.origin import evidence, origin_of, target_card, target_of
+from fastdraft.cli import export as command
 from fastdraft.draft import DraftCard
 from fastdraft.errors import ExportError, MissingExtra, ProofError, TargetError, VocabularyMismatch
-from fastdraft.export.card import best_gamma, is_hub_id, name_of
+from fastdraft.export.card import best_gamma, is_hub_id, model_card, name_of
+from fastdraft.export.evidence import Speed
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.records import ExportCard
 from fastdraft.recipe import TargetPart
 from fastdraft.records import read_card
 from fastdraft.resolve import resolve, resolved_yaml
 from fastdraft.target import TOKENIZER_FILES, TargetCard
+from fastdraft.view import exports
 
 RUN = Path("runs/tiny")
 
@@ -71,6 +79,49 @@ def test_the_card_says_what_the_runs_cards_say(done):
         assert said in text
     assert str(Path.cwd()) not in text
     assert (folder / "recipe.yaml").read_text() == (done / "resolved.yaml").read_text()
+
+
+def test_what_was_measured_elsewhere_is_told_too(done):
+    """Speed-ups and advice, where a bench has left any."""
+    _, card = export(Wish(done, "huggingface"))
+    origin = origin_of(done)
+    part = target_of(origin)
+    known = evidence(origin, part, target_card(origin, part))
+    speed = Speed("OpenVINO GenAI 2026.4, 2 cores", "code", 0.0, 5, 1.84, 1.71, 1.99)
+    text = model_card(replace(known, speeds=[speed], advice=["Use gamma 5 here."]), card)
+    assert "| OpenVINO GenAI 2026.4, 2 cores | code | greedy | 5 | 1.84x [1.71, 1.99] |" in text
+    assert "Use gamma 5 here." in text
+    assert "Not measured. It depends" not in text
+    assert "base_model: some/target" in model_card(replace(known, part=TargetPart(path="some/target")), card)
+
+
+def test_it_is_a_command(done, capsys):
+    app = typer.Typer()
+    app.command()(command.export)
+    app.command()(command.push)
+    place = str(done / "export" / "huggingface-fp32")
+    made = CliRunner().invoke(app, ["export", str(done), "--format", "huggingface", "--weights", "fp32", "--json"])
+    assert made.exit_code == 0
+    assert json.loads(made.stdout)["folder"] == place
+    said = CliRunner().invoke(app, ["push", place, "me/draft"])
+    assert said.exit_code == 0
+    assert "me/draft (private model repository)" in said.stdout
+    assert "nothing was uploaded: add --yes to do it" in said.stdout
+
+
+def test_it_is_shown(done):
+    folder, card = export(Wish(done, "huggingface"))
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(exports.handed_over(folder, card))
+    text = console.export_text()
+    for said in (
+        "huggingface, weights bf16",
+        "accepted by vLLM",
+        "greedy texts equal",
+        "the export",
+        "vllm serve TARGET",
+    ):
+        assert said in text
 
 
 def test_an_earlier_phase_claims_nothing_of_a_later_one(done):

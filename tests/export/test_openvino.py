@@ -37,7 +37,9 @@ def test_it_writes_what_the_draft_writes(tmp_path, capsys, weights, types):
     assert len(names) >= 2
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in (*names, "generation_config.json"))
     original = load(folder, torch.float32).eval()
-    tried = material(open_tokenizer(TargetPart(path="demo")), PROBES, [], 256)
+    tried = material(
+        open_tokenizer(TargetPart(path="demo")), PROBES[:8], [], 256
+    )  # each prompt is read and continued: eight will do
     proof = prove(original, open_openvino(out, tried.longest_tokens), tried)
     assert proof.unlike_texts == ()
     assert proof.agreement >= FORMATS["openvino"].agreement[weights]

@@ -264,7 +264,7 @@ def test_a_donors_files_are_part_of_the_key(tiny, pair, tmp_path):
     changed = {name for name, key in keys(way).items() if before[name] != key}
     assert changed == {"target", "pretrain", "continue", "align"}  # the target is the donor here
     assert {name for name in before if before[name] != plain[name]} == {"pretrain", "continue", "align"}
-    assert keys("draft.start=random") == keys()
+    assert keys("draft.start=target_embedding") == keys()
 
 
 def test_the_road_from_a_donor(tiny, fastdraft):

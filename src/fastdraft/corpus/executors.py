@@ -67,15 +67,18 @@ def _shown(what: str, executor: PipelineExecutor) -> Iterator[None]:
         yield
         return
 
-    def watch(finished: int) -> None:
-        while not ended.wait(1.0):
-            now = tasks - len(executor.get_incomplete_ranks())
-            bar.advance(now - finished)
-            finished = now
+    def watch(seen: int) -> None:
+        last = False
+        while not last:
+            last = ended.wait(1.0)
+            finished = tasks - len(executor.get_incomplete_ranks())
+            if finished > seen:
+                bar.advance(finished - seen)
+            seen = finished
 
-    finished = tasks - len(executor.get_incomplete_ranks())
-    with Bar(what, tasks, "tasks", finished) as bar:
-        watcher = threading.Thread(target=watch, args=(finished,), daemon=True)
+    before = tasks - len(executor.get_incomplete_ranks())
+    with Bar(what, tasks, "tasks", before) as bar:
+        watcher = threading.Thread(target=watch, args=(before,), daemon=True)
         watcher.start()
         try:
             yield

@@ -29,6 +29,8 @@ HEAD_SIZE = 64
 PROMPT_TOKENS = 8
 # Weights to a scale in int4; int8 has a scale for each output channel.
 GROUP = 64
+# An end beyond every dimension, as exports write it.
+TO_THE_END = (1 << 31) - 1
 
 
 class Sizes(NamedTuple):
@@ -172,10 +174,11 @@ class _Builder:
         return op.cos(angles), op.sin(angles)
 
     def rotated(self, states_BNTD: Any) -> Any:
+        """Rotary positions, in the very form that the engine knows and runs as one operation."""
         op, half, one, axis = self.op, self.integers(HEAD_SIZE // 2), self.integers(1), self.integers(3)
         first = op.slice(states_BNTD, self.integers(0), half, one, axis)
-        second = op.slice(states_BNTD, half, self.integers(HEAD_SIZE), one, axis)
-        turned = op.concat([op.multiply(second, self.number(-1)), first], 3)
+        second = op.slice(states_BNTD, half, self.integers(TO_THE_END), one, axis)
+        turned = op.concat([op.multiply(second, op.constant(np.full((1, 1, 1, 1), -1, np.float32))), first], -1)
         return op.add(op.multiply(states_BNTD, self.cos), op.multiply(turned, self.sin))
 
     def attention(self, states_BTH: Any, layer: int) -> Any:

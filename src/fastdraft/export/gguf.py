@@ -55,6 +55,7 @@ def export_gguf(model_folder: Path, destination: Path, weights: str) -> list[str
     vocabulary = read_vocabulary(model_folder, config.vocab_size)
     destination.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(destination / file_name(weights), family.arch)
+    writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name("draft")
     writer.add_description("a draft for speculative decoding, made by FastDraft")
     writer.add_file_type(gguf.LlamaFileType[KINDS[weights].file])

@@ -157,7 +157,13 @@ def _set_generators(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Every weight once: a tied output layer is the embedding."""
-    return {name: whole(weight.detach()).contiguous() for name, weight in model.named_parameters()}
+    return {name: _gathered(weight.detach()) for name, weight in model.named_parameters()}
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """Whole in the main process; nothing in the others, which write nothing."""
+    found = whole(tensor)
+    return found.contiguous() if processes.is_main() else found.new_empty(0)
 
 
 def _flatten(optimizers: OptimizerSet) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -168,8 +174,7 @@ def _flatten(optimizers: OptimizerSet) -> tuple[dict[str, Tensor], dict[str, Any
         state = optimizer.state_dict()
         settings[name] = state["param_groups"]
         for index, values in state["state"].items():
-            whole_values = {key: whole(torch.as_tensor(value)).contiguous() for key, value in values.items()}
-            tensors |= {f"{name}.{index}.{key}": value for key, value in whole_values.items()}
+            tensors |= {f"{name}.{index}.{key}": _gathered(torch.as_tensor(value)) for key, value in values.items()}
     return tensors, settings
 
 

@@ -47,6 +47,8 @@ def _summed(tensor: Tensor) -> torch.futures.Future[Tensor]:
 def _sharded(learner: Learner, device: torch.device) -> nn.Module:
     """A group of shards for each layer, and one for the rest: embedding, last norm and output layer."""
     mesh = init_device_mesh(device.type, (processes.count(),))
+    for weight in learner.parameters():
+        dist.broadcast(weight.data, src=0)  # as DDP does: shards of weights made on unlike machines would not fit
     layers: Any = learner.model.base_model.layers
     for module in (*layers, learner):
         part: FSDPModule = fully_shard(module, mesh=mesh)

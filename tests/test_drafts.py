@@ -1,0 +1,58 @@
+"""A phase of training goes on over the shards that it began with, or not at all."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+RUN = Path("runs/tiny")
+UNTIL = ["pretrain.train_tokens=30_000", "--until", "pretrain"]
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss_nats"] for line in (run / "pretrain/metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def stopped(tiny, fastdraft):
+    """The files of a road that was stopped in its first phase, behind a checkpoint."""
+    running = fastdraft.start("run", "recipe.yaml", *UNTIL)
+    while not list((tiny / RUN / "pretrain").glob("checkpoint-*[0-9]")):
+        time.sleep(0.01)
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.end().code == 0
+    return tiny
+
+
+@pytest.mark.slow
+def test_shards_that_changed_are_refused_and_the_old_ones_go_on(stopped, fastdraft):
+    assert fastdraft("run", "recipe.yaml", *UNTIL, "--folder", "runs/alone").code == 0
+    (shard,) = (stopped / RUN / "tokenize/text/train/shards").glob("*.ds")
+    content = shard.read_bytes()
+    shard.write_bytes(content[::-1])
+    ended = fastdraft("run", "recipe.yaml", *UNTIL)
+    assert ended.code == 2
+    assert str(shard.relative_to(stopped)) in ended.err
+    shard.write_bytes(content)
+    assert fastdraft("run", "recipe.yaml", *UNTIL).code == 0
+    assert losses(stopped / RUN) == losses(stopped / "runs/alone")
+
+
+@pytest.mark.slow
+def test_shards_made_anew_from_other_files_are_refused(stopped, fastdraft):
+    """The recipe is the same, and so is each stage's key."""
+    assert fastdraft("run", "recipe.yaml", *UNTIL, "--folder", "runs/alone").code == 0
+    kept, text = stopped / "kept", stopped / "text/0.txt"
+    (stopped / RUN / "tokenize").rename(kept)
+    text.write_text(text.read_text()[::-1])
+    ended = fastdraft("run", "recipe.yaml", *UNTIL)
+    assert ended.code == 2
+    assert f"the shards of text are not those that {RUN}/pretrain began with" in ended.err
+    shutil.rmtree(stopped / RUN / "tokenize")
+    kept.rename(stopped / RUN / "tokenize")
+    assert fastdraft("run", "recipe.yaml", *UNTIL).code == 0
+    assert losses(stopped / RUN) == losses(stopped / "runs/alone")
