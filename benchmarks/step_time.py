@@ -4,9 +4,9 @@
     python benchmarks/step_time.py runs/step-time           # measures the processor, predicts, measures the shapes
 
 The prediction knows the probe of the processor (cost/probe.py) and the shapes' sizes; nothing is fitted to the shapes'
-own times. Both must run alone on the machine. Shapes take turns, so that a disturbance meets all of them; a figure is
-the median of rounds, of each of which the median step of a greedy completion counts; the spread is from the first
-quartile to the third, as a share of the median.
+own times. Run it alone on the machine. Shapes take turns, so that a disturbance meets all of them; a figure is the
+median of rounds, and of a round the median step of a greedy completion counts. The spread is from the first quartile to
+the third, as a share of the median.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from fastdraft.export.openvino import export_openvino
 from fastdraft.recipe import TargetPart
 from fastdraft.target import TOKENIZER_FILES, folder_of, quiet
 
-# Rows, width, layers, MLP, heads, key-value heads. The two of 20M have equal parameters and differ in depth.
+# Rows, width, layers, MLP, heads, key-value heads. The two of 20M have equal parameters and differ in depth; of
+# the 17M nearly all is vocabulary.
 SHAPES = {
     "demo draft 0.6M": Sizes(8192, 64, 2, 192, 1, 1),
     "demo target 5.8M": Sizes(8192, 256, 5, 704, 4, 2),
     "deep 20M": Sizes(8192, 256, 24, 704, 4, 2),
     "shallow 20M": Sizes(8192, 768, 2, 2176, 12, 6),
+    "rows 17M": Sizes(128256, 128, 2, 384, 2, 1),
     "Phi-3 50M": Sizes(32064, 512, 10, 1344, 8, 8),
     "Phi-3 120M": Sizes(32064, 768, 13, 2048, 12, 12),
     "Llama-3 150M": Sizes(128256, 640, 12, 2240, 10, 2),

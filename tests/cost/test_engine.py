@@ -45,6 +45,19 @@ def test_the_sizes_count_the_parameters_of_a_real_llama():
     assert ModelSize.of_config(config).parameters == SIZES.read_parameters + norms
 
 
+def test_the_engine_runs_it_as_it_runs_an_export():
+    """Norms and rotary positions, which fall into a dozen operations where their form is not the known one, are one."""
+    compiled = openvino.Core().compile_model(random_llama(SIZES), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    run = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ordered_ops()]
+    layers = SIZES.layers
+    assert {name: run.count(name) for name in ("RoPE", "RMS", "FullyConnected")} == {
+        "RoPE": 2 * layers,
+        "RMS": 2 * layers + 1,
+        "FullyConnected": 7 * layers + 1,
+    }
+    assert not {"Split", "Power", "ReduceMean"} & set(run)
+
+
 def test_the_same_seed_makes_the_same_model():
     def weights(seed):
         ops = random_llama(SIZES._replace(layers=1), "int8", seed).get_ordered_ops()

@@ -19,7 +19,7 @@ def times() -> dict[object, float]:
     """What a machine of just these figures would say."""
     found = {sizes: STEP + sizes.layers * 50e-6 for sizes in (SHALLOW, DEEP)}
     for megabytes, pair in ((3, SMALL), (15, MIDDLE)):
-        found |= {sizes: STEP + sizes.layers * LAYER[megabytes] + pair[1].read_parameters * FAST for sizes in pair}
+        found |= {sizes: STEP + sizes.layers * LAYER[megabytes] + sizes.read_parameters * FAST for sizes in pair}
     found[BROAD] = STEP + BROAD.layers * LAYER[15] + BROAD.read_parameters * FAST
     found[LARGE] = STEP + LARGE.layers * LAYER[15] + LARGE.read_parameters * SLOW
     return found
@@ -28,16 +28,16 @@ def times() -> dict[object, float]:
 def test_the_figures_of_a_machine_are_found_again():
     known, step = readings(times(), LARGE, "int8")
     assert step == pytest.approx(STEP)
-    assert [round(reading.read_bytes / 1e6) for reading in known] == [3, 15, 24, 107]
+    assert [round(reading.read_bytes / 1e6) for reading in known] == [3, 16, 24, 107]
     rates = [reading.seconds / reading.read_bytes for reading in known]
     assert rates == pytest.approx([FAST, FAST, FAST, SLOW])
     assert [reading.layer_overhead_seconds for reading in known] == pytest.approx([50e-6, 80e-6, 80e-6, 80e-6])
 
 
 def test_pairs_read_about_the_same_bytes():
-    for deep, wide in (SMALL, MIDDLE):
-        assert deep.read_parameters == pytest.approx(wide.read_parameters, rel=0.05)
-        assert deep.layers >= 4 * wide.layers
+    for deep, headed in (SMALL, MIDDLE):
+        assert deep.read_parameters == pytest.approx(headed.read_parameters, rel=0.1)
+        assert deep.layers >= 4 * headed.layers
 
 
 def test_what_noise_makes_of_the_times_stays_a_device():
@@ -59,7 +59,7 @@ def test_timers_take_turns_and_what_was_disturbed_is_left_out():
         return next_one
 
     found = timed({"a": timer("a", [1.0, 1.0, 900.0]), "b": timer("b", [7.0, 2.0, 3.0])}, 0)
-    assert found == {"a": 1.0, "b": 2.5}
+    assert found == {"a": 1.0, "b": 3.0}
     assert said == ["a", "b"] * 3
 
 

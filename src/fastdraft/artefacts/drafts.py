@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from fastdraft import draft, processes, start, target
 from fastdraft.artefacts.journey import PHASES, CorpusCard, Journey, Made
+from fastdraft.corpus.ahead import Ahead
 from fastdraft.corpus.document import Portion
 from fastdraft.corpus.order import Batch, Mixture, Rows, ShardRows
 from fastdraft.errors import ShardError
@@ -38,7 +39,7 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         name=name,
         model=_first_weights(journey, folder, form),
         part=part,
-        mixture=Mixture(_rows(journey, part), part.mix, _seed(recipe, name)),
+        mixture=Ahead(Mixture(_rows(journey, part), part.mix, _seed(recipe, name))),
         held_out={source: _held_out(journey, source, part) for source in recipe.corpus},
         objective=objective(part.objective, None if part.objective == "cross_entropy" else journey.open_target()),
         folder=folder,

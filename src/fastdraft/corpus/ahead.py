@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from fastdraft.corpus.document import WHOLE, Portion
 from fastdraft.corpus.order import Batch, Mixture
@@ -67,3 +67,6 @@ class Ahead:
         if self._next is not None:
             self._next.batch.exception()
             self._next = None
+
+
+Stream: TypeAlias = Mixture | Ahead

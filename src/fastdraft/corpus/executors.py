@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,22 +41,22 @@ Step = Callable[..., Any]
 logger.disable("datatrove")
 
 
-def run_tasks(first: Callable[..., Iterable[Any]], *others: Step, what: str, how: TokenizePart, folder: Path) -> None:
+def run_tasks(*steps: Step, what: str, how: TokenizePart, folder: Path) -> None:
     """Run those tasks of a pipeline that are not finished (its log is in `folder`); all are when this returns.
 
     What a task raises for the user to mend is raised here, wherever the task ran; RunError for any other failure.
     """
     log = folder.absolute() / "log"
-    executor = EXECUTORS[how.executor]([partial(_telling, first, log), *others], how, log)
+    for told in log.glob("told/*.json"):
+        told.unlink()
+    executor = EXECUTORS[how.executor](list(steps), how, log)
+    why = "some of them failed"
     try:
         with _shown(what, executor):
             executor.run()
-    except (RunError, subprocess.CalledProcessError) as error:
-        _raise_told(log)
-        raise _unfinished(executor, log, str(error)) from error
-    _raise_told(log)
-    if executor.get_incomplete_ranks():
-        raise _unfinished(executor, log, "some of them failed")
+    except (TaskEnded, subprocess.CalledProcessError) as error:
+        why = str(error)
+    _check_finished(executor, log, why)
 
 
 @contextmanager
@@ -87,32 +87,42 @@ def _shown(what: str, executor: PipelineExecutor) -> Iterator[None]:
             watcher.join()
 
 
-def _telling(step: Step, log: Path, data: Any, rank: int, of: int) -> Iterator[Any]:
-    """A pipeline's first step, which leaves word of an error for the user to mend: not every executor passes it on."""
-    told = log / "told" / f"{rank:05d}.json"
-    told.unlink(missing_ok=True)
-    try:
-        yield from step(data, rank, of)
-    except UserError as error:
-        write_json(told, [type(error).__name__, str(error)])
-        raise
+def _check_finished(executor: PipelineExecutor, log: Path, why: str) -> None:
+    """Nothing, if all tasks are; otherwise what the first of those that failed has told, or `why`."""
+    told = [(path, *json.loads(path.read_text(encoding="utf-8"))) for path in sorted(log.glob("told/*.json"))]
+    for _, name, text, _ in told:
+        if name is not None:
+            raise getattr(errors, name)(text)
+    for path, _, text, trace in told[:1]:
+        path.with_suffix(".txt").write_text(trace, encoding="utf-8")
+        why = f"task {int(path.stem)}: {text}; {path.with_suffix('.txt')} says where"
+    if ranks := executor.get_incomplete_ranks():
+        raise RunError(
+            f"{len(ranks)} of {executor.world_size} tasks are not finished ({why})\n"
+            f"  do: mend that (the tasks' logs are in {log}), then run the same command: it goes on with these tasks"
+        )
 
 
-def _raise_told(log: Path) -> None:
-    for told in sorted(log.glob("told/*.json")):
-        name, text = json.loads(told.read_text(encoding="utf-8"))
-        raise getattr(errors, name)(text)
+class TaskEnded(Exception):
+    """A task's process ended before its task did."""
 
 
-def _unfinished(executor: PipelineExecutor, log: Path, why: str) -> RunError:
-    ranks = executor.get_incomplete_ranks()
-    return RunError(
-        f"{len(ranks)} of {executor.world_size} tasks are not finished ({why}), the first is {ranks[0]}\n"
-        f"  do: read {log}/logs/task_{ranks[0]:05d}.log, then run the same command: it goes on with these tasks"
-    )
+class Telling:
+    """For an executor: a task that fails leaves word, since not every executor passes on what was raised."""
+
+    logging_dir: Any
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        try:
+            return super()._run_for_rank(rank, local_rank, node_rank)  # type: ignore[misc]
+        except Exception as error:
+            name, text = (type(error).__name__, str(error)) if isinstance(error, UserError) else (None, repr(error))
+            told = Path(self.logging_dir.resolve_paths(f"told/{rank:05d}.json"))
+            write_json(told, [name, text, traceback.format_exc()])
+            raise
 
 
-class LocalTasks(LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
+class LocalTasks(Telling, LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
     """This machine, with no process but the tasks', which end when this one does.
 
     datatrove's own `run` has a manager process even for one worker: killed, it leaves that behind for ever (60 MB), and
@@ -129,20 +139,21 @@ class LocalTasks(LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has 
                 deepcopy(self)._run_for_rank(rank)
 
     def _run_at_once(self, ranks: list[int]) -> None:
-        """RunError as soon as a task fails, since the others may take hours; none is left running."""
+        """TaskEnded as soon as a task fails, since the others may take hours; none is left running."""
         new_process = multiprocessing.get_context("forkserver").Process
         waiting, running = deque(ranks), dict[Any, BaseProcess]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
-                    process = new_process(target=_one_task, args=(self, waiting.popleft()), daemon=True)
+                    rank = waiting.popleft()
+                    process = new_process(target=_one_task, args=(self, rank), name=f"task {rank}", daemon=True)
                     process.start()
                     running[process.sentinel] = process
                 for sentinel in wait(list(running)):
                     ended = running.pop(sentinel)
                     ended.join()
                     if ended.exitcode:
-                        raise RunError(f"one of them ended with {ended.exitcode}")
+                        raise TaskEnded(f"{ended.name} ended with {ended.exitcode}")
         finally:
             for left in running.values():
                 left.kill()
@@ -155,8 +166,8 @@ def _one_task(executor: PipelineExecutor, rank: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         executor._run_for_rank(rank)
-    except UserError as error:
-        sys.exit(error.exit_code)  # told already
+    except Exception:
+        sys.exit(1)  # it has left word
 
 
 def _end_with_parent() -> None:
@@ -166,14 +177,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class SlurmTasks(SlurmPipelineExecutor):  # type: ignore[misc]
+class SlurmTasks(Telling, SlurmPipelineExecutor):  # type: ignore[misc]
     """A job array on a Slurm cluster; `run` returns when it has ended (sbatch --wait)."""
 
     def launch_merge_stats(self) -> None:
         """No second job for a sum of statistics that nobody reads."""
 
 
-class RayTasks(RayPipelineExecutor):  # type: ignore[misc]
+class RayTasks(Telling, RayPipelineExecutor):  # type: ignore[misc]
     """The Ray cluster at RAY_ADDRESS; otherwise one of this process alone, on this machine."""
 
     def run(self) -> None:

@@ -1,8 +1,8 @@
 """The `cpu` of this machine, measured in seconds on the cores that this process may use.
 
 With OpenVINO installed the engine itself is measured: small Llamas of random weights run in OpenVINO GenAI. Two narrow
-ones that differ in depth alone give the overhead of a step and of a layer. Of larger ones there are pairs that read the
-same bytes, deep and narrow or shallow and wide: what the deep one takes more is its layers' overhead, the rest is
+ones that differ in depth alone give the overhead of a step and of a layer. Of larger ones there are pairs that read
+about the same bytes, in many layers or in the head: what the deep one takes more is its layers' overhead, the rest is
 reading. The largest leaves every cache; a block of tokens in it gives the rate, a long prompt that of attention.
 Without OpenVINO the same quantities come from torch's kernels.
 """
@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import quantiles
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -29,9 +29,9 @@ from fastdraft.cost.engine import PROMPT_TOKENS, Sizes, block_seconds, decode_se
 from fastdraft.cost.size import BITS, OUTER_BITS
 
 SHALLOW, DEEP = (Sizes(512, 64, layers, 64, 1, 1) for layers in (1, 13))
-# (deep, wide), both reading 3 and 15 MB at int8; then 24 MB, about the last level of most machines' caches.
-SMALL = Sizes(512, 256, 4, 704, 4, 2), Sizes(512, 512, 1, 1408, 8, 4)
-MIDDLE = Sizes(512, 256, 20, 704, 4, 2), Sizes(512, 512, 5, 1408, 8, 4)
+# (all in layers, most in the head), both reading 3 MB at int8, or 15; then 24 MB, about what a last cache holds.
+SMALL = Sizes(512, 256, 4, 704, 4, 2), Sizes(8192, 256, 1, 704, 4, 2)
+MIDDLE = Sizes(512, 256, 20, 704, 4, 2), Sizes(24576, 512, 1, 1408, 8, 4)
 BROAD = Sizes(512, 1024, 2, 2816, 16, 8)
 # Times the last cache that the largest model reads, and bounds on its layers: 107 to 400 MB at int8. Of three times
 # 32 MB a third was still found there, and a target of 300M was predicted 23 % too fast.
@@ -46,7 +46,7 @@ TINY = 1e-9
 Timer = Callable[[], float]
 
 
-def probe_cpu(seconds: float = 3.0, weights: str = "int8") -> Device:
+def probe_cpu(seconds: float = 4.0, weights: str = "int8") -> Device:
     """This machine's processor with weights at a precision of BITS; about as long again goes into making models."""
     found = in_engine(seconds, weights) if find_spec("openvino_genai") else in_torch(seconds)
     return Device(
@@ -63,14 +63,14 @@ def cores() -> int:
 
 
 def timed(timers: Mapping[Any, Timer], seconds: float) -> dict[Any, float]:
-    """The first quartile of what each timer says: a disturbance only ever adds. Timers take turns, so it meets all."""
+    """The median of what each timer says; they take turns, so that a disturbance meets all of them."""
     end, rounds = perf_counter() + seconds, 0
     said: dict[Any, list[float]] = {name: [] for name in timers}
     while rounds < ROUNDS or perf_counter() < end:
         for name, timer in timers.items():
             said[name].append(timer())
         rounds += 1
-    return {name: quantiles(times, n=4, method="inclusive")[0] for name, times in said.items()}
+    return {name: median(times) for name, times in said.items()}
 
 
 def in_engine(seconds: float, weights: str) -> dict[str, Any]:
@@ -103,16 +103,28 @@ def in_engine(seconds: float, weights: str) -> dict[str, Any]:
 
 
 def readings(found: Mapping[Any, float], large: Sizes, weights: str) -> tuple[tuple[Reading, ...], float]:
-    """What the models of each size say, small to large, and a step's overhead."""
+    """What the models of each size say, small to large, and a step's overhead.
+
+    A layer's overhead is never less than in a smaller model: less is noise.
+    """
     overhead = (found[DEEP] - found[SHALLOW]) / (DEEP.layers - SHALLOW.layers)
     step, known = max(found[SHALLOW] - overhead, 0.0), []
-    for wide in (SMALL[1], MIDDLE[1], BROAD, large):
-        for deep, partner in (SMALL, MIDDLE):
-            if partner == wide:
-                overhead = max(overhead, (found[deep] - found[wide]) / (deep.layers - wide.layers))
-        seconds = max(found[wide] - step - wide.layers * overhead, TINY)
-        known.append(Reading(read_bytes=_bytes(wide, weights), seconds=seconds, layer_overhead_seconds=overhead))
-    return tuple(known), step
+    for deep, headed in (SMALL, MIDDLE):
+        overhead = max(overhead, _overhead(found, deep, headed, step, weights))
+        known.append(_reading_of(found, headed, step, overhead, weights))
+    return (*known, *(_reading_of(found, sizes, step, overhead, weights) for sizes in (BROAD, large))), step
+
+
+def _overhead(found: Mapping[Any, float], deep: Sizes, headed: Sizes, step: float, weights: str) -> float:
+    """Of a layer, where two models read at one rate: beyond a step each takes its layers and its bytes."""
+    share = _bytes(deep, weights) / _bytes(headed, weights)
+    return (found[deep] - step - share * (found[headed] - step)) / (deep.layers - share * headed.layers)
+
+
+def _reading_of(found: Mapping[Any, float], sizes: Sizes, step: float, overhead: float, weights: str) -> Reading:
+    """What such a model takes beyond overheads."""
+    seconds = max(found[sizes] - step - sizes.layers * overhead, TINY)
+    return Reading(read_bytes=_bytes(sizes, weights), seconds=seconds, layer_overhead_seconds=overhead)
 
 
 def _bytes(sizes: Sizes, weights: str) -> float:

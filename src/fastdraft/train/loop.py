@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastdraft import processes
+from fastdraft.corpus.ahead import Stream
 from fastdraft.corpus.document import Portion
-from fastdraft.corpus.order import IGNORED, Batch, Mixture
+from fastdraft.corpus.order import IGNORED, Batch
 from fastdraft.errors import Stopped
 from fastdraft.maths.schedule import SCHEDULES
 from fastdraft.progress import Bar
@@ -42,7 +43,7 @@ class Phase:
     name: str
     model: PreTrainedModel
     part: TrainPart
-    mixture: Mixture
+    mixture: Stream
     held_out: HeldOut
     objective: Objective
     folder: Path
@@ -115,7 +116,7 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
     return progress
 
 
-def _after(progress: Progress, row: dict[str, Any], mixture: Mixture, seconds: float) -> Progress:
+def _after(progress: Progress, row: dict[str, Any], mixture: Stream, seconds: float) -> Progress:
     return replace(
         progress,
         step=progress.step + 1,
