@@ -19,8 +19,9 @@ from fastdraft.artefacts.origin import evidence, origin_of, target_card, target_
 from fastdraft.cli import export as command
 from fastdraft.draft import DraftCard
 from fastdraft.errors import ExportError, MissingExtra, ProofError, TargetError, VocabularyMismatch
-from fastdraft.export.card import best_gamma, is_hub_id, model_card, name_of
+from fastdraft.export.card import is_hub_id, model_card, name_of
 from fastdraft.export.evidence import Speed
+from fastdraft.export.figures import best_gamma
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.records import ExportCard
 from fastdraft.recipe import TargetPart
