@@ -26,6 +26,15 @@ STORIES = Path(__file__).parents[2] / "shared" / "targets" / "stories260k"
 TinyLlama = Callable[..., LlamaForCausalLM]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One CPU thread: with more, the same product in a matrix of another size is rounded otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
     """The folder of a small target trained on stories; the test is skipped where it is absent."""

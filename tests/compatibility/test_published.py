@@ -76,7 +76,7 @@ def test_which_tokenizers_are_no_repair_apart(published):
 @pytest.mark.parametrize(
     ("mine", "theirs"), [("Qwen2.5-7B", "Qwen2.5-0.5B"), ("Qwen2.5-0.5B", "Qwen2.5-7B"), ("Phi-3-mini", "TinyLlama")]
 )
-def test_a_published_draft_is_repaired(published, tmp_path, mine, theirs):
+def test_a_published_draft_is_repaired(published, tmp_path, mine, theirs, one_thread):
     """Narrow random weights under the published vocabulary; afterwards all but the context holds."""
     draft = tmp_path / "draft"
     shutil.copytree(published(theirs), draft)

@@ -34,8 +34,8 @@ RUN = Path("runs/tiny")
 
 
 @pytest.fixture
-def done(road_done, monkeypatch) -> Path:
-    """The run's folder, from the place that its recipe's paths are relative to."""
+def done(road_done, monkeypatch, one_thread) -> Path:
+    """The run's folder, from the place that its recipe's paths are relative to; its recipe has one thread."""
     monkeypatch.chdir(road_done)
     (RUN / "resolved.yaml").write_text(resolved_yaml(resolve(Path("recipe.yaml"))))  # as `fastdraft run` leaves it
     return RUN

@@ -105,15 +105,6 @@ def interrupt(phase: Phase, due: set[int], last: int, act: Callable[[], object])
     return phase
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order: what is compared bit for bit must not depend on how work was shared out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def make_model() -> Callable[..., LlamaForCausalLM]:
     return small_model
@@ -127,3 +118,8 @@ def make_phase() -> MakePhase:
 @pytest.fixture
 def interrupted() -> Callable[..., Phase]:
     return interrupt
+
+
+@pytest.fixture(autouse=True)
+def _one_order(one_thread):
+    """Sums in one order: what is compared bit for bit must not depend on how work was shared out."""
