@@ -139,3 +139,28 @@ def test_of_experts_only_those_that_a_token_meets_count_for_the_default_budget(b
     best = next(draft for draft in made.drafts if draft.recommended)
     assert best.family == "qwen3"
     assert best.parameters < made.target.parameters / 200
+
+
+def test_the_command_prints_a_plan_of_a_bare_configuration(bare, fastdraft):
+    ended = fastdraft("plan", bare.path, "--params", "50M", "--device", "h200", "--json")
+    assert ended.code == 0, ended.err
+    made = json.loads(ended.out)
+    assert made["target"]["vocab_rows"] == LLAMA["vocab_size"]
+    assert all(draft["parameters"] <= 1.5 * 50e6 for draft in made["drafts"])
+    table = fastdraft("plan", bare.path, "--params", "0.05B", "--device", "h200")
+    assert (table.code, "break-even alpha" in table.out, "gamma 8" in table.out) == (0, True, True), table.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--params", "many"], "--params: found many, wanted a number and k, M or B"),
+        (["--params", "-5M"], "--params: found -5M"),
+        (["--weights", "int3"], "--weights: found int3, wanted one of bf16, int8, int4"),
+        (["--device", "abacus"], "no figures for a device `abacus`"),
+        (["--device", "h200", "--params", "1k"], "smallest for this target has"),
+    ],
+)
+def test_what_cannot_be_planned(bare, fastdraft, arguments, said):
+    ended = fastdraft("plan", bare.path, *arguments)
+    assert (ended.code, said in ended.err, "  do: " in ended.err, ended.out) == (2, True, True, ""), ended.err

@@ -39,7 +39,7 @@ def plan(
     if weights not in BITS:
         raise RecipeError(f"--weights: found {weights}, wanted one of {', '.join(BITS)}\n  do: choose one of them")
     millions = None if params is None else _millions(params)
-    measured = {name: _device(name) for name in {device, train_device or device}}
+    measured = {name: _device(name, weights) for name in {device, train_device or device}}
     setting = Setting(measured[device], measured[train_device or device], weights)
     chosen = resolve.resolve(recipe, []).recipe if recipe else None
     made = make_plan(TargetPart(path=target), millions, chosen, setting)
@@ -61,6 +61,6 @@ def _millions(params: str) -> float:
     return millions
 
 
-def _device(name: str) -> Device:
+def _device(name: str, weights: str) -> Device:
     """The device of this name; `cpu` is measured on this machine, in seconds."""
-    return probe_cpu() if name == "cpu" else published(name)
+    return probe_cpu(weights=weights) if name == "cpu" else published(name)
