@@ -200,7 +200,7 @@ def test_a_full_disk(tiny, fastdraft, kilobytes, after, where):
     if after:
         assert fastdraft("run", "recipe.yaml", "--until", after).code == 0
     ended = fastdraft("run", "recipe.yaml", file_bytes=kilobytes * 1000)
-    check_refused(ended, f"no space left while writing {RUN}/{where}", "then run the same command again")
+    check_refused(ended, "no space left while writing ", f"{RUN}/{where}", "then run the same command again")
     stood = {name: path.stat().st_mtime_ns for name in STAGES if (path := tiny / RUN / name / "card.json").exists()}
     check_all_done(fastdraft("run", "recipe.yaml"), tiny / RUN)
     assert stood == {name: (tiny / RUN / name / "card.json").stat().st_mtime_ns for name in stood}

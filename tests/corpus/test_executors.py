@@ -308,7 +308,8 @@ def test_a_killed_run_leaves_no_process_and_goes_on_with_the_tasks_not_finished(
     command = [sys.executable, tmp_path / "killed.py", tmp_path, str(workers)]
     killed = subprocess.Popen(command, start_new_session=True)
     begun = time.monotonic()
-    while not list(tmp_path.glob("out.attempts/*/train/log/completions/*")):
+    wanted = ("log/completions/*", "shards/*unshuffled.ds")  # a task finished, and another writing
+    while not all(list(tmp_path.glob(f"out.attempts/*/train/{path}")) for path in wanted):
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() - begun < 120
         time.sleep(0.005)

@@ -1,12 +1,6 @@
-"""From documents to shards: the same documents by any number of tasks, the same bytes twice, and after a kill."""
+"""From documents to shards: the same documents by any number of tasks, the same bytes twice."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -168,54 +162,6 @@ def test_an_empty_side_stops(tales, tokenizer, tmp_path, change, message):
 def test_what_datatrove_does_is_not_told(tales, tokenizer, tmp_path, capfd):
     tokenised(tales, tokenizer, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-from fastdraft.corpus import tokenized
-from fastdraft.recipe import SourcePart, TokenizePart
-from fastdraft.run import locked
-
-here, tasks, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-part = SourcePart.model_validate_json((here / "part.json").read_text())
-if __name__ == "__main__":
-    with locked(here / "run"):
-        how = TokenizePart(tasks=tasks, workers=workers)
-        tokenized.write_source("tales", part, how, here / "tokenizer.json", here / "run" / "tales", 7)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("tasks", "workers"), [(1, 1), (3, 2)])
-def test_a_killed_run_is_done_again_cleanly(tokenizer, tmp_path, tasks, workers):
-    """A kill leaves part of a shard; datatrove's own processes may outlive it, and must hold and harm nothing."""
-    from fastdraft.run import locked
-
-    lines = (json.dumps({"text": f"tale {i} " * 60}) + "\n" for i in range(20_001))
-    (tmp_path / "big.jsonl").write_text("".join(lines))
-    part = SourcePart(source="jsonl", path=str(tmp_path / "big.jsonl"), held_out_share=0.001)
-    (tmp_path / "part.json").write_text(part.model_dump_json())
-    (tmp_path / "killed.py").write_text(KILLED)
-    command = [sys.executable, tmp_path / "killed.py", tmp_path, str(tasks), str(workers)]
-    killed = subprocess.Popen(command, start_new_session=True)
-    begun = time.monotonic()
-    while not list((tmp_path / "run").glob("tales.attempts/*/train/shards/*unshuffled.ds")):
-        assert killed.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() - begun < 60
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    with locked(tmp_path / "run"):
-        card, sides = tokenised(part, tokenizer, tmp_path / "run" / "tales", tasks, workers)
-    time.sleep(2)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(killed.pid, signal.SIGKILL)  # what outlived it
-    assert Counter(texts(sides["train"], tokenizer)) == of_side(part, "train")
-    clean, _ = tokenised(part, tokenizer, tmp_path / "clean", tasks, workers)
-    assert clean == card
-    shards = "train/shards"
-    assert files(tmp_path / "run" / "tales" / shards) == files(tmp_path / "clean" / shards)
 
 
 def test_tokens_are_little_endian(tales, tokenizer, tmp_path):

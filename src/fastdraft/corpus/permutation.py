@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-# 2.1 billion tokens in rows of 512. So many rows take 32 MiB and half a second; those of 10 billion tokens would take
-# 160 MB and 2.7 s, for every source and every process, at each epoch and each resumption (docs/corpus.md).
+# 2.1 billion tokens in rows of 512. So many rows take 32 MiB and 0.15 s; those of 10 billion tokens would take 156 MB
+# and 1.1 s, for every source and every process, at each epoch and each start (docs/corpus.md).
 KEPT_ROWS_AT_MOST = 2**22
 HALF_ROUNDS = 8
 
