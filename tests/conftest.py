@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -150,6 +151,14 @@ class FastDraft:
         process.start()
         self.begun.append(Running(process, out, err))
         return self.begun[-1]
+
+    def await_checkpoint(self, phase: str) -> None:
+        """Until a phase has one, as it has one second after its first step; no more than seconds on a busy machine."""
+        for _ in range(10_000):
+            if list(self.folder.glob(f"runs/tiny/{phase}/checkpoint-*[0-9]")):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"no checkpoint in {phase} after 100 s: it ended before its first, or never began")
 
     def start_several(self, count: int, *arguments: object) -> list[Running]:
         """The command in so many processes, as a launcher starts them."""

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 RUN = Path("runs/tiny")
-UNTIL = ["pretrain.train_tokens=30_000", "--until", "pretrain"]
+UNTIL = ["pretrain.train_tokens=100_000", "--until", "pretrain"]
 
 
 def losses(run: Path) -> list[float]:
@@ -21,8 +20,7 @@ def losses(run: Path) -> list[float]:
 def stopped(tiny, fastdraft):
     """The files of a road that was stopped in its first phase, behind a checkpoint."""
     running = fastdraft.start("run", "recipe.yaml", *UNTIL)
-    while not list((tiny / RUN / "pretrain").glob("checkpoint-*[0-9]")):
-        time.sleep(0.01)
+    fastdraft.await_checkpoint("pretrain")
     os.kill(running.process.pid, signal.SIGTERM)
     assert running.end().code == 0
     return tiny
