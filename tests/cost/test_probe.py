@@ -58,9 +58,11 @@ def test_timers_take_turns_and_what_was_disturbed_is_left_out():
 
         return next_one
 
-    found = timed({"a": timer("a", [1.0, 1.0, 900.0]), "b": timer("b", [7.0, 2.0, 3.0])}, 0)
-    assert found == {"a": 1.0, "b": 3.0}
+    found = timed({"a": timer("a", [1.0, 1.0, 900.0]), "b": timer("b", [7.0, 2.1, 3.0])}, 0)
+    assert found == ({"a": 1.0, "b": 3.0}, "")
     assert said == ["a", "b"] * 3
+    _, busy = timed({"a": timer("a", [1.0, 1.0, 1.0]), "b": timer("b", [7.0, 2.0, 6.0])}, 0)
+    assert "the machine was busy, half of the time 3.0 times as slow as at best" in busy
 
 
 def sound(device: Device, paper) -> bool:

@@ -104,7 +104,7 @@ def _guide(guides: tuple[Guide, ...]) -> Table:
 def _stages(made: Plan) -> Table:
     table = Table(title=f"What the draft would cost with the recipe `{made.recipe}`")
     table.add_column("stage")
-    for name in ("tokens", "FLOPs", f"hours on one {made.training_device.name}", "on the paper's 8 Gaudi 2", "disk"):
+    for name in ("tokens", "FLOPs", f"hours on {_one(made.training_device)}", "on the paper's 8 Gaudi 2", "disk"):
         table.add_column(name, justify=RIGHT)
     for stage in made.stages:
         table.add_row(stage.stage, _count(stage.tokens), *_work(stage), _bytes(stage.disk_bytes))
@@ -131,10 +131,14 @@ def _words(made: Plan) -> Text:
     return Text(f"{_device(made.device)}\nA step is one token with {made.context_tokens} tokens behind it.")
 
 
+def _one(device: Device) -> str:
+    return device.name if device.kind == "cpu" else f"one {device.name}"
+
+
 def _device(device: Device) -> str:
     bandwidth = device.memory_bandwidth_bytes_per_second / 1e9
     rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in device.rates.items())
-    return f"{device.name}: {bandwidth:.0f} GB/s, {rates} ({device.source})"
+    return f"{device.name}: {bandwidth:.3g} GB/s, {rates} ({device.source})"
 
 
 def _count(number: float) -> str:
