@@ -137,7 +137,8 @@ def open_config(part: TargetPart) -> PretrainedConfig:
     try:
         config = read_config(folder, part.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise TargetError(f"{folder / 'config.json'} cannot be read: {error}\n  do: check the folder") from error
+        said = str(error).partition(" Should have a `model_type`")[0]  # what follows there are 400 names of families
+        raise TargetError(f"{folder / 'config.json'} cannot be read: {said}\n  do: check the file") from error
     if not writes_text(config):
         raise TargetError(
             f"{folder / 'config.json'} describes a `{config.model_type}`, which writes no text from left to right\n"
