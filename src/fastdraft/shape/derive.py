@@ -123,7 +123,8 @@ def _too_small(target: PretrainedConfig, part: DraftPart) -> ShapeError:
     return ShapeError(
         f"a draft of {part.params_millions:g}M parameters cannot be: the smallest for this target has "
         f"{rounded:.2f}M, of which {smallest.embedding_parameters / 1e6:.2f}M embed "
-        f"its {smallest.vocab_rows} tokens\n  do: raise draft.params_millions to {rounded:.2f} at least (--params {rounded:.2f}M of a plan)"
+        f"its {smallest.vocab_rows} tokens\n  do: raise draft.params_millions to {rounded:.2f} at least "
+        f"(of a plan: --params {rounded:.2f}M)"
     )
 
 
