@@ -57,7 +57,7 @@ def picture(found: Search, path: Path) -> None:
     need("matplotlib", "view").use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, marker in zip(range(len(found.pilots[0].served)), "osD^vP*X", strict=False):
         line = [(pilot, pilot.served[number]) for pilot in found.pilots]
@@ -75,7 +75,7 @@ def picture(found: Search, path: Path) -> None:
     axes.set_xlabel("layers x width")
     axes.set_ylabel(f"predicted speed-up ({found.engine})")
     axes.set_title(f"Drafts of about {max(p.parameters for p in found.pilots) / 1e6:.2g}M for {found.target}")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     with finished_last(path) as part:
         figure.savefig(part, format=path.suffix.lstrip("."), dpi=120)
 
