@@ -1,8 +1,11 @@
-# make demo | make test | make check; `make setup` is their common first step.
+# make demo | make test | make check | make docs; `make setup` is their common first step.
 PYTHON ?= python3
 BIN := .venv/bin
+# Debian's, for tests in a real browser.
+CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-.PHONY: setup setup-dev demo test test-fast check
+.PHONY: setup setup-dev demo test test-fast check docs
 
 setup: .venv/base
 setup-dev: .venv/dev
@@ -13,7 +16,8 @@ setup-dev: .venv/dev
 	touch $@
 
 .venv/dev: .venv/base
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,openvino,ray,view]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,docs,openvino,ray,report,view]'
+	$(CHROMIUM) || echo 'no chromium: the tests that need a browser will be skipped'
 	touch $@
 
 demo: setup
@@ -30,3 +34,9 @@ check: setup-dev
 	$(BIN)/ruff format --check -q src tests
 	$(BIN)/ruff check -q src tests
 	$(BIN)/mypy src
+
+# The two pages that are printed from the code, and the site, in site/.
+docs: setup-dev
+	$(BIN)/python -m typer fastdraft.cli utils docs --name fastdraft --title "Every command" --output docs/commands.md
+	$(BIN)/fastdraft recipe schema --markdown > docs/recipe.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict

@@ -12,27 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
+import runs as demo
 from fastdraft import start
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.draft import DraftCard
 from fastdraft.evaluate.records import TaskResult
-from fastdraft.recipe import Recipe
-from fastdraft.records import card_key, read_card
+from fastdraft.records import read_card
 from fastdraft.resolve import resolve
-from fastdraft.stages import key_of, road
+from runs import PHASES, RECIPE, spread, table
 
-RECIPE = Path("recipes/demo.yaml")
 DONOR = Path("../shared/targets/pycoder-7m")  # another tokenizer, beside the repository; left out where it is absent
-PHASES = ("pretrain", "continue", "align")
-SHARED = ("target", "tokenize", "synthesize")
 GAMMAS = (3, 5)
 
 
@@ -56,49 +50,21 @@ def ways() -> list[str]:
     return found
 
 
-def overrides(way: str, seed: int, share: float) -> list[str]:
+def keys(way: str, seed: int, share: float) -> dict[str, Any]:
     """The demo with another start and seed, at a share of its tokens, in the shape that it has with a random start."""
     recipe = resolve(RECIPE).recipe
     shape = start.shape_of(recipe.target, recipe.draft)
-    keys: dict[str, Any] = {"seed": seed, "name": "start", "draft.start": way, "evaluate.judge_prompts": 0}
+    found = demo.demo_at(share, seed, "start") | {"draft.start": way}
     if recipe.draft.params_millions is not None and ":" in way:
         sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
-        keys |= {f"draft.{size}": getattr(shape, size) for size in sizes}
-    for name in PHASES:
-        part = {"pretrain": recipe.pretrain, "continue": recipe.continue_, "align": recipe.align}[name]
-        keys[f"{name}.train_tokens"] = round(part.train_tokens * share)
-    keys["synthesize.prompts"] = round(recipe.synthesize.prompts * share)
-    return [f"{key}={value}" for key, value in keys.items()]
-
-
-def keys_of(recipe: Recipe) -> dict[str, str]:
-    """The key of each stage's card."""
-    keys: dict[str, str] = {}
-    for stage in road(recipe):
-        keys[stage.name] = key_of(stage, recipe, keys)
-    return keys
-
-
-def share_with(first: Path, folder: Path, keys: dict[str, str]) -> None:
-    """Link what another start of the same seed has made and this one would make again."""
-    for stage in SHARED:
-        if card_key(first / stage) == keys[stage] and not (folder / stage).exists():
-            shutil.copytree(first / stage, folder / stage, copy_function=os.link)
-    written, mine = first / "evaluate" / "completions", folder / "evaluate"
-    if written.is_dir() and not mine.exists():
-        shutil.copytree(written, mine / "completions", copy_function=os.link)
-        (mine / "key").write_text(keys["evaluate"])  # begun, by this very recipe: the stage goes on from there
+        found |= {f"draft.{size}": getattr(shape, size) for size in sizes}
+    return found
 
 
 def made(way: str, seed: int, share: float, threads: int, root: Path) -> Run:
     """One run, from its folder where it is done."""
-    given = overrides(way, seed, share)
     folder = root / f"seed-{seed}" / way.partition(":")[0]
-    first = root / f"seed-{seed}" / "random"
-    if folder != first:
-        share_with(first, folder, keys_of(resolve(RECIPE, given).recipe))
-    command = [Path(sys.executable).with_name("fastdraft"), "run", RECIPE, *given, f"threads={threads}"]
-    subprocess.run([*map(str, command), "--folder", str(folder), "--json"], check=True, stdout=subprocess.DEVNULL)
+    demo.made(folder, root / f"seed-{seed}" / "random", keys(way, seed, share), threads)
     cards = [read_card(folder / phase, DraftCard) for phase in PHASES]
     return Run(
         way=way.partition(":")[0],
@@ -108,17 +74,6 @@ def made(way: str, seed: int, share: float, threads: int, root: Path) -> Run:
         seconds=sum(card.cost.seconds for card in cards),
         held_out_nats=cards[-1].held_out_nats,
     )
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
-    return "\n".join([f"\n{title}\n", *lines])
 
 
 def measured(runs: list[Run], phase: str, gamma: int | None) -> list[list[str]]:

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft.artefacts.journey import Journey
 from fastdraft.manifest import Manifest
-from fastdraft.resolve import digest, resolve
+from fastdraft.resolve import digest, resolve, resolved_yaml
 from fastdraft.stages import travel
 
 STORIES = Path(__file__).parents[2] / "shared" / "targets" / "stories260k"
@@ -88,11 +88,37 @@ def perturbed() -> Callable[[LlamaForCausalLM, float, int], LlamaForCausalLM]:
     return build
 
 
-# The command. Importing it takes seconds: each run is forked from one process that has done so, and has its own pid,
-# signals, limits and exit code like any other.
+CHAT = (
+    "<s>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<t>{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def speller() -> Callable[..., PreTrainedTokenizerFast]:
+    """A tokenizer with a token a byte, and some for chats."""
+
+    def build(template: str | None = CHAT) -> PreTrainedTokenizerFast:
+        marks = ["<end>", "<s>", "<t>", "<a>", "<user>", "<system>"]
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        raw = Tokenizer(models.BPE({name: i for i, name in enumerate([*marks, *alphabet])}, []))
+        raw.decoder, raw.pre_tokenizer = decoders.ByteLevel(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.add_special_tokens(marks)
+        return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=template)
+
+    return build
+
+
+# The command. Importing what it works with takes seconds: each run is forked from one process that has done so, and has
+# its own pid, signals, limits and exit code like any other.
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fastdraft.cli"])
+PROCESSES.set_forkserver_preload(
+    [
+        *("fastdraft.cli", "fastdraft.stages", "fastdraft.search.timers", "fastdraft.artefacts.scoring"),
+        *("fastdraft.artefacts.handover", "fastdraft.compatibility.repair", "fastdraft.plan"),
+    ]
+)
 COMMAND = """
 import os, resource, sys
 os.chdir(folder)
@@ -103,6 +129,8 @@ if file_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 sys.argv = ["fastdraft", *arguments]
 from fastdraft.cli import main
+from fastdraft.target import quiet
+quiet()  # as main says by the environment, where nothing was imported before it
 main()
 """
 
@@ -296,7 +324,9 @@ def finished(tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         patch.chdir(folder)
         run.mkdir(parents=True)
         torch.set_num_threads(1)
-        recipe = resolve(Path("recipe.yaml")).recipe
+        resolved = resolve(Path("recipe.yaml"))
+        (run / "resolved.yaml").write_text(resolved_yaml(resolved))
+        recipe = resolved.recipe
         journey = Journey(recipe, run, torch.device("cpu"))
         travel(journey, Manifest(run, digest(recipe), recipe.seed, journey.device))
         torch.set_num_threads(threads)

@@ -42,7 +42,7 @@ ROOMS = (
         "evaluate",
         "bench",
     ),
-    *("export", "artefacts", "demo", "stages", "search", "view", "report", "cli", "__main__"),
+    *("export", "artefacts", "demo", "stages", "search", "view", "report", "play", "cli", "__main__"),
 )
 KNOW_TRANSFORMERS = {
     "decoder",
@@ -55,6 +55,7 @@ KNOW_TRANSFORMERS = {
     "synthesize",
     "evaluate",
     "bench",
+    "play",
     "export",
     "demo",
     "artefacts",

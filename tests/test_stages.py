@@ -19,7 +19,7 @@ NAMES = [stage.name for stage in STAGES]
 LONG = ["pretrain.train_tokens=60_000", "continue.train_tokens=60_000", "align.train_tokens=20_000"]
 # Each kill falls at a random moment after the beginning of a stage; the second ones meet what the first have left.
 KILLED = ["target", "tokenize", "pretrain", "pretrain", "continue", "continue", "synthesize", "align", "evaluate"]
-TIMED = ("seconds", "tokens_per_second")
+TIMED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
 
 
 def cards(folder: Path) -> dict[str, dict[str, object]]:
@@ -97,6 +97,7 @@ def test_a_second_command_makes_nothing(road_done, fastdraft):
         ("align.learning_rate=0.002", ["align", "evaluate"]),
         ("synthesize.prompt_tokens=6", ["synthesize", "align", "evaluate"]),
         ("continue.weight_decay=0.1", ["continue", "align", "evaluate"]),
+        ("continue.keep=best", ["continue", "align", "evaluate"]),
         ("draft.layers=2", ["pretrain", "continue", "align", "evaluate"]),
         ("corpus.text.held_out_share=0.25", NAMES[1:]),
         ("seed=12", NAMES[1:]),
@@ -111,10 +112,30 @@ def test_a_changed_key_remakes_its_stage_and_those_below(tiny, override, remade)
 
 def test_what_does_not_change_the_result_does_not_remake_it(tiny):
     keys = [f"target.path={tiny}/target"]
-    other = ["threads=2", "device=auto", "name=other", "tokenize.workers=3", "tokenize.executor=slurm"]
+    other = [
+        "threads=2",
+        "device=auto",
+        "name=other",
+        "trackers=[wandb]",
+        "tokenize.workers=3",
+        "tokenize.executor=slurm",
+    ]
     other += ["tokenize.slurm.partition=night", "tokenize.slurm.hours=3"]
     before, after = (keys_of(resolve(tiny / "recipe.yaml", [*keys, *more]).recipe) for more in ([], other))
     assert before == after
+
+
+@pytest.mark.parametrize("chosen", [[], ["continue.early_stop_measures=5"], ["align.keep=best"]])
+def test_what_is_measured_counts_where_something_is_chosen_by_it(tiny, chosen):
+    """Otherwise a phase makes the same draft, whatever it is measured on."""
+    keys = [f"target.path={tiny}/target", *chosen]
+    more = [[], ["evaluate.measure_prompts=7"], ["evaluate.judge_gamma=3", "evaluate.bootstrap_resamples=9"]]
+    plain, fewer, other = (keys_of(resolve(tiny / "recipe.yaml", [*keys, *extra]).recipe) for extra in more)
+    phase = {"c": "continue", "a": "align"}[chosen[0][0]] if chosen else None
+    for changed, by_itself in ((fewer, {}), (other, {"evaluate"})):
+        wanted = NAMES[NAMES.index(phase) :] if phase else []
+        wanted = {"continue", "align", "evaluate"} & set(wanted) | set(by_itself)
+        assert {name for name in NAMES if plain[name] != changed[name]} == wanted
 
 
 def test_a_remade_stage_moves_the_old_one_aside(road_done, fastdraft):

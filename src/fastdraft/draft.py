@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fastdraft.errors import CardError, TargetError, VocabularyMismatch
@@ -17,7 +18,10 @@ from fastdraft.target import TOKENIZER_FILES, TargetCard, load
 
 
 class DraftCard(Card):
-    """A trained draft: what it is and what it was trained on. `model` is its folder's name beside the card."""
+    """A trained draft: what it is, what it was trained on, what it was measured at while it trained.
+
+    `model` is its folder's name beside the card. block_efficiency: by task, on prompts that no evaluation uses.
+    """
 
     kind: ClassVar[str] = "draft"
     target: str
@@ -25,6 +29,7 @@ class DraftCard(Card):
     shape: DraftShape
     trained_tokens: int
     held_out_nats: dict[str, float]
+    block_efficiency: dict[str, float] = Field(default_factory=dict)
     model: str = "model"
 
 

@@ -5,6 +5,8 @@ FastDraftError                 something of ours went wrong; exit code 1
 │   ├── RecipeError            a recipe's key, type or value
 │   ├── TargetError            a target that cannot be opened or used
 │   ├── CorpusError            a source with nothing, or too little that is sound, in it
+│   ├── TaskError              an evaluation task that is unknown, or gives no prompt
+│   ├── RecordingError         recorded completions that are not there, or of another target
 │   ├── ShapeError             a draft that cannot be shaped within its budget
 │   ├── RunError               a run folder in use, or that belongs to something else
 │   ├── CardError              a card that is missing, broken or from another version
@@ -13,12 +15,14 @@ FastDraftError                 something of ours went wrong; exit code 1
 │   ├── DeviceError            a device whose speed is not known
 │   ├── MissingExtra           an optional package that is not installed
 │   ├── ExportError            a draft that a format, or the engine that reads it, has no place for
+│   ├── BenchError             a pair that an engine cannot be timed with as asked, or that it does not use
 │   ├── VocabularyMismatch     a draft that does not speak its target's vocabulary
 │   ├── RepairError            a repaired draft that has no place to go
 │   ├── OutOfMemory            a step of training that does not fit the device
 │   └── DiskFull               no space left while an artefact was written
 ├── NonFiniteLoss              the loss became NaN or infinite, or exploded; the last good checkpoint is kept
 ├── ProofError                 an export that does not say what its draft says
+├── UnequalOutput              greedy text with a draft that is not the target's own
 ├── CheckpointError            no sound checkpoint where one must be
 ├── MainProcessFailed          raised in the other processes of a command, where the main one failed and says why
 └── JudgeError                 real speculative decoding disagrees with the one-pass evaluation
@@ -53,6 +57,14 @@ class CorpusError(UserError):
     """A source with nothing, or too little that is sound, in it."""
 
 
+class TaskError(UserError):
+    """An evaluation task that is unknown, or gives no prompt."""
+
+
+class RecordingError(UserError):
+    """Recorded completions that are not there, or of another target."""
+
+
 class ShapeError(UserError):
     """A draft that cannot be shaped within its budget."""
 
@@ -85,12 +97,20 @@ class ExportError(UserError):
     """A draft that a format, or the engine that reads it, has no place for."""
 
 
+class BenchError(UserError):
+    """A pair that an engine cannot be timed with as asked, or that it does not use."""
+
+
 class VocabularyMismatch(UserError):
     """A draft that does not speak its target's vocabulary."""
 
 
 class RepairError(UserError):
     """A repaired draft that has no place to go."""
+
+
+class PlayError(UserError):
+    """What the playground cannot do: a prompt, a port, a pair."""
 
 
 class OutOfMemory(UserError):
@@ -107,6 +127,10 @@ class NonFiniteLoss(FastDraftError):
 
 class ProofError(FastDraftError):
     """An export that does not say what its draft says."""
+
+
+class UnequalOutput(FastDraftError):
+    """Greedy text with a draft that is not the target's own."""
 
 
 class CheckpointError(FastDraftError):

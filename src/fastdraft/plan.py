@@ -246,7 +246,7 @@ def _stages(draft: ModelSize, subject: ModelSize, recipe: Recipe, setting: Setti
 def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, setting: Setting) -> StageCost:
     """A phase of training; against the live target's distribution, with the target's forward on every token."""
     flops = training.training_flops(draft, part.train_tokens, part.sequence_tokens)
-    if part.objective != "cross_entropy":
+    if part.asks_target:
         flops += part.train_tokens * steps.forward_flops(subject, 1, part.sequence_tokens / 2)
     return StageCost(
         stage=name,
@@ -268,7 +268,8 @@ def _written(part: SynthesizePart, subject: ModelSize, setting: Setting) -> Stag
         flops=steps.forward_flops(subject, tokens, length),
         hours=_writing_hours(subject, tokens, setting.training_device, length),
         paper_hours=_writing_hours(subject, tokens, DEVICES[PAPER_DEVICE], length) / PAPER_DEVICES,
-        disk_bytes=training.completion_bytes(tokens),
+        disk_bytes=training.completion_bytes(tokens)
+        + tokens * training.top_bytes(part.top_logprobs, subject.vocab_rows),
     )
 
 

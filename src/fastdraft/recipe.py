@@ -6,7 +6,7 @@ docs/recipe.md are printed from it, and a stage receives only its own part.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,10 @@ class Part(BaseModel):
     """What every part of a recipe shares: unknown keys stop, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+def _positive(weight: Any) -> bool:
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < float("inf")
 
 
 class TargetPart(Part):
@@ -145,6 +149,21 @@ class TokenizePart(Part):
         return self
 
 
+ObjectiveName = Literal[
+    "cross_entropy",
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "total_variation",
+    "sampled_total_variation",
+    "block_length",
+]
+OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+# What each asks of the target: its law at every token, or the log-probability of the token that it sampled.
+OF_THE_LAW = {"forward_kl", "reverse_kl", "jensen_shannon", "total_variation"}
+OF_THE_SAMPLE = {"sampled_total_variation", "block_length"}
+
+
 class TrainPart(Part):
     """One phase of training; every phase runs the same loop."""
 
@@ -155,9 +174,26 @@ class TrainPart(Part):
         None, description="Sequences in one forward of a process; otherwise all of its own."
     )
     sequence_tokens: PositiveInt = Field(512, description="Tokens of a sequence.")
-    objective: Literal["cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = Field(
-        "cross_entropy", description="Loss of a token: on the text, or against the live target's distribution."
+    objective: ObjectiveName | dict[ObjectiveName, PositiveFloat] = Field(
+        "cross_entropy",
+        description="Loss of a token, or weights of several, like `{forward_kl: 0.5, total_variation: 0.5}`: on the "
+        "text; against the target's law; or on the recorded log-probability of what the target wrote. docs/align.md",
     )
+    target_law: Literal["live", "stored"] = Field(
+        "live",
+        description="The target's law: by a forward of the target on every batch, or as `synthesize.top_logprobs` "
+        "stored it.",
+    )
+    temperature: PositiveFloat | Literal["rows"] = Field(
+        1.0,
+        description="Temperature of both laws in losses against the target's law; `rows`: that of each row of "
+        "`synthetic`, 1 where it is greedy or text of a corpus.",
+    )
+    on_policy: Share = Field(
+        0.0,
+        description="Share of the rows that the draft itself goes on with, for losses against the live target's law.",
+    )
+    block_gamma: PositiveInt = Field(5, description="Drafted tokens of a block in the objective `block_length`.")
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="Muon for matrices and AdamW for the rest, or AdamW."
     )
@@ -180,8 +216,65 @@ class TrainPart(Part):
     )
     head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at one time.")
     checkpoint_seconds: PositiveInt = Field(60, description="Seconds between checkpoints.")
-    held_out_every_tokens: PositiveInt = Field(250_000, description="Tokens between measurements of the held-out loss.")
-    held_out_sequences: PositiveInt = Field(32, description="Held-out sequences a source in such a measurement.")
+    held_out_every_tokens: PositiveInt = Field(
+        250_000,
+        description="Tokens between measures of held-out loss and block efficiency (`evaluate.measure_prompts`).",
+    )
+    held_out_sequences: PositiveInt = Field(32, description="Held-out sequences a source for the loss.")
+    keep: Literal["last", "best"] = Field(
+        "last", description="The draft that the phase leaves: the last, or the one of the highest block efficiency."
+    )
+    early_stop_measures: PositiveInt | None = Field(
+        None,
+        description="The phase ends where block efficiency has not risen for so many measures, once the rate has "
+        "fallen: the decay of `decay_share` begins then.",
+    )
+
+    @property
+    def objectives(self) -> dict[str, float]:
+        """The weight of each objective."""
+        return (
+            {self.objective: 1.0} if isinstance(self.objective, str) else {str(n): w for n, w in self.objective.items()}
+        )
+
+    @property
+    def asks_target(self) -> bool:
+        """Does the target read every batch?"""
+        return self.target_law == "live" and bool(OF_THE_LAW & self.objectives.keys())
+
+    @property
+    def reads_records(self) -> bool:
+        """Is what was recorded with the target's answers part of the loss?"""
+        return bool(self.recorded_keys) or self.temperature == "rows"
+
+    @property
+    def recorded_keys(self) -> list[str]:
+        """The keys whose losses hang on what was recorded with the target's answers."""
+        sampled = [f"objective {name}" for name in self.objectives if name in OF_THE_SAMPLE]
+        return [*sampled, *(["target_law stored"] if self.target_law == "stored" else [])]
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _known_objectives(cls, found: Any) -> Any:
+        """Names and positive weights; said here, because a union would name each of its types."""
+        weights = found if isinstance(found, dict) else {str(found): 1.0}
+        sound = [name in OBJECTIVES and _positive(weight) for name, weight in weights.items()]
+        if not sound or not all(sound):
+            raise ValueError(f"found {found}, wanted one of {', '.join(OBJECTIVES)}, or positive weights of some")
+        return found
+
+    @model_validator(mode="after")
+    def _law_is_there(self) -> TrainPart:
+        if self.target_law == "stored" and not OF_THE_LAW & self.objectives.keys():
+            raise ValueError(f"target_law is stored; give an objective of the law: {', '.join(sorted(OF_THE_LAW))}")
+        if self.on_policy and not (self.target_law == "live" and self.objectives.keys() <= OF_THE_LAW):
+            raise ValueError(
+                f"on_policy is for the live target's law alone, which judges any words; found target_law "
+                f"{self.target_law}, objective {', '.join(self.objectives)}"
+            )
+        if self.target_law == "stored" and self.temperature != 1:
+            raise ValueError(f"target_law is stored at temperature 1, temperature is {self.temperature}")
+        return self
 
 
 class ServerPart(Part):
@@ -265,9 +358,20 @@ class SynthesizePart(Part):
         description="Answer on Ray with so many workers (the cluster at RAY_ADDRESS, otherwise one started here); "
         "engine transformers.",
     )
+    top_logprobs: int = Field(
+        0,
+        ge=0,
+        description="Log-probabilities of so many likeliest tokens that are kept for each token, at temperature 1 "
+        "before top-k and top-p, for `target_law: stored`: 2 bytes each, and 2 or 4 for the id.",
+    )
     drop_loops: bool = Field(False, description="Drop answers that loop; otherwise they are counted.")
     leak_tokens: PositiveInt = Field(
         13, description="A prompt is a leak where half of its runs of so many tokens stand in one evaluation prompt."
+    )
+    leak_tasks: tuple[str, ...] = Field(
+        (),
+        description="Evaluation tasks whose prompts are evaluation texts too, like `humaneval=FILE` or `gsm8k` (on the "
+        "hub), as `fastdraft evaluate --tasks` takes them; then windows of corpus sources are searched as well.",
     )
     prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
     completion_tokens: PositiveInt = Field(128, description="Longest completion.")
@@ -294,6 +398,8 @@ class SynthesizePart(Part):
             raise ValueError("engine recorded and mix {recorded: 1} go together; other names need another engine")
         if self.ray_workers and self.engine != "transformers":
             raise ValueError(f"ray_workers is for engine transformers, not {self.engine}")
+        if self.top_logprobs and self.engine == "recorded":
+            raise ValueError("engine recorded runs no target, which would give the top_logprobs; leave them out")
         return self
 
 
@@ -311,6 +417,12 @@ class EvaluatePart(Part):
     )
     gammas: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Block lengths.")
     batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
+    measure_prompts: int = Field(
+        16,
+        ge=0,
+        description="Prompts of a task, none of them among `prompts`, that the target answers for measures of block "
+        "efficiency at `judge_gamma` while a draft trains, the temperatures in turn; 0: no such measures.",
+    )
     bootstrap_resamples: PositiveInt = Field(1000, description="Resamples of the prompts behind an interval.")
     judge_prompts: int = Field(
         16,
@@ -333,6 +445,9 @@ class Recipe(Part):
     device: str = Field("auto", description="cpu, cuda, xpu, hpu, or `auto`: the first accelerator, else cpu.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="Of several processes each holds the whole draft (DDP), or a shard of it (FSDP2)."
+    )
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        (), description="Where the rows of metrics.jsonl go too, by accelerate's trackers; each is an extra."
     )
     target: TargetPart
     draft: DraftPart
@@ -377,6 +492,27 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _records_exist(self) -> Recipe:
+        """Losses on what was recorded with the target's answers have such rows."""
+        phases = {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}
+        for name, part in phases.items():
+            if part is not None and part.on_policy and self.parallel == "fsdp":
+                raise ValueError(f"{name}.on_policy needs the whole draft in each process; set parallel: ddp")
+            if part is None or not part.recorded_keys:
+                continue
+            asked = f"{name} has {', '.join(part.recorded_keys)}"
+            if "synthetic" not in part.mix or self.synthesize is None:
+                raise ValueError(
+                    f"{asked}, which texts of a corpus have no records for; it wants `synthetic` in its mix"
+                )
+            if part.target_law == "stored" and not self.synthesize.top_logprobs:
+                raise ValueError(f"{asked}; give synthesize.top_logprobs, like 16")
+            recorded = self.synthesize.recorded
+            if recorded and not recorded.logp_field and OF_THE_SAMPLE & part.objectives.keys():
+                raise ValueError(f"{asked}; give synthesize.recorded.logp_field")
+        return self
+
+    @model_validator(mode="after")
     def _completions_fit_their_rows(self) -> Recipe:
         if self.synthesize and self.align and "synthetic" in self.align.mix:
             prompt, row = self.synthesize.prompt_tokens, self.align.sequence_tokens
@@ -394,4 +530,15 @@ class Recipe(Part):
         bare = [name for name in self.evaluate.tasks if not self.corpus[name].held_out_share]
         if bare:
             raise ValueError(f"evaluate.tasks names {', '.join(bare)}, of which held_out_share 0 leaves no document")
+        return self
+
+    @model_validator(mode="after")
+    def _choice_is_measured(self) -> Recipe:
+        """A phase that goes by block efficiency measures it."""
+        for name, part in {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}.items():
+            if part is None or (part.keep == "last" and part.early_stop_measures is None):
+                continue
+            if self.evaluate is None or not self.evaluate.measure_prompts:
+                asked = "keep best" if part.keep == "best" else f"early_stop_measures {part.early_stop_measures}"
+                raise ValueError(f"{name} has {asked}, and nothing measures it; give evaluate.measure_prompts, like 16")
         return self

@@ -51,6 +51,11 @@ def recover(path: Path) -> None:
         old.rename(path)
 
 
+def cache_folder(*names: str) -> Path:
+    """Where things that can be made again are kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("fastdraft", *names)
+
+
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
     """DiskFull, which says what to do, in place of the system's error."""
@@ -99,8 +104,11 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder; RunError where another process does. The lock goes with the process, however it ends."""
+def locked(folder: Path, option: str = "--folder") -> Iterator[None]:
+    """Hold a folder; RunError, which names the option that chooses another, where another process does.
+
+    The lock goes with the process, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
         try:
@@ -110,7 +118,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise RunError(
                 f"{folder} is in use by process {file.read().strip() or 'unknown'}\n"
-                f"  do: wait for it, stop it, or choose another folder with --folder"
+                f"  do: wait for it, stop it, or choose another folder with {option}"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

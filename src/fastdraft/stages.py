@@ -37,7 +37,7 @@ from fastdraft.target import TargetCard, digest
 # stopped can go on from its last checkpoint with another word on such steps; one that skipped some says so.
 WITHOUT_EFFECT = {
     *("checkpoint_seconds", "workers", "executor", "slurm"),
-    *("activation_checkpointing", "on_nonfinite", "ray_workers"),
+    *("activation_checkpointing", "on_nonfinite", "ray_workers", "measure_prompts"),
 }
 # Keys that came later, with the value at which a stage is what it was before them: then its key is the same too.
 CAME_LATER: dict[type[Part], dict[str, Any]] = {
@@ -46,10 +46,20 @@ CAME_LATER: dict[type[Part], dict[str, Any]] = {
     SynthesizePart: {
         **{"engine": "transformers", "server": None, "recorded": None, "prompt_sets": {}, "answers_per_prompt": 1},
         **{"longest_prompt_tokens": 512, "rescore": True, "precision": "fp32", "drop_loops": False, "leak_tokens": 13},
+        "leak_tasks": [],
+        "top_logprobs": 0,
+    },
+    TrainPart: {
+        **{"target_law": "live", "temperature": 1.0, "on_policy": 0.0, "block_gamma": 5},
+        **{"keep": "last", "early_stop_measures": None},
     },
 }
 # Keys without effect that were part of a stage's key before: it has them at these values, whatever the recipe says.
 TAKEN_FOR: dict[type[Part], dict[str, Any]] = {TrainPart: {"micro_batch_sequences": None}}
+# Keys of `evaluate` that decide what a draft is measured on while it trains.
+MEASURED_BY = {
+    *("tasks", "prompts", "prompt_tokens", "completion_tokens", "temperatures", "judge_gamma", "measure_prompts"),
+}
 
 
 @dataclass(frozen=True)
@@ -186,9 +196,14 @@ def _plain(part: Any) -> Any:
 
 
 def _phase(recipe: Recipe, part: TrainPart | None) -> tuple[Any, ...]:
-    """What a phase of training depends on; the files of a donor too, where the weights start from one."""
-    donor = start.digest(recipe.draft) if part is not None else None
-    return (part, recipe.draft, recipe.seed, *([donor] if donor else []))
+    """What a phase of training depends on; the files of a donor too, where the weights start from one, and what is
+    measured, where the draft or the end is chosen by that.
+    """
+    if part is None:
+        return (None,)
+    donor, chosen = start.digest(recipe.draft), part.keep == "best" or part.early_stop_measures
+    measure = recipe.evaluate.model_dump(mode="json", include=MEASURED_BY) if recipe.evaluate and chosen else None
+    return (part, recipe.draft, recipe.seed, *(each for each in (donor, measure) if each))
 
 
 STAGES = (

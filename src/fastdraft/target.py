@@ -75,7 +75,9 @@ def folder_of(part: TargetPart, weights: bool = True) -> Path:
     folder = folder.parent if folder.name == "config.json" else folder
     if not (folder / "config.json").is_file():
         raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
-    found = [file for file in folder.iterdir() if file.suffix in (".safetensors", *PICKLED)]
+    # An OpenVINO export's openvino_model.bin is no pickle.
+    files = [file for file in folder.iterdir() if not file.name.startswith("openvino_")]
+    found = [file for file in files if file.suffix in (".safetensors", *PICKLED)]
     if found and not part.allow_pickle and all(file.suffix in PICKLED for file in found):
         raise TargetError(
             f"{folder} has pickled weights only ({found[0].name}), which can run code when they are loaded\n"

@@ -4,10 +4,23 @@ import math
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from fastdraft.cost import probe
 from fastdraft.cost.devices import Device
-from fastdraft.cost.probe import BROAD, DEEP, MIDDLE, SHALLOW, SMALL, cores, in_torch, probe_cpu, readings, timed
+from fastdraft.cost.probe import (
+    BROAD,
+    DEEP,
+    MIDDLE,
+    SHALLOW,
+    SMALL,
+    cores,
+    in_torch,
+    matmul_rate,
+    probe_cpu,
+    readings,
+    timed,
+)
 from fastdraft.cost.steps import step_seconds
 
 LARGE = BROAD._replace(layers=9)
@@ -80,6 +93,14 @@ def test_without_the_engine_torch_is_measured(paper):
     device = Device(name="cpu", kind="cpu", memory_bytes=1e9, **found)
     assert sound(device, paper)
     assert "pip install 'fastdraft[openvino]'" in device.source
+
+
+def test_the_rate_of_multiplication_is_that_of_its_products(one_thread):
+    """FLOPs a second are such that a product by hand takes as long; the best of a few, for others work here too."""
+    matrix = torch.ones(probe.SIDE, probe.SIDE)
+    expected = 2.0 * probe.SIDE**3 / min(probe._squaring(matrix) for _ in range(5))
+    found = max(matmul_rate(torch.device("cpu"), torch.float32, 0) for _ in range(3))
+    assert found == pytest.approx(expected, rel=0.5)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from fastdraft.cost.training import (
     hours,
     most_sequences,
     shard_bytes,
+    top_bytes,
     training_flops,
 )
 from fastdraft.recipe import TrainPart
@@ -73,3 +74,7 @@ def test_a_checkpoint_is_as_large_as_one_that_was_written(tmp_path, optimizer):
     size = ModelSize.of_config(config)
     assert checkpoint_bytes(size, optimizer, kept=0) == pytest.approx(written, rel=0.05)
     assert checkpoint_bytes(size, optimizer) == 3 * checkpoint_bytes(size, optimizer, kept=0)
+
+
+def test_likeliest_tokens_take_two_bytes_each_and_their_ids():
+    assert [top_bytes(*sizes) for sizes in ((16, 65_536), (16, 65_537), (0, 7))] == [64, 96, 0]

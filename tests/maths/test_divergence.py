@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdraft.maths.divergence import (
     DISTRIBUTION_LOSSES,
+    block_length,
     cross_entropy,
     forward_kl,
     jensen_shannon,
@@ -132,3 +133,18 @@ def test_jensen_shannon_is_symmetric_and_at_most_log_two() -> None:
     torch.testing.assert_close(jensen_shannon(logp_BTV, logq_BTV), jensen_shannon(logq_BTV, logp_BTV))
     apart_2V = torch.eye(2).log()
     assert jensen_shannon(apart_2V[0], apart_2V[1]).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 5])
+def test_block_length_is_the_forwards_of_the_chain_and_falls_as_q_rises(gamma: int) -> None:
+    draw = torch.Generator().manual_seed(3)
+    logp_BN, logq_BN = (torch.rand(2, 3, 7, generator=draw, dtype=torch.float64)).log()
+    lengths_B = torch.tensor([7, 5, 1])
+    logq_BN.requires_grad_()
+    forwards_B = block_length(logp_BN, logq_BN, lengths_B, gamma)
+    tokens = lengths_B.sum() / forwards_B.sum()
+    assert 1 <= tokens <= gamma + 1
+    (slope_BN,) = torch.autograd.grad(forwards_B.sum(), logq_BN)
+    assert (slope_BN <= 1e-12).all()
+    assert (slope_BN[1, 5:] == 0).all()
+    assert torch.equal(block_length(logp_BN, logp_BN, lengths_B, gamma), (lengths_B / (gamma + 1)).ceil().double())

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastdraft.errors import ShardError
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request, row_key
+from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request, Top, row_key
 
 PROMPT = np.array([3, 5, 7])
 LAW = Law(0.6, 11, 0.9)
@@ -108,3 +108,41 @@ def test_a_shard_with_other_columns_is_refused(store: CompletionStore) -> None:
     pq.write_table(pq.ParquetFile(shard).read().drop_columns(["logp"]), shard)
     with pytest.raises(ShardError, match="its columns are"):
         store.keys()
+
+
+def top(tokens: int, known: int = 3, first: int = 0) -> Top:
+    ids = np.arange(tokens * known, dtype=np.uint32).reshape(tokens, known) + first
+    return Top(ids, -(ids - first).astype(np.float16) / 8)
+
+
+@pytest.mark.parametrize(("first", "kind"), [(0, np.uint16), (65_521, np.uint16), (65_522, np.uint32)])
+def test_likeliest_tokens_come_back_as_they_were_in_the_bytes_they_need(store, first, kind) -> None:
+    rows = [completion("a", 5, top=top(5, first=first)), completion("b", 2, top=top(2, first=first))]
+    store.write(rows)
+    store.write([completion("c", 3)])  # as a store of before has them
+    for read, row in zip(store.read(["a", "b"]), rows, strict=True):
+        assert (read.top.ids.dtype, read.top.logp.dtype) == (kind, np.float16)
+        np.testing.assert_array_equal(read.top.ids, row.top.ids)
+        np.testing.assert_array_equal(read.top.logp, row.top.logp)
+    assert store.read(["c"])[0].top is None
+    assert store.keys() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (Top(np.arange(7, dtype=np.uint32)[None], -np.ones((1, 7), np.float16)), "7 likeliest tokens"),
+        (top(5)._replace(logp=-np.ones((5, 2), np.float16)), "15 likeliest tokens and 10 log-probabilities"),
+        (top(5)._replace(logp=np.ones((5, 3), np.float16)), "the log-probability 1.0"),
+        (top(5)._replace(logp=np.full((5, 3), np.nan, np.float16)), "the log-probability nan"),
+    ],
+)
+def test_likeliest_tokens_that_cannot_be_are_refused(store, broken, fault) -> None:
+    store.write([completion("a", top=broken)])
+    with pytest.raises(ShardError, match=rf"row a has {fault}[^\0]*\n  do: remove it"):
+        store.read()
+
+
+def test_a_shard_has_them_for_all_rows_or_none(store) -> None:
+    with pytest.raises(ValueError, match="1 of 2 rows have their likeliest tokens"):
+        store.write([completion("a", top=top(5)), completion("b")])

@@ -53,7 +53,7 @@ def started(path: str, folder: Path, ready: Any) -> None:
 
 @pytest.mark.slow
 def test_fifty_kills_lose_nothing_and_repeat_nothing(tiny_files, tmp_path, one_thread):
-    PROCESSES.set_forkserver_preload(["fastdraft.cli"])
+    PROCESSES.set_forkserver_preload(["fastdraft.stages"])
     path, dice, killed = str(tiny_files / "target"), random.Random(3), tmp_path / "killed"
     for _ in range(KILLS):
         ready = PROCESSES.Event()

@@ -183,3 +183,41 @@ def test_a_real_target_tells_a_story(stories260k: Path) -> None:
         expected_N = recomputed(target, prompt, written, Law(0.6))
         np.testing.assert_allclose(written.logp, expected_N.numpy(), atol=1e-4)
         assert written.logp.mean() > -2, "a trained target is sure of what it says"
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("known", [1, 5, 131])
+def test_likeliest_tokens_are_those_of_one_whole_forward_before_the_law(
+    target: LlamaForCausalLM, law: Law, known: int
+) -> None:
+    bare = generate(target, PROMPTS, law, 13, NO_END, coins(5, 13), 2)
+    found = generate(target, PROMPTS, law, 13, NO_END, coins(5, 13), 2, top_logprobs=known)
+    for prompt, written, before in zip(PROMPTS, found, bare, strict=True):
+        np.testing.assert_array_equal(written.tokens, before.tokens)
+        text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
+        with torch.no_grad():
+            logp_NV = target(text[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        best_NK = logp_NV.topk(known).values
+        assert written.top is not None
+        assert written.top.ids.shape == (13, known)
+        np.testing.assert_allclose(written.top.logp, best_NK.half(), rtol=2e-3, atol=2e-3)
+        of_ids_NK = logp_NV.gather(1, torch.from_numpy(written.top.ids.astype(np.int64)))
+        np.testing.assert_allclose(of_ids_NK, best_NK, atol=1e-4)  # near ties may change places
+
+
+def test_rows_that_are_written_again_have_the_same_likeliest_tokens(
+    target: LlamaForCausalLM, tmp_path: Path, one_thread: None
+) -> None:
+    decoding = Decoding(7, NO_END, 7, "r", 1, top_logprobs=3)
+    requests = [Request(prompt, LAWS[i % 2], i) for i, prompt in enumerate(PROMPTS * 3)]
+    store = CompletionStore(tmp_path)
+    before = complete(target, requests, decoding, store, "whole")
+    for shard in sorted(tmp_path.glob("*.parquet"))[::2]:
+        shard.unlink()
+    after = complete(target, requests, decoding, store, "resumed")
+    assert len(list(tmp_path.glob("*.parquet"))) > 2
+    for row, again in zip(before, after, strict=True):
+        assert row.top is not None
+        assert again.top is not None
+        np.testing.assert_array_equal(row.top.ids, again.top.ids)
+        np.testing.assert_array_equal(row.top.logp, again.top.logp)

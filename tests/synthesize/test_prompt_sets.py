@@ -5,8 +5,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from fastdraft.errors import CorpusError, TargetError
 from fastdraft.recipe import PromptSetPart
@@ -15,24 +13,9 @@ from fastdraft.synthesize.leaks import Leaks
 from fastdraft.synthesize.magpie import LAW, instruction_requests, magpie_prompts, turn_of
 from fastdraft.synthesize.prompt_sets import instruction_prompts
 
-CHAT = (
-    "<s>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<t>{% endfor %}"
-    "{% if add_generation_prompt %}<a>{% endif %}"
-)
-
-
-def speller(template: str | None = CHAT) -> PreTrainedTokenizerFast:
-    """A token a byte, and some for chats."""
-    marks = ["<end>", "<s>", "<t>", "<a>", "<user>", "<system>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({name: i for i, name in enumerate([*marks, *alphabet])}, []))
-    raw.decoder, raw.pre_tokenizer = decoders.ByteLevel(), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.add_special_tokens(marks)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=template)
-
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer(speller):
     return speller()
 
 
@@ -61,7 +44,7 @@ def test_texts_are_prompts_as_they_are_and_messages_go_through_the_template_once
     assert read([{"q": "hi", "c": "there"}, {"q": "ho"}], field="q", context_field="c")[0] == ["hi\n\nthere", "ho"]
 
 
-def test_messages_without_a_template_stop(read):
+def test_messages_without_a_template_stop(read, speller):
     with pytest.raises(TargetError, match=r"no chat template[^\0]*\n  do: put chat_template.jinja"):
         read([{"prompt": CHATTED}], spell=speller(None))
 
@@ -108,7 +91,7 @@ def test_the_turn_of_a_user_is_what_the_template_puts_around(tokenizer):
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
-def test_a_template_that_cannot_be_taken_apart_stops(template):
+def test_a_template_that_cannot_be_taken_apart_stops(template, speller):
     with pytest.raises(TargetError, match=r"\n  do: leave `magpie` out of synthesize.mix"):
         turn_of(speller(template))
 

@@ -52,3 +52,22 @@ def test_raw_log_probabilities_stay_only_where_the_law_changes_nothing(target):
     assert (kept, len(bare.logp)) == (plain, 0)
     again = rescorer("raw", True, lambda: target)([replace(warped, logp=warped.logp - 1)]).rows[0]
     np.testing.assert_allclose(again.logp, warped.logp, atol=1e-4)
+
+
+def test_the_target_is_asked_for_likeliest_tokens_that_an_engine_did_not_give(target):
+    coins = torch.from_numpy(np.random.default_rng(7).random((5, 13)))
+    written = generate(target, PROMPTS, Law(0.7), 13, frozenset({3}), coins, top_logprobs=5)
+    given = [
+        Completion(str(i), p, w.tokens, w.logp, Law(0.7), top=w.top)
+        for i, (p, w) in enumerate(zip(PROMPTS, written, strict=True))
+    ]
+
+    def never():
+        raise AssertionError("the target is not needed")
+
+    assert list(rescorer("law", True, never, 5)(given).rows) == given
+    bare = [replace(row, top=None) for row in given]
+    for found, wanted in zip(rescorer("raw", True, lambda: target, 5)(bare).rows, given, strict=True):
+        assert found.top.ids.shape == wanted.top.ids.shape
+        np.testing.assert_allclose(found.top.logp.astype(float), wanted.top.logp.astype(float), atol=4e-3)
+        np.testing.assert_allclose(found.logp, wanted.logp, atol=1e-4)

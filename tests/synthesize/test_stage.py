@@ -13,7 +13,7 @@ from fastdraft.artefacts.completions import CompletionsCard
 from fastdraft.recipe import TargetPart
 from fastdraft.records import read_card
 from fastdraft.synthesize.completions import CompletionStore
-from fastdraft.target import open_model
+from fastdraft.target import open_model, open_tokenizer
 from fastdraft.view.written import written
 
 RUN = "runs/tiny"
@@ -140,3 +140,35 @@ def test_the_table_says_what_the_report_says(finished):
         "at T = 0.6",
     ):
         assert part in told
+
+
+def test_likeliest_tokens_are_announced_kept_and_learned_from(tiny, fastdraft):
+    keys = ["synthesize.top_logprobs=5", "align.target_law=stored", "evaluate=null", "pretrain=null", "continue=null"]
+    ended = fastdraft("run", "recipe.yaml", "align.objective={forward_kl: 0.5, total_variation: 0.5}", *keys)
+    assert ended.code == 0, ended.err
+    assert "synthesize: top_logprobs take 20 bytes a token, 1.1e-05 GB at most" in ended.err
+    for row in CompletionStore(tiny / RUN / "synthesize" / "completions").read():
+        assert row.top is not None
+        assert row.top.ids.shape == (len(row.tokens), 5)
+    assert (tiny / RUN / "align" / "model" / "config.json").is_file()
+
+
+def test_more_likeliest_tokens_than_the_vocabulary_has_are_refused(fastdraft, tiny):
+    keys = ["synthesize.top_logprobs=312", "align=null", "evaluate=null", "pretrain=null", "continue=null"]
+    ended = fastdraft("run", "recipe.yaml", *keys)
+    assert ended.code == 2
+    assert "synthesize.top_logprobs is 312, the vocabulary of target has 311 rows\n  do: lower it" in ended.err
+
+
+def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesized):
+    """A task of half the documents: windows of those are leaks, windows of the others are not."""
+    documents = [text for file in sorted((tiny / "text").iterdir()) for text in file.read_text().split("\n---\n")]
+    rows = [{"prompt": document} for document in documents[::2]]
+    (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {"mix": {"text": 1}, "prompts": 20, "prompt_tokens": 7, "completion_tokens": 3, "batch_prompts": 5}
+    card, found = synthesized(part | {"leak_tokens": 6, "leak_tasks": ["humaneval=asked.jsonl"]})
+    left_out = card["quality"]["prompts_left_out"]["prompts that stand in evaluation texts"]
+    assert (left_out + len(found), 2 < left_out < 18) == (20, True)
+    tokenizer = open_tokenizer(TargetPart(path=str(tiny / "target")))
+    asked = "\n".join(row["prompt"] for row in rows)
+    assert not [text for row in found if len(text := tokenizer.decode(row.prompt).strip()) > 30 and text in asked]

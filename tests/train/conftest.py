@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fastdraft import processes
+from fastdraft.artefacts.measures import Measure
 from fastdraft.corpus.document import WHOLE, Portion
 from fastdraft.corpus.order import IGNORED, Batch, Mixture
 from fastdraft.recipe import TrainPart
+from fastdraft.synthesize.completions import Completion, Law
 from fastdraft.train.loop import Phase
 from fastdraft.train.objectives import cross_entropy
 
@@ -75,6 +79,20 @@ def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **part: obj
     )
 
 
+def small_measure() -> Measure:
+    """This process's portion of five random completions of one task and two of another, sampled at random."""
+    dice = np.random.default_rng(3)
+
+    def row(number: int) -> Completion:
+        prompt, tokens = dice.integers(VOCABULARY, size=3), dice.integers(VOCABULARY, size=4 + number)
+        logp = np.full(len(tokens), -np.log(VOCABULARY), np.float32)
+        return Completion(f"{number:016x}", prompt, tokens, logp, Law(1.0))
+
+    rows = {task: [row(number) for number in range(count)] for task, count in (("a", 5), ("b", 2))}
+    mine = slice(processes.rank(), None, processes.count())
+    return Measure({task: found[mine] for task, found in rows.items()}, gamma=2)
+
+
 class Interrupted:
     """A mixture that says, before each step's batch, which step it is."""
 
@@ -113,6 +131,11 @@ def make_model() -> Callable[..., LlamaForCausalLM]:
 @pytest.fixture
 def make_phase() -> MakePhase:
     return small_phase
+
+
+@pytest.fixture
+def make_measure() -> Callable[[], Measure]:
+    return small_measure
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from fastdraft.errors import CheckpointError, DiskFull
 from fastdraft.train import checkpoint, optim
 from fastdraft.train.loop import train
 
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
 
 
 class Stop(Exception):

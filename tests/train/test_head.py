@@ -7,10 +7,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft.corpus.order import IGNORED, Batch
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
-from fastdraft.train.head import finished, on_finished_logits, summed_loss
-from fastdraft.train.objectives import against_target, cross_entropy, objective
+from fastdraft.recipe import TrainPart
+from fastdraft.train.head import CrossEntropy, finished, graded_at_once, on_finished_logits, summed_loss
+from fastdraft.train.objectives import cross_entropy, objective
 
 N, E, V = 13, 5, 11
+
+
+def against(name: str, target: object):
+    return objective(TrainPart(mix={"a": 1.0}, train_tokens=1, objective=name, precision="fp32"), target)
 
 
 @pytest.fixture
@@ -40,6 +45,57 @@ def test_loss_and_gradients_are_those_of_plain_logits(draw, chunk, dtype, close)
     torch.testing.assert_close(found.double(), wanted, rtol=close, atol=close)
     torch.testing.assert_close(hidden_NE.grad.double(), plain_hidden.grad, rtol=close, atol=close)
     torch.testing.assert_close(weight_VE.grad.double(), plain_weight.grad, rtol=close, atol=4 * close)
+
+
+@pytest.mark.parametrize("largest", [3.0, 300.0])
+@pytest.mark.parametrize("way", ["in_cache", "at_once", "traced"])
+def test_a_known_gradient_is_that_of_autograd(draw, monkeypatch, way, largest):
+    """Also where the label is so unlikely that its probability is 0 in fp32: a draft that diverges is to be noticed."""
+    monkeypatch.setattr("fastdraft.train.head.CACHED_BYTES", 4 * V * 3)  # three rows at a time, and one that is left
+    labels_N, place = labels_with_gaps(draw, (N + 5,)), torch.arange(2, N + 2)
+    logits_NV = (torch.randn(N, V, generator=draw) * largest).requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(logits_NV, labels_N[place], ignore_index=IGNORED, reduction="sum")
+    (gradient,) = torch.autograd.grad(wanted, logits_NV)
+    found_NV = logits_NV.detach().clone()
+    if way == "in_cache":
+        found = CrossEntropy(labels_N).graded(found_NV, place, compiled=False)
+    else:
+        traced = torch.compile(graded_at_once, backend="aot_eager", fullgraph=True, dynamic=False)
+        found = (traced if way == "traced" else graded_at_once)(found_NV, labels_N[place])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_NV, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_walk_over_a_graph_whose_gradients_are_given_away_is_noticed(draw):
+    hidden_NE = torch.randn(N, E, generator=draw).requires_grad_()
+    labels_N = labels_with_gaps(draw, (N,))
+    loss = summed_loss(hidden_NE, torch.randn(V, E, generator=draw), CrossEntropy(labels_N), 5) * 0.7
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 97])
+def test_tokens_that_are_not_asked_cost_nothing_and_change_nothing(draw, chunk):
+    labels_N = labels_with_gaps(draw, (N,))
+    asked_M = (labels_N != IGNORED).nonzero()[:, 0]
+    assert 1 < len(asked_M) < N
+    seen = []
+
+    def loss_of(logits_NV, place):
+        seen.extend(place.tolist())
+        return cross_entropy(Batch(labels_N, labels_N))(logits_NV, place)
+
+    found = []
+    for given in (None, asked_M):
+        hidden_NE = torch.randn(N, E, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        weight_VE = torch.randn(V, E, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        seen.clear()
+        loss = summed_loss(hidden_NE, weight_VE, loss_of, chunk, asked_M=given)
+        loss.backward()
+        found.append((loss.detach(), hidden_NE.grad, weight_VE.grad))
+    assert seen == asked_M.tolist()
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_batch_without_a_label_has_no_loss_and_no_gradient(draw):
@@ -94,7 +150,7 @@ def test_a_loss_against_the_target_is_the_brute_force_one(draw, make_model, name
     batch = Batch(inputs_BT, labels_with_gaps(draw, (3, 7)))
     hidden_NE = torch.randn(21, 16, generator=draw).requires_grad_()
     weight_VE = draft.get_input_embeddings().weight[:V]
-    loss_of = on_finished_logits(objective(name, target)(batch), draft.config)
+    loss_of = on_finished_logits(against(name, target)(batch), draft.config)
     found = summed_loss(hidden_NE, weight_VE, loss_of, 5)
     with torch.no_grad():
         logp = target(input_ids=inputs_BT).logits.double().log_softmax(-1).flatten(0, 1)
@@ -114,7 +170,7 @@ def test_a_loss_against_the_target_is_the_brute_force_one(draw, make_model, name
 def test_a_model_against_itself_has_nothing_to_learn(draw, make_model, name):
     model = make_model(5)
     inputs_BT = torch.randint(31, (3, 7), generator=draw)
-    loss_of = against_target(DISTRIBUTION_LOSSES[name], model, Batch(inputs_BT, labels_with_gaps(draw, (3, 7), 31)))
+    loss_of = against(name, model)(Batch(inputs_BT, labels_with_gaps(draw, (3, 7), 31)))
     hidden_NE = model.base_model(input_ids=inputs_BT).last_hidden_state.flatten(0, 1)
     loss = summed_loss(hidden_NE, model.get_output_embeddings().weight, loss_of, 5)
     loss.backward()

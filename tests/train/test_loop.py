@@ -109,7 +109,7 @@ def test_training_against_itself_keeps_the_weights(make_phase, make_model, tmp_p
     from fastdraft.train.objectives import objective
 
     phase = make_phase(tmp_path, make_model(), objective="forward_kl", optimizer="adamw")
-    phase.objective = objective("forward_kl", make_model())
+    phase.objective = objective(phase.part, make_model())
     sgd = torch.optim.SGD(phase.model.parameters())
     row = loop._step(replace(begin(phase), optimizers={"adamw": sgd}), 0)
     assert abs(row["loss_nats"]) < 1e-6

@@ -53,7 +53,7 @@ def one(conftest, folder, how, due, last, act, settings):
     small = load(conftest)
     model = small.small_model(tied=settings.pop("tied", True))
     phase = small.small_phase(Path(folder), model, **settings)
-    phase.parallel = how
+    phase.parallel, phase.measure = how, small.small_measure()
     try:
         train(small.interrupt(phase, set(due), last, ACTS[act]))
     except (Away, Stopped):
@@ -128,7 +128,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     """What each step measured, by name."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 12))
-    names = ("loss_nats", "gradient_norm", "held_out_a_nats", "tokens")
+    names = ("loss_nats", "gradient_norm", "held_out_a_nats", "tokens", "block_efficiency", "block_efficiency_b")
     return {name: [row[name] for row in rows if name in row] for name in names}
 
 
@@ -139,7 +139,7 @@ def assert_same(one: Path, other: Path, optimizer: str = "adamw") -> None:
     norm 9e-4 of itself) in one process that splits its batches into micro-batches of two.
     """
     found, wanted = curves(one), curves(other)
-    assert len(wanted["held_out_a_nats"]) >= 3
+    assert len(wanted["held_out_a_nats"]) == len(wanted["block_efficiency"]) >= 3
     for name, values in wanted.items():
         near = 1e-6 if optimizer == "adamw" else 1e-4 if name != "gradient_norm" else 1e-2
         assert found[name] == pytest.approx(values, rel=near), name
@@ -156,6 +156,18 @@ def assert_saved(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
+@pytest.fixture
+def make_phase(make_phase, make_measure):
+    """A phase that is measured, as those of the other processes are."""
+
+    def build(*arguments, **settings):
+        phase = make_phase(*arguments, **settings)
+        phase.measure = make_measure()
+        return phase
+
+    return build
 
 
 # Five sequences for two processes: one of them has a row without labels.
@@ -177,6 +189,20 @@ def test_two_processes_learn_what_one_learns(make_phase, make_model, tmp_path):
         train(make_phase(tmp_path / "one" / way, model, **plain))
         assert_same(tmp_path / way, tmp_path / "one" / way, settings["optimizer"])
         assert_saved(tmp_path / way)
+
+
+@pytest.mark.filterwarnings("ignore:pretrain keeps")
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_keep_the_draft_that_one_keeps(make_phase, tmp_path, how):
+    """Where the rate is so high that the last draft is not the best."""
+    settings = {"optimizer": "adamw", "keep": "best", "held_out_every_tokens": 1, "learning_rate": 0.3}
+    alone = make_phase(tmp_path / "one", **settings)
+    progress = train(alone)
+    assert 0 < progress.best_step < progress.step
+    together(2, job(tmp_path / "two", how, **settings))
+    assert checkpoints(tmp_path / "two") == [progress.best_step, 11]
+    kept, saved = dict(alone.model.named_parameters()), load_file(tmp_path / "two/model/model.safetensors")
+    assert all(torch.allclose(kept[name], saved[name], rtol=1e-3, atol=1e-4) for name in saved)
 
 
 MUON = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,9 @@ import numpy as np
 from fastdraft import target
 from fastdraft.artefacts.journey import CorpusCard, Journey, Made
 from fastdraft.corpus.shards import Tokens
+from fastdraft.cost.training import top_bytes
 from fastdraft.errors import TargetError
+from fastdraft.evaluate.tasks import tasks_of
 from fastdraft.progress import Bar, say
 from fastdraft.recipe import EvaluatePart, SynthesizePart
 from fastdraft.records import Card, read_card
@@ -28,6 +31,7 @@ from fastdraft.synthesize.prompts import document_prompts, over_laws, repeated
 from fastdraft.synthesize.quality import Quality, quality, without_loops
 from fastdraft.synthesize.rescore import rescorer
 from fastdraft.synthesize.write import Decoding, Engine, Keyed, Rescore, Shard, keyed, write
+from fastdraft.target import TargetCard
 
 LOGP = {
     "law": "under the law sampled from, by the engine",
@@ -50,6 +54,7 @@ class CompletionsCard(Card):
     engine: str = "transformers"
     log_probabilities: str = LOGP["law"]
     ids: str = "as the engine produced them"
+    top_logprobs: int = 0
     quality: Quality | None = None
 
 
@@ -86,14 +91,28 @@ def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
             f"synthesize.top_k is {part.top_k:,}, the vocabulary of {card.name} has {card.vocab_rows:,} rows\n"
             f"  do: lower it; 0 keeps all tokens"
         )
+    _say_top(part, card)
     return Setup(
         journey.recipe.target, part, decoding(journey, part), journey.device, card.context_tokens, folder / "engine"
     )
 
 
+def _say_top(part: SynthesizePart, card: TargetCard) -> None:
+    """What the likeliest tokens will take; TargetError where more are asked for than there are."""
+    if part.top_logprobs > card.vocab_rows:
+        raise TargetError(
+            f"synthesize.top_logprobs is {part.top_logprobs:,}, the vocabulary of {card.name} has "
+            f"{card.vocab_rows:,} rows\n  do: lower it; 0 keeps none"
+        )
+    if part.top_logprobs:
+        each = top_bytes(part.top_logprobs, card.vocab_rows)
+        most = each * part.prompts * part.answers_per_prompt * part.completion_tokens
+        say(f"synthesize: top_logprobs take {each:g} bytes a token, {most / 1e9:.2g} GB at most")
+
+
 def _rescore(setup: Setup, engine: Engine) -> Rescore:
     """What is done to an engine's rows before they are stored."""
-    score = rescorer(engine.logp, setup.part.rescore, setup.open_target)
+    score = rescorer(engine.logp, setup.part.rescore, setup.open_target, setup.part.top_logprobs)
     return (lambda rows: without_loops(score(rows))) if setup.part.drop_loops else score
 
 
@@ -116,6 +135,7 @@ def _fields(part: SynthesizePart, engine: Engine, found: Quality) -> dict[str, o
         "engine": part.engine,
         "log_probabilities": LOGP[engine.logp] if known else f"unknown for {found.without_logp} rows",
         "ids": "texts tokenised again, each checked to decode to its text" if again else "as the engine produced them",
+        "top_logprobs": part.top_logprobs,
         "quality": found,
     }
 
@@ -135,10 +155,12 @@ def _training_requests(journey: Journey, setup: Setup, left_out: Counter[str]) -
             shards = journey.shards(source, "train")
             prompts: Iterable[Tokens] = document_prompts(shards, count, part.prompt_tokens, 1, generator)
         elif source != "recorded":
-            leaks = leaks or [Leaks(_held_out(journey), part.leak_tokens)]
-            prompts = _unleaked(_instructions(source, setup, count, left_out), leaks[0], left_out)
+            prompts = _instructions(source, setup, count, left_out)
         else:
             continue
+        if source not in journey.recipe.corpus or part.leak_tasks:
+            leaks = leaks or [Leaks(_evaluation_texts(journey, setup), part.leak_tokens)]
+            prompts = _unleaked(prompts, leaks[0], left_out)
         yield from repeated(over_laws(prompts, laws), part.answers_per_prompt)
 
 
@@ -150,7 +172,7 @@ def _instructions(source: str, setup: Setup, count: int, left_out: Counter[str])
         return instruction_prompts(setup.part.prompt_sets[source], tokenizer, count, longest, left_out)
     turn = magpie.turn_of(tokenizer)
     tokens = longest - len(turn.opening) - len(turn.closing)
-    how = setup.decoding._replace(completion_tokens=tokens, eos=setup.decoding.eos | {turn.end})
+    how = setup.decoding._replace(completion_tokens=tokens, eos=setup.decoding.eos | {turn.end}, top_logprobs=0)
     asked = list(keyed(magpie.instruction_requests(turn, round(count * MAGPIE_SPARE)), how))
     written = _written(replace(setup, decoding=how), asked)
     return magpie.magpie_prompts(turn, written, count, left_out)
@@ -165,8 +187,19 @@ def _written(setup: Setup, asked: Sequence[Keyed]) -> list[Completion]:
     return sorted(store.read(), key=lambda row: row.index)
 
 
+def _evaluation_texts(journey: Journey, setup: Setup) -> Iterator[Tokens]:
+    """What no prompt for training may repeat: held-out documents, and every prompt of `leak_tasks`, however long."""
+    yield from _held_out(journey)
+    if setup.part.leak_tasks:
+        tokenizer = target.open_tokenizer(setup.target)
+        for task in tasks_of(setup.part.leak_tasks, tokenizer, context_tokens=sys.maxsize, prompts=sys.maxsize):
+            yield from task.prompts
+
+
 def _held_out(journey: Journey) -> Iterator[Tokens]:
     """Every held-out document of the recipe's corpus: evaluation prompts are windows of them."""
+    if not journey.recipe.corpus:
+        return
     for source, card in read_card(journey.folder / "tokenize", CorpusCard).sources.items():
         if card.held_out.tokens:
             shards = journey.shards(source, "held_out")
@@ -190,4 +223,5 @@ def decoding(journey: Journey, part: SynthesizePart | EvaluatePart) -> Decoding:
     """How the target answers, for training and for evaluation."""
     card, seed = journey.target_card(), journey.recipe.seed
     eos = frozenset(card.eos_ids)
-    return Decoding(part.completion_tokens, eos, seed, card.digest, part.batch_prompts, card.eos_ids[0])
+    kept = part.top_logprobs if isinstance(part, SynthesizePart) else 0
+    return Decoding(part.completion_tokens, eos, seed, card.digest, part.batch_prompts, card.eos_ids[0], kept)

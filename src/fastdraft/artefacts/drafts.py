@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from fastdraft import draft, processes, start, target
 from fastdraft.artefacts.journey import PHASES, CorpusCard, Journey, Made
+from fastdraft.artefacts.measures import open_measure
 from fastdraft.corpus.ahead import Ahead
 from fastdraft.corpus.document import Portion
 from fastdraft.corpus.order import Batch, Mixture, Rows, ShardRows
-from fastdraft.errors import ShardError
-from fastdraft.recipe import Recipe, TrainPart
+from fastdraft.errors import CorpusError, ShardError
+from fastdraft.recipe import OF_THE_SAMPLE, Recipe, TrainPart
 from fastdraft.records import read_card
 from fastdraft.run import write_json
 from fastdraft.shape import DraftShape
 from fastdraft.synthesize.completions import CompletionStore
-from fastdraft.synthesize.rows import CompletionRows
+from fastdraft.synthesize.rows import CompletionRows, RecordedCompletions
+from fastdraft.train import trackers
+from fastdraft.train.choosing import kept_step
 from fastdraft.train.loop import Phase, train
 from fastdraft.train.objectives import objective
 
@@ -41,10 +46,12 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         part=part,
         mixture=Ahead(Mixture(_rows(journey, part), part.mix, _seed(recipe, name))),
         held_out={source: _held_out(journey, source, part) for source in recipe.corpus},
-        objective=objective(part.objective, None if part.objective == "cross_entropy" else journey.open_target()),
+        objective=objective(part, journey.open_target() if part.asks_target else None),
         folder=folder,
         device=journey.device,
         parallel=recipe.parallel,
+        measure=open_measure(journey),
+        trackers=partial(trackers.opened, recipe.trackers, recipe.name, folder),
     )
     progress = train(phase)
     files, card = target.folder_of(recipe.target), journey.target_card()
@@ -53,16 +60,16 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         "target": recipe.target.path,
         "target_digest": card.digest,
         "shape": start.as_built(form, phase.model),
-        "trained_tokens": progress.tokens,
-        "held_out_nats": processes.led(lambda: _last_held_out(folder)),
+        **processes.led(lambda: _measured(folder, kept_step(progress))),
     }
     return Made(fields, progress.tokens, progress.seconds, tuple(folder.glob("checkpoint-*")))
 
 
 def _note_data(journey: Journey, part: TrainPart, folder: Path) -> None:
     """data.json, what the phase trains on; ShardError where it would go on with other shards than it began with."""
-    sources, note = read_card(journey.folder / "tokenize", CorpusCard).sources, folder / "data.json"
-    now = {name: sources[name].train.digest for name in part.mix if name != "synthetic"}
+    texts, note = [name for name in part.mix if name != "synthetic"], folder / "data.json"
+    sources = read_card(journey.folder / "tokenize", CorpusCard).sources if texts else {}
+    now = {name: sources[name].train.digest for name in texts}
     begun = note.is_file() and any(folder.glob("checkpoint-*"))
     before = json.loads(note.read_text()) if begun else now
     if changed := sorted(name for name in now if now[name] != before.get(name)):
@@ -99,12 +106,24 @@ def _sample(journey: Journey, phase: str) -> Batch:
 
 
 def _rows(journey: Journey, part: TrainPart) -> dict[str, Rows]:
+    length = part.sequence_tokens
     rows: dict[str, Rows] = {
-        name: ShardRows(journey.shards(name, "train"), part.sequence_tokens) for name in part.mix if name != "synthetic"
+        name: ShardRows(journey.shards(name, "train"), length) for name in part.mix if name != "synthetic"
     }
     if "synthetic" in part.mix:
         store = CompletionStore(journey.folder / "synthesize" / "completions")
-        rows["synthetic"] = CompletionRows(store.read(), part.sequence_tokens)
+        rows["synthetic"] = _recorded(store, part) if part.reads_records else CompletionRows(store.read(), length)
+    return rows
+
+
+def _recorded(store: CompletionStore, part: TrainPart) -> RecordedCompletions:
+    """Rows with their records; CorpusError where an objective wants log-probabilities and no row has any."""
+    rows = RecordedCompletions(store.read(), part.sequence_tokens)
+    if OF_THE_SAMPLE & part.objectives.keys() and not rows.known:
+        raise CorpusError(
+            f"no row of {store.folder} has log-probabilities, and align has {', '.join(part.recorded_keys)}\n"
+            f"  do: let `synthesize.rescore` find them, or take an objective of the text or of the law"
+        )
     return rows
 
 
@@ -122,8 +141,14 @@ def _held_out(journey: Journey, source: str, part: TrainPart) -> list[Batch]:
     return [stream.next_batch(size, portion) for size in sizes]
 
 
-def _last_held_out(folder: Path) -> dict[str, float]:
-    """Held-out loss of each source that has a held-out side, as the last step measured it."""
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    names = {key: key.removeprefix("held_out_").removesuffix("_nats") for key in last if key.startswith("held_out_")}
-    return {name: last[key] for key, name in names.items()}
+def _measured(folder: Path, step: int) -> dict[str, Any]:
+    """What the card says of the draft of a step: its tokens, and what was measured then of each source and task."""
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    row = next(row for row in lines if row["step"] == step)
+    losses = {key.removeprefix("held_out_").removesuffix("_nats"): key for key in row if key.startswith("held_out_")}
+    rates = {key.removeprefix("block_efficiency_"): key for key in row if key.startswith("block_efficiency_")}
+    return {
+        "trained_tokens": row["tokens"],
+        "held_out_nats": {name: row[key] for name, key in losses.items()},
+        "block_efficiency": {name: row[key] for name, key in rates.items()},
+    }

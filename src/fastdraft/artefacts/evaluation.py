@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 from transformers import PreTrainedModel
 
+from fastdraft import target
 from fastdraft.artefacts.completions import decoding
 from fastdraft.artefacts.journey import Journey, Made
-from fastdraft.evaluate import judge, onepass
+from fastdraft.corpus.shards import Tokens
+from fastdraft.evaluate import judge, marked, onepass
 from fastdraft.evaluate.records import JudgeResult, TaskResult
 from fastdraft.recipe import EvaluatePart
 from fastdraft.records import Card
@@ -38,6 +40,7 @@ def make_evaluation(journey: Journey, folder: Path) -> Made:
     texts = written(journey, part, model, CompletionStore(folder / "completions"))
     results = [result for phase in journey.drafts() for result in _evaluated(journey, part, phase, texts)]
     judged = _judged(journey, part, model, texts) if part.judge_prompts else {}
+    _mark(journey, folder, results[-len(texts) :], texts)
     tokens = sum(len(row.tokens) for rows in texts.values() for row in rows)
     return Made({"results": tuple(results), "judged": judged}, tokens)
 
@@ -45,15 +48,19 @@ def make_evaluation(journey: Journey, folder: Path) -> Made:
 def written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store: CompletionStore) -> Written:
     """The target's completions of the held-out prompts of each task, at each temperature; the same prompts for all."""
     found: Written = {}
-    for number, task in enumerate(part.tasks):
-        generator = np.random.default_rng([journey.recipe.seed, number])
-        shards = journey.shards(task, "held_out")
-        prompts = list(document_prompts(shards, part.prompts, part.prompt_tokens, 1, generator))
+    for task in part.tasks:
+        prompts = evaluation_prompts(journey, part, task)
         for temperature in part.temperatures:
             requests = [Request(prompt, Law(temperature)) for prompt in prompts]
             what = f"{task} at temperature {temperature:g}"
             found[task, temperature] = complete(model, requests, decoding(journey, part), store, what)
     return found
+
+
+def evaluation_prompts(journey: Journey, part: EvaluatePart, task: str) -> list[Tokens]:
+    """The held-out prompts of a task."""
+    generator = np.random.default_rng([journey.recipe.seed, part.tasks.index(task)])
+    return list(document_prompts(journey.shards(task, "held_out"), part.prompts, part.prompt_tokens, 1, generator))
 
 
 def _evaluated(journey: Journey, part: EvaluatePart, phase: str, written: Written) -> list[TaskResult]:
@@ -65,6 +72,12 @@ def _evaluated(journey: Journey, part: EvaluatePart, phase: str, written: Writte
         )
         for (task, _), rows in written.items()
     ]
+
+
+def _mark(journey: Journey, folder: Path, results: list[TaskResult], written: Written) -> None:
+    """The last draft's acceptances, and some texts with every token marked, for people to look at."""
+    draft, tokenizer = journey.open_draft(journey.drafts()[-1]), target.open_tokenizer(journey.recipe.target)
+    marked.write_marked(folder, draft, zip(results, written.values(), strict=True), tokenizer, journey.recipe.seed)
 
 
 def _judged(

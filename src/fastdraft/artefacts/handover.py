@@ -54,7 +54,7 @@ def export(wish: Wish) -> tuple[Path, ExportCard]:
     part = wish.target or origins.target_of(origin)
     out = wish.out or place(origin, f"{wish.format}-{weights}")
     _check_free(out)
-    accepted, theirs = _accepted(part, origin.folder, form), origins.target_card(origin, part)
+    agreed, theirs = accepted(part, origin.folder, form.engines), origins.target_card(origin, part)
     known = origins.evidence(origin, part, theirs)
     with finished_last(out) as folder:
         made = _made(form, weights, origin, part, theirs, folder)
@@ -67,7 +67,7 @@ def export(wish: Wish) -> tuple[Path, ExportCard]:
             target=part.path,
             target_revision=part.revision,
             target_digest=theirs.digest,
-            accepted=accepted,
+            accepted=agreed,
             **made,
         )
         (folder / cards.FILE).write_text(cards.model_card(known, card), encoding="utf-8")
@@ -117,10 +117,10 @@ def _check_free(out: Path) -> None:
         raise ExportError(f"{out} is there already\n  do: remove it, or choose another folder with --out")
 
 
-def _accepted(part: TargetPart, folder: Path, form: Format) -> tuple[Accepted, ...]:
-    """What the rules of the engines that read this form say; VocabularyMismatch where one of them refuses the pair."""
+def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[Accepted, ...]:
+    """What the rules of engines, named by their beginnings, say; VocabularyMismatch where one refuses the pair."""
     ours, theirs = read(part.path, weights=False), read(str(folder.resolve()))
-    rules = [rule for rule in ENGINES if rule.name.startswith(form.engines)]
+    rules = [rule for rule in ENGINES if rule.name.startswith(engines)]
     judged = [(rule, rule.judge(ours, theirs)) for rule in rules]
     refused = [f"  {rule.name}: {judgement.why}" for rule, judgement in judged if not judgement.holds]
     if refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ from fastdraft import target
 from fastdraft.artefacts.completions import CompletionsCard
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.artefacts.journey import PHASES, CorpusCard
+from fastdraft.bench.records import BenchResult
 from fastdraft.draft import DraftCard
-from fastdraft.errors import ExportError
-from fastdraft.export.evidence import Evidence, Phase, Written
+from fastdraft.errors import CardError, ExportError
+from fastdraft.export.evidence import Evidence, Phase, Speed, Written
 from fastdraft.recipe import Recipe, TargetPart
 from fastdraft.records import FILE, AnyCard, Cost, read_card
 from fastdraft.resolve import resolve
@@ -101,7 +103,7 @@ def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
     parameters, recipe = target.parameters(config), origin.recipe()
     drafts = {} if recipe is None else origin.drafts()
     if recipe is None or origin.run is None or origin.trained_for() != card.digest:
-        return Evidence(part, card, config.to_dict(), parameters)
+        return Evidence(part, card, config.to_dict(), parameters, **_timed(origin, card))
     parts = {"pretrain": recipe.pretrain, "continue": recipe.continue_, "align": recipe.align}
     corpus = origin.card("tokenize", CorpusCard)
     return Evidence(
@@ -116,6 +118,7 @@ def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
         commands=_commands(origin.run),
         recipe=(origin.run / "resolved.yaml").read_text(encoding="utf-8"),
         **_measured(origin),
+        **_timed(origin, card),
     )
 
 
@@ -135,6 +138,44 @@ def _measured(origin: Origin) -> dict[str, Any]:
     results = [result for result in card.results if result.stage in origin.drafts()]
     last = card.results[-1].stage == origin.phase
     return {"results": results, "judged": card.judged if last else {}}
+
+
+def benches(origin: Origin) -> Path:
+    """Where records of benches lie: in the draft's run, or in its own folder."""
+    return (origin.run or origin.folder) / "bench"
+
+
+def _timed(origin: Origin, card: TargetCard) -> dict[str, Any]:
+    """What benches of this very draft found, with this target or a stand-in for a large one."""
+    ours = target.digest(TargetPart(path=str(origin.folder.resolve())))
+    found = [read_bench(file) for file in sorted(benches(origin).glob("bench*.json"))]
+    told = [bench for bench in found if bench.draft.digest == ours and _of_target(bench, card)]
+    return {
+        "speeds": [speed for bench in told for speed in _speeds(bench)],
+        "advice": [f"{bench.where}: {line}" for bench in told for line in bench.advice.lines],
+    }
+
+
+def read_bench(file: Path) -> BenchResult:
+    """CardError where the file is none, or one of another version."""
+    try:
+        return BenchResult.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CardError(f"{file} does not read as a bench: {first}\n  do: run it again, or remove it") from error
+
+
+def _of_target(bench: BenchResult, card: TargetCard) -> bool:
+    return card.digest == bench.target.digest or bench.target.stand_in is not None
+
+
+def _speeds(bench: BenchResult) -> Iterator[Speed]:
+    """The advised gamma in the advised setting; sampled only where the engine keeps the law."""
+    for cell in bench.cells:
+        if cell.setting == bench.advice.setting and (cell.temperature == 0 or bench.keeps_law):
+            found = cell.at("draft", bench.advice.gamma).speedup
+            where = f"{bench.where}, {cell.setting}"
+            yield Speed(where, cell.task, cell.temperature, bench.advice.gamma, found.value, found.low, found.high)
 
 
 def _costs(run: Path) -> dict[str, Cost]:

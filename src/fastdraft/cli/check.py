@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, screen
-from fastdraft.compatibility import repair as repairs
-from fastdraft.compatibility.report import Report, hold_against
-from fastdraft.compatibility.side import Side, read
 from fastdraft.errors import RepairError
-from fastdraft.view import fits
+
+if TYPE_CHECKING:
+    from fastdraft.compatibility.report import Report
+    from fastdraft.compatibility.side import Side
 
 # As grep and diff: 1 is what was found, 2 is a mistake in what was asked.
 DOES_NOT_FIT = 1
 
-Model = Annotated[str, typer.Argument(metavar="TARGET", help="Hub id, folder, or `demo`; weights are not needed.")]
-Draft = Annotated[str, typer.Argument(metavar="DRAFT", help="Hub id, folder, or `demo`.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="Hub id, folder, or `demo`; weights are not needed.",
+        autocompletion=completion.models,
+    ),
+]
+Draft = Annotated[
+    str, typer.Argument(metavar="DRAFT", help="Hub id, folder, or `demo`.", autocompletion=completion.models)
+]
 Repair = Annotated[bool, typer.Option("--repair", help="Write a copy of the draft that fits, then check that one.")]
 Out = Annotated[Path | None, typer.Option(help="New folder for the repaired draft; otherwise DRAFT-repaired.")]
 
 
 def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, as_json: AsJson = False) -> None:
     """Does a draft fit its target? Every engine's own rule, and stronger ones. Exit code 0: all hold; 1: not all."""
+    from fastdraft.compatibility import repair as repairs
+    from fastdraft.compatibility.report import hold_against
+    from fastdraft.compatibility.side import read
+    from fastdraft.view import fits
+
     if out is not None and not repair:
         raise RepairError(f"--out {out} names a place for a repaired draft\n  do: add --repair, or leave out --out")
     ours, theirs = read(target, weights=False), read(draft)
@@ -42,6 +57,11 @@ def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, 
 
 def _repaired(ours: Side, theirs: Side, report: Report, out: Path, as_json: bool) -> dict[str, Any] | None:
     """What was done, and the report on the result; None where nothing can be."""
+    from fastdraft.compatibility import repair as repairs
+    from fastdraft.compatibility.report import hold_against
+    from fastdraft.compatibility.side import read
+    from fastdraft.view import fits
+
     if report.obstacle:
         return None
     done = repairs.repair(ours, theirs, out)

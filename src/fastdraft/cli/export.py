@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from huggingface_hub import HfApi
 
-from fastdraft.artefacts.handover import Wish
-from fastdraft.artefacts.handover import export as hand_over
+from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, screen
-from fastdraft.export.formats import FORMATS
-from fastdraft.export.push import planned
-from fastdraft.export.push import push as upload
-from fastdraft.recipe import TargetPart
-from fastdraft.view import exports
+from fastdraft.cli.words import FORMATS
 
-WEIGHTS = "; ".join(f"{name}: {', '.join(form.agreement)}" for name, form in FORMATS.items())
+WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in FORMATS.items())
 
 Draft = Annotated[Path, typer.Argument(metavar="DRAFT", help="Folder of a draft, of its phase, or of its run.")]
-Form = Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")]
-Weights = Annotated[str | None, typer.Option(help=f"Precision; the first is usual. {WEIGHTS}.")]
+Form = Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.", autocompletion=completion.among(FORMATS))]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Precision; the first is usual. {WEIGHTS}.",
+        autocompletion=completion.among(dict.fromkeys(name for names in FORMATS.values() for name in names)),
+    ),
+]
 Target = Annotated[str | None, typer.Option(help="Hub id, folder, or `demo`; otherwise the one that the run names.")]
 Out = Annotated[Path | None, typer.Option(help="New folder; otherwise RUN/export/FORMAT-WEIGHTS, or beside DRAFT.")]
 Folder = Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder that `fastdraft export` made.")]
@@ -40,6 +40,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a draft in the form that an engine reads, prove it in that engine, and describe it in a model card."""
+    from fastdraft.artefacts.handover import Wish
+    from fastdraft.artefacts.handover import export as hand_over
+    from fastdraft.recipe import TargetPart
+    from fastdraft.view import exports
+
     part = None if target is None else TargetPart(path=target)
     folder, card = hand_over(Wish(draft, format_, weights, part, out))
     if as_json:
@@ -50,6 +55,11 @@ def export(
 
 def push(folder: Folder, repo: Repo, public: Public = False, yes: Yes = False) -> None:
     """Upload an export to the hub. Without --yes: say what would be uploaded, and do nothing."""
+    from huggingface_hub import HfApi
+
+    from fastdraft.export.push import planned
+    from fastdraft.export.push import push as upload
+
     plan = planned(folder, repo, private=not public)
     screen.print(plan.said(), markup=False, highlight=False)
     if yes:

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastdraft import resolve
+from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, screen
-from fastdraft.cost.devices import DEVICES, Device, published
-from fastdraft.cost.probe import probe_cpu
-from fastdraft.cost.size import BITS
+from fastdraft.cli.words import BITS, DEVICES
 from fastdraft.errors import RecipeError
-from fastdraft.plan import Setting, make_plan
-from fastdraft.recipe import TargetPart
-from fastdraft.view import plans
 
-Named = Annotated[str, typer.Argument(metavar="TARGET", help="Hub id, folder, config.json, or `demo`.")]
+if TYPE_CHECKING:
+    from fastdraft.cost.devices import Device
+
+PLACES = completion.among(["cpu", *DEVICES])
+Named = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="Hub id, folder, config.json, or `demo`.", autocompletion=completion.models),
+]
 Budget = Annotated[
     str | None, typer.Option(help="Budget of the draft, like 50M; otherwise 1/50 to 1/75 of the target.")
 ]
-Where = Annotated[str, typer.Option(help=f"Where the pair runs: cpu (measured here), {', '.join(DEVICES)}.")]
-Weights = Annotated[str, typer.Option(help=f"Precision of both models' weights: {', '.join(BITS)}.")]
+Where = Annotated[
+    str,
+    typer.Option(help=f"Where the pair runs: cpu (measured here), {', '.join(DEVICES)}.", autocompletion=PLACES),
+]
+Weights = Annotated[
+    str,
+    typer.Option(help=f"Precision of both models' weights: {', '.join(BITS)}.", autocompletion=completion.among(BITS)),
+]
+Costed = Annotated[
+    Path | None,
+    typer.Option(help="Recipe whose stages are costed; otherwise the paper's.", autocompletion=completion.recipes),
+]
+Trained = Annotated[
+    str | None, typer.Option(help="Where the draft is trained; otherwise --device.", autocompletion=PLACES)
+]
 UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -31,17 +46,22 @@ def plan(
     params: Budget = None,
     device: Where = "cpu",
     weights: Weights = "int8",
-    recipe: Annotated[Path | None, typer.Option(help="Recipe whose stages are costed; otherwise the paper's.")] = None,
-    train_device: Annotated[str | None, typer.Option(help="Where the draft is trained; otherwise --device.")] = None,
+    recipe: Costed = None,
+    train_device: Trained = None,
     as_json: AsJson = False,
 ) -> None:
     """Which draft a target should have, what it will cost, and whether it will pay; nothing is trained."""
+    from fastdraft.plan import Setting, make_plan
+    from fastdraft.recipe import TargetPart
+    from fastdraft.resolve import resolve
+    from fastdraft.view import plans
+
     if weights not in BITS:
         raise RecipeError(f"--weights: found {weights}, wanted one of {', '.join(BITS)}\n  do: choose one of them")
     millions = None if params is None else _millions(params)
     measured = {name: _device(name, weights) for name in {device, train_device or device}}
     setting = Setting(measured[device], measured[train_device or device], weights)
-    chosen = resolve.resolve(recipe, []).recipe if recipe else None
+    chosen = resolve(recipe, []).recipe if recipe else None
     made = make_plan(TargetPart(path=target), millions, chosen, setting)
     if as_json:
         print(made.model_dump_json(indent=2))
@@ -63,4 +83,7 @@ def _millions(params: str) -> float:
 
 def _device(name: str, weights: str) -> Device:
     """The device of this name; `cpu` is measured on this machine, in seconds."""
+    from fastdraft.cost.devices import published
+    from fastdraft.cost.probe import probe_cpu
+
     return probe_cpu(weights=weights) if name == "cpu" else published(name)

@@ -6,40 +6,40 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from fastdraft import processes, resolve, stages
-from fastdraft.artefacts.completions import CompletionsCard
-from fastdraft.artefacts.evaluation import EvaluationCard
-from fastdraft.artefacts.journey import Journey
+from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
+from fastdraft.cli.words import STAGES
 from fastdraft.errors import DiskFull, RecipeError, RunError, Stopped
-from fastdraft.manifest import Manifest
-from fastdraft.progress import say
-from fastdraft.records import Card
-from fastdraft.resolve import Resolved
-from fastdraft.run import finished_last, locked
-from fastdraft.stopping import ended_by_sigterm
-from fastdraft.target import folder_of
-from fastdraft.view import tables, written
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastdraft.artefacts.journey import Journey
+    from fastdraft.manifest import Manifest
+    from fastdraft.records import Card
+    from fastdraft.resolve import Resolved
 
 INTERRUPTED = 130
 
 Folder = Annotated[Path | None, typer.Option(help="Run folder; otherwise runs/NAME.")]
+Until = Annotated[str | None, typer.Option(help="Stop after this stage.", autocompletion=completion.among(STAGES))]
 
 
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    until: Until = None,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Go down the whole road of a recipe; what is done already is skipped."""
-    _travel(resolve.resolve(recipe, overrides or []), folder, as_json, until=until)
+    from fastdraft.resolve import resolve
+
+    _travel(resolve(recipe, overrides or []), folder, as_json, until=until)
 
 
 def stage_command(name: str) -> Callable[..., None]:
@@ -48,16 +48,21 @@ def stage_command(name: str) -> Callable[..., None]:
     def command(
         recipe: RecipePath, overrides: Overrides = None, folder: Folder = None, as_json: AsJson = False
     ) -> None:
-        _travel(resolve.resolve(recipe, overrides or []), folder, as_json, only=name)
+        from fastdraft.resolve import resolve
+
+        _travel(resolve(recipe, overrides or []), folder, as_json, only=name)
 
     return command
 
 
 def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
     """Where a run stands, stage by stage."""
+    from fastdraft import stages
+    from fastdraft.resolve import resolve
+
     if not (folder / "resolved.yaml").is_file():
         raise RunError(f"no run at {folder}: it has no resolved.yaml\n  do: give the folder of a run, like runs/demo")
-    found = stages.standing(_journey(resolve.resolve(folder / "resolved.yaml", []), folder))
+    found = stages.standing(_journey(resolve(folder / "resolved.yaml", []), folder))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -68,6 +73,8 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJs
 def _travel(
     resolved: Resolved, folder: Path | None, as_json: bool, until: str | None = None, only: str | None = None
 ) -> None:
+    from fastdraft import processes, stages
+
     with on_the_road(resolved, folder) as (journey, manifest):
         made = stages.travel(journey, manifest, until, only)
     processes.end()
@@ -78,7 +85,17 @@ def _travel(
 @contextmanager
 def on_the_road(resolved: Resolved, folder: Path | None) -> Iterator[tuple[Journey, Manifest]]:
     """Hold a recipe's run folder while something is made in it; who stops it is told how to go on."""
+    import torch
+
+    from fastdraft import processes
+    from fastdraft.manifest import Manifest
+    from fastdraft.progress import say
+    from fastdraft.resolve import digest
+    from fastdraft.stopping import ended_by_sigterm
+    from fastdraft.train import trackers
+
     recipe = resolved.recipe
+    trackers.check(recipe.trackers)
     folder = folder or Path("runs") / recipe.name
     journey = _journey(resolved, folder)
     if recipe.threads:
@@ -86,7 +103,7 @@ def on_the_road(resolved: Resolved, folder: Path | None) -> Iterator[tuple[Journ
     try:
         with ended_by_sigterm(), ExitStack() as held:
             processes.led(lambda: _take(folder, resolved, held))
-            manifest = Manifest(folder, resolve.digest(recipe), recipe.seed, journey.device)
+            manifest = Manifest(folder, digest(recipe), recipe.seed, journey.device)
             with _end_noted(manifest):
                 yield journey, manifest
     except KeyboardInterrupt as stop:
@@ -112,10 +129,13 @@ def _end_noted(manifest: Manifest) -> Iterator[None]:
 
 def _take(folder: Path, resolved: Resolved, held: ExitStack) -> None:
     """Hold a run folder until `held` closes, and say in it what is run."""
+    from fastdraft.resolve import resolved_yaml
+    from fastdraft.run import finished_last, locked
+
     _make_folder(folder)
     held.enter_context(locked(folder))
     with finished_last(folder / "resolved.yaml") as part:
-        part.write_text(resolve.resolved_yaml(resolved), encoding="utf-8")
+        part.write_text(resolved_yaml(resolved), encoding="utf-8")
 
 
 def _make_folder(folder: Path) -> None:
@@ -129,6 +149,11 @@ def _make_folder(folder: Path) -> None:
 
 def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> None:
     """The result of a command: the card of each stage that it passed, or the tables made of them."""
+    from fastdraft.artefacts.completions import CompletionsCard
+    from fastdraft.artefacts.evaluation import EvaluationCard
+    from fastdraft.target import folder_of
+    from fastdraft.view import tables, written
+
     if as_json:
         print(json.dumps({name: card.model_dump(mode="json") for name, card in cards.items()}, indent=2))
         return
@@ -145,14 +170,21 @@ def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> Non
 
 
 def _journey(resolved: Resolved, folder: Path) -> Journey:
-    return Journey(resolved.recipe, folder, _device(resolved.recipe.device))
+    from fastdraft.artefacts.journey import Journey
+
+    return Journey(resolved.recipe, folder, usable_device(resolved.recipe.device))
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     """`auto` is the first accelerator that torch finds, else the CPU; RecipeError where the device is not there.
 
     Of several processes each gets its own device of that kind.
     """
+    import torch
+
+    from fastdraft import processes
+    from fastdraft.progress import say
+
     found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = found if name == "auto" else torch.device(name)

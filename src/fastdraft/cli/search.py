@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
-from fastdraft import resolve
+from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
 from fastdraft.cli.road import Folder, on_the_road
+from fastdraft.cli.words import TIMERS as NAMES
 from fastdraft.errors import RecipeError
 from fastdraft.extras import need
-from fastdraft.recipe_yaml import with_draft
-from fastdraft.run import finished_last
-from fastdraft.search.pilots import Setting
-from fastdraft.search.pilots import search as find
-from fastdraft.search.timers import TIMERS
-from fastdraft.view import searches
+
+Engine = Annotated[
+    str,
+    typer.Option(help=f"Where steps are timed: {', '.join(NAMES)}.", autocompletion=completion.among(NAMES)),
+]
+Timed = Annotated[Path | None, typer.Option(help="Model timed in the target's place: a stand-in.")]
 
 
 def search(
@@ -25,8 +26,8 @@ def search(
     overrides: Overrides = None,
     share: Annotated[float, typer.Option(help="Share of the recipe's tokens that a pilot is trained on.")] = 0.1,
     pilots: Annotated[int, typer.Option(help="Depths to try, at least.")] = 5,
-    engine: Annotated[str, typer.Option(help=f"Where steps are timed: {', '.join(TIMERS)}.")] = "openvino",
-    timed_target: Annotated[Path | None, typer.Option(help="Model timed in the target's place: a stand-in.")] = None,
+    engine: Engine = "openvino",
+    timed_target: Timed = None,
     write: Annotated[bool, typer.Option(help="Write the best shape into the recipe.")] = True,
     plot: Annotated[Path | None, typer.Option(help="Picture of speed-up against depth (.png, .svg).")] = None,
     folder: Folder = None,
@@ -35,15 +36,23 @@ def search(
     """Train pilots of several depths at the recipe's budget and find the fastest on this machine."""
     if not 0 < share <= 1:
         raise RecipeError(f"--share: found {share:g}, wanted more than 0 and 1 at most\n  do: write it like 0.1")
-    if engine not in TIMERS:
-        raise RecipeError(f"--engine: found {engine}, wanted one of {', '.join(TIMERS)}\n  do: choose one of them")
+    if engine not in NAMES:
+        raise RecipeError(f"--engine: found {engine}, wanted one of {', '.join(NAMES)}\n  do: choose one of them")
     if plot and plot.suffix not in (".png", ".svg"):
         raise RecipeError(f"--plot: found {plot}, wanted a name that ends in .png or .svg\n  do: rename it")
     if plot:
         need("matplotlib", "view")
     if timed_target and not (timed_target / "config.json").is_file():
         raise RecipeError(f"--timed-target: no config.json in {timed_target}\n  do: give the folder of a model")
-    resolved = resolve.resolve(recipe, overrides or [])
+    from fastdraft.recipe_yaml import with_draft
+    from fastdraft.resolve import resolve
+    from fastdraft.run import finished_last
+    from fastdraft.search.pilots import Setting
+    from fastdraft.search.pilots import search as find
+    from fastdraft.search.timers import TIMERS
+    from fastdraft.view import searches
+
+    resolved = resolve(recipe, overrides or [])
     with on_the_road(resolved, folder) as (journey, manifest), TIMERS[engine]() as step_seconds:
         found = find(journey, manifest, Setting(share, pilots, engine, step_seconds, timed_target))
     if plot:

@@ -39,7 +39,7 @@ BEYOND_CACHE, LARGE_LAYERS = 6, (9, 34)
 # A block long enough that computing is most of it; a context long enough to show what looking back takes.
 BLOCK_TOKENS, CONTEXT_TOKENS = 32, 512
 STEP_TOKENS, LARGE_STEP_TOKENS, ROUNDS = 24, 12, 3
-SIDE = 1024
+SIDE, ACCELERATOR_SIDE = 1024, 8192
 # No measured difference is less than this, however disturbed.
 TINY = 1e-9
 # A timer's median is .1 above its least on a core of its own; with other work there, seconds instead of milliseconds.
@@ -83,6 +83,17 @@ def _busy(times: float) -> str:
     if times < BUSY:
         return ""
     return f"; the machine was busy, half of the time {times:.1f} times as slow as at best: plan again when it is quiet"
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """FLOPs a second of torch's multiplication of two square matrices, with this process's threads on its device.
+
+    Not of ones: accelerators multiply matrices of equal numbers faster.
+    """
+    side = SIDE if device.type == "cpu" else ACCELERATOR_SIDE
+    matrix = torch.arange(side * side, device=device).sin().view(side, side).to(dtype)
+    medians, _ = timed({"product": partial(_squaring, matrix)}, seconds)
+    return 2.0 * side**3 / medians["product"]
 
 
 def in_engine(seconds: float, weights: str) -> dict[str, Any]:
@@ -158,6 +169,16 @@ def _multiplying() -> float:
     left = torch.ones(SIDE, SIDE, dtype=torch.bfloat16)
     begin = perf_counter()
     left @ left
+    return perf_counter() - begin
+
+
+def _squaring(matrix: Tensor) -> float:
+    """Seconds of a matrix times itself, until its device is done."""
+    device = torch.get_device_module(matrix.device)
+    device.synchronize()
+    begin = perf_counter()
+    matrix @ matrix
+    device.synchronize()
     return perf_counter() - begin
 
 

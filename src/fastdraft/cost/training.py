@@ -59,6 +59,11 @@ def checkpoint_bytes(size: ModelSize, optimizer: str = "muon", kept: int = 2) ->
     return 4.0 * (size.parameters + states) * (kept + 1)
 
 
+def top_bytes(known_tokens: int, vocab_rows: int) -> float:
+    """Disk of the likeliest tokens of one place: log-probabilities in float16, and their ids."""
+    return 2 * known_tokens + shard_bytes(known_tokens, vocab_rows)
+
+
 def completion_bytes(tokens: float) -> float:
     """Disk of what the target wrote, in parquet: 4 bytes a log-probability, 2 to 3 a token, and the prompts."""
     return 8.0 * tokens

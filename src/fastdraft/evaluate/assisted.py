@@ -10,9 +10,10 @@ Dimensions: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -42,26 +43,37 @@ def decode(
     eos: frozenset[int],
 ) -> Run:
     """A completion's prompt decoded anew under its law, alone in its batch; without a draft, plainly."""
-    prompt_1T = torch.from_numpy(completion.prompt)[None].to(target.device)
+    with _counted(target) as forwards:
+        tokens = generated(completion.prompt, completion.law, target, completion_tokens, eos, draft, gamma)
+    return Run(tokens, len(forwards))
+
+
+def generated(
+    prompt: Tokens,
+    law: Law,
+    target: PreTrainedModel,
+    completion_tokens: int,
+    eos: frozenset[int],
+    draft: PreTrainedModel | None = None,
+    gamma: int | None = None,
+    lookup: Mapping[str, int] = MappingProxyType({}),
+) -> Tokens:
+    """What follows a prompt, alone in its batch; `lookup` are transformers' settings of prompt lookup."""
+    prompt_1T = torch.from_numpy(prompt)[None].to(target.device)
     model: Any = target  # its `generate` comes from a mixin that PreTrainedModel does not name
     blocks = GenerationConfig(
         num_assistant_tokens=gamma,
         num_assistant_tokens_schedule="constant",
         assistant_confidence_threshold=0.0,  # 0.4, its default, cuts blocks short
     )
-    with (
-        _quiet(),
-        _set(target, _settings(completion.law, completion_tokens, eos)),
-        _set(draft, blocks),
-        _counted(target) as forwards,
-    ):
+    with _quiet(), _set(target, _settings(law, completion_tokens, eos, lookup)), _set(draft, blocks):
         text_1T: Tensor = model.generate(
             prompt_1T,
             attention_mask=torch.ones_like(prompt_1T),
             assistant_model=draft,
-            logits_processor=LogitsProcessorList([] if completion.law.greedy else [_Warp(completion.law)]),
+            logits_processor=LogitsProcessorList([] if law.greedy else [_Warp(law)]),
         )
-    return Run(text_1T[0, prompt_1T.shape[1] :].cpu().numpy(), len(forwards))
+    return cast(Tokens, text_1T[0, prompt_1T.shape[1] :].cpu().numpy())
 
 
 class _Warp(LogitsProcessor):
@@ -78,9 +90,10 @@ class _Warp(LogitsProcessor):
         return cast(torch.FloatTensor, warp(scores_BV, *self._law))
 
 
-def _settings(law: Law, completion_tokens: int, eos: frozenset[int]) -> GenerationConfig:
-    """transformers' settings: lengths and ends alone, no law."""
+def _settings(law: Law, completion_tokens: int, eos: frozenset[int], lookup: Mapping[str, int]) -> GenerationConfig:
+    """transformers' settings: lengths and ends, and what is looked up; no law."""
     return GenerationConfig(
+        **lookup,
         do_sample=not law.greedy,
         top_k=0,
         max_new_tokens=completion_tokens,

@@ -5,7 +5,7 @@ Dimensions: B completions, N tokens of the longest one, V vocabulary, R resample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,19 @@ def evaluate(
     seed: int,
 ) -> TaskResult:
     """The draft's result on completions that the target wrote under one law."""
-    accept_BN, lengths_B = acceptances(draft, completions)
+    return scored(acceptances(draft, completions), completions, gammas, subject, resamples, seed)
+
+
+def scored(
+    found: Acceptances,
+    completions: Sequence[Completion],
+    gammas: Sequence[int],
+    subject: Subject,
+    resamples: int,
+    seed: int,
+) -> TaskResult:
+    """The result that follows from the acceptances of completions under one law."""
+    accept_BN, lengths_B = found
     resample_RB = resampled_prompts(len(completions), resamples, seed)
     looping_B = torch.tensor([loops(row.tokens) for row in completions])
     results = tuple(_at(gamma, accept_BN, lengths_B, looping_B, subject.c, resample_RB) for gamma in gammas)
@@ -72,12 +84,15 @@ def law_of(completions: Sequence[Completion]) -> Law:
     return laws.pop()
 
 
-def acceptances(draft: PreTrainedModel, completions: Sequence[Completion]) -> Acceptances:
-    """Each token's acceptance under the law it was sampled from; 0 behind the end of a text."""
+def acceptances(
+    draft: PreTrainedModel, completions: Sequence[Completion], done: Callable[[int], None] = lambda _: None
+) -> Acceptances:
+    """Each token's acceptance under the law it was sampled from; 0 behind the end of a text. `done` counts texts."""
     lengths_B = torch.tensor([len(row.tokens) for row in completions])
     accept_BN = torch.zeros(len(completions), int(lengths_B.max()), dtype=torch.float64)
     for place, logits_NV in completion_logits(draft, completions):
-        accept_BN[place, : len(logits_NV)] = _acceptance(completions[place], logits_NV).cpu()
+        accept_BN[place, : len(logits_NV)] = token_acceptance(completions[place], logits_NV).cpu()
+        done(1)
     return Acceptances(accept_BN, lengths_B)
 
 
@@ -107,8 +122,8 @@ def _at(
     )
 
 
-def _acceptance(completion: Completion, logits_NV: Tensor) -> Tensor:
-    """(n) acceptance of the tokens of one completion."""
+def token_acceptance(completion: Completion, logits_NV: Tensor) -> Tensor:
+    """(N) acceptance of the tokens of one completion, from the draft's logits before each of them."""
     token_N = torch.from_numpy(completion.tokens).to(logits_NV.device)
     if completion.law.greedy:
         return acceptance.acceptance_greedy(token_N, logits_NV.argmax(-1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 
 class Result(BaseModel):
@@ -28,6 +28,40 @@ class GammaResult(Result):
     mbsu: Estimate
     position_acceptance: tuple[float, ...]
     block_efficiency_without_loops: float | None
+
+
+class Gap(Estimate):
+    """One draft's rate minus another's on the same prompts, and the 95 % interval of that by paired resamples."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def more_than_noise(self) -> bool:
+        """Does the interval leave out zero? Of twenty drafts that are as good, one does by chance."""
+        return self.low > 0 or self.high < 0
+
+
+class GammaGap(Result):
+    """Two drafts at one gamma."""
+
+    gamma: int
+    acceptance_rate: Gap
+    block_efficiency: Gap
+    mbsu: Gap
+
+
+class Comparison(Result):
+    """A draft against `other` on the same completions; `best_mbsu` is that of each at its own best gamma."""
+
+    task: str
+    temperature: float
+    top_k: int
+    top_p: float
+    prompts: int
+    other: str
+    alpha: Gap
+    gammas: tuple[GammaGap, ...]
+    best_gammas: tuple[int, int]
+    best_mbsu: Gap
 
 
 class TaskResult(Result):

@@ -10,7 +10,7 @@ from fastdraft.corpus.licences import PERMISSIVE
 from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import GAMMA
-from fastdraft.recipe import SourcePart
+from fastdraft.recipe import SourcePart, TrainPart
 
 # What a source's licences are by the way it is read; of others the run knows nothing.
 LICENCES = {
@@ -18,6 +18,12 @@ LICENCES = {
     + ", ".join(PERMISSIVE.pattern.removeprefix(r"\b(").removesuffix(r")\b").replace("\\", "").split("|"))
     for kind in ("python_code", "python_docstrings")
 }
+
+
+def _objectives(part: TrainPart) -> str:
+    if isinstance(part.objective, str):
+        return part.objective
+    return ", ".join(f"{name} {weight:g}" for name, weight in part.objectives.items())
 
 
 def training(known: Evidence) -> Iterator[str]:
@@ -31,7 +37,7 @@ def training(known: Evidence) -> Iterator[str]:
         [
             name,
             f"{phase.card.trained_tokens:,}",
-            phase.part.objective,
+            _objectives(phase.part),
             ", ".join(f"{source} {weight:g}" for source, weight in phase.part.mix.items()),
             ", ".join(f"{source} {nats:.3f}" for source, nats in phase.card.held_out_nats.items()),
             _hours(phase.card.cost.seconds),

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from fastdraft.bench.openvino import STRICT, logits_of
 from fastdraft.corpus.shards import Tokens
 from fastdraft.cost.engine import EXTRA, GROUP, write_tokenizer
 from fastdraft.errors import ExportError
@@ -37,8 +37,6 @@ COMPRESSION: dict[str, dict[str, Any] | None] = {
     "int4": {"bits": 4, "sym": False, "group_size": GROUP, "group_size_fallback": "adjust"},
     "int4_sym": {"bits": 4, "sym": True, "group_size": GROUP, "group_size_fallback": "adjust"},
 }
-# f32 throughout, and activations as they are: with the defaults of this engine no two greedy texts need be equal.
-STRICT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 def export_openvino(model_folder: Path, destination: Path, weights: str = "int8") -> list[str]:
@@ -82,7 +80,7 @@ class _Opened:
         self._genai, self._openvino = need("openvino_genai", EXTRA), need("openvino", EXTRA)
         self.engine = f"OpenVINO GenAI {self._genai.__version__}"
         self._pipeline = self._genai.LLMPipeline(folder, "CPU", **STRICT)
-        self._reader = self._openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", STRICT)
+        self._logits = logits_of(folder)
         self._tokenizer = self._genai.Tokenizer(folder)
 
     def greedy(self, prompt: Tokens, tokens: int) -> Tokens:
@@ -91,15 +89,7 @@ class _Opened:
         return np.array(self._pipeline.generate(inputs, config).tokens[0])
 
     def logits(self, text: Tokens) -> Tensor:
-        inputs = {
-            "input_ids": text[None],
-            "attention_mask": np.ones_like(text)[None],
-            "position_ids": np.arange(len(text))[None],
-            "beam_idx": np.zeros(1, np.int32),
-        }
-        named = {port.get_any_name() for port in self._reader.inputs}
-        found = self._reader.create_infer_request().infer({key: inputs[key] for key in named})["logits"]
-        return torch.from_numpy(found[0].copy())
+        return self._logits(text)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text).input_ids.data[0].tolist()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from fastdraft.bench.reading import Reader
 from fastdraft.corpus.shards import Tokens
 from fastdraft.errors import ProofError
 from fastdraft.evaluate.assisted import decode
@@ -129,26 +129,13 @@ def _kept(original: PreTrainedModel, opened: Opened, completions: Sequence[Compl
             gamma=GAMMA,
             prompts=len(rows),
             original=_block_efficiency(original, rows),
-            exported=_block_efficiency(cast(PreTrainedModel, _Reader(opened)), rows),
+            exported=_block_efficiency(cast(PreTrainedModel, Reader(opened.logits)), rows),
         )
 
 
 def _block_efficiency(model: PreTrainedModel, rows: Sequence[Completion]) -> Estimate:
     counts = acceptance.chain(*acceptances(model, rows), GAMMA)
     return pooled(counts.tokens_B, counts.forwards_B, resampled_prompts(len(rows), RESAMPLES, seed=0))
-
-
-class _Reader:
-    """An export as the one-pass evaluation calls a model: rows in, logits out."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-
-    def __call__(self, input_ids: Tensor, logits_to_keep: int, **_: Any) -> SimpleNamespace:
-        rows = [self._opened.logits(row_T.numpy())[-logits_to_keep:] for row_T in input_ids]
-        return SimpleNamespace(logits=torch.stack(rows))
 
 
 def _of(law: Law, completions: Sequence[Completion]) -> list[Completion]:

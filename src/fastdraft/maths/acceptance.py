@@ -147,6 +147,15 @@ def best_gamma(tau_by_gamma: Mapping[int, float], c: float) -> int:
 
 def bootstrap_interval(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Tensor) -> tuple[float, float]:
     """95 % interval of the pooled ratio: percentiles over resamples, each B prompt indices drawn with replacement."""
-    ratio_R = numerator_B.double()[resample_RB].sum(1) / denominator_B.double()[resample_RB].sum(1)
-    low, high = ratio_R.quantile(ratio_R.new_tensor([0.025, 0.975])).tolist()
+    return interval(resampled_ratios(numerator_B, denominator_B, resample_RB))
+
+
+def resampled_ratios(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Tensor) -> Tensor:
+    """(R) the pooled ratio of each resample; two of the same resamples are paired."""
+    return numerator_B.double()[resample_RB].sum(1) / denominator_B.double()[resample_RB].sum(1)
+
+
+def interval(values_R: Tensor) -> tuple[float, float]:
+    """95 % interval of what was computed from each resample: percentiles."""
+    low, high = values_R.quantile(values_R.new_tensor([0.025, 0.975])).tolist()
     return low, high

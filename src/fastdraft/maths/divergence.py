@@ -2,7 +2,7 @@
 
 Log-probabilities may be -inf, where a law has removed a token: 0 log 0 is 0, in value and in gradient.
 
-Dimensions: X any leading dimensions, V vocabulary.
+Dimensions: X any leading dimensions, V vocabulary, B texts, N positions of a text.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from fastdraft.maths.acceptance import acceptance_sampled
+from fastdraft.maths.acceptance import acceptance_sampled, chain
 
 DistributionLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,6 +51,15 @@ def total_variation(logp_XV: Tensor, logq_XV: Tensor) -> Tensor:
 def sampled_total_variation(logp_X: Tensor, logq_X: Tensor) -> Tensor:
     """(X) -min(1, q/p) of the token the target sampled: an unbiased estimate of TVD(p, q) - 1 without stored logits."""
     return -acceptance_sampled(logp_X, logq_X)
+
+
+def block_length(logp_BN: Tensor, logq_BN: Tensor, lengths_B: Tensor, gamma: int) -> Tensor:
+    """(B) expected target forwards over texts that the target sampled, docs/maths.md, "All gammas from one pass".
+
+    Divided by the number of tokens it is 1 / block efficiency, pooled: a sum over texts, as the tokens per forward are
+    not. What lies past a text's length is not looked at, as long as it is finite.
+    """
+    return chain(acceptance_sampled(logp_BN, logq_BN), lengths_B, gamma).forwards_B
 
 
 DISTRIBUTION_LOSSES: dict[str, DistributionLoss] = {

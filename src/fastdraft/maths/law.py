@@ -8,7 +8,12 @@ from torch import Tensor
 
 
 def warp(logits_XV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """(X,V) float32 log-probabilities after temperature, then top-k (0: all), then top-p; a removed token is -inf.
+    """(X,V) float32 log-probabilities after temperature, then top-k (0: all), then top-p; a removed token is -inf."""
+    return scores(logits_XV, temperature, top_k, top_p).log_softmax(-1)
+
+
+def scores(logits_XV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """(X,V) float32 scores, whose softmax is the law; a removed token is -inf.
 
     Order, ties and limits are those of transformers' warpers: both models are judged under the law they run with.
     """
@@ -23,7 +28,7 @@ def warp(logits_XV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1
         scores_XV = _keep_top_k(scores_XV, top_k)
     if top_p < 1:
         scores_XV = _keep_top_p(scores_XV, top_p)
-    return scores_XV.log_softmax(-1)
+    return scores_XV
 
 
 def _keep_top_k(scores_XV: Tensor, top_k: int) -> Tensor:

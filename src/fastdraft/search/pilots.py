@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from fastdraft import stages, target
 from fastdraft.artefacts.evaluation import Written, written
 from fastdraft.artefacts.journey import Journey
+from fastdraft.artefacts.measures import FOLDER as MEASURE
 from fastdraft.errors import RecipeError, ShapeError
 from fastdraft.evaluate import onepass
 from fastdraft.evaluate.records import TaskResult
@@ -176,7 +177,8 @@ def _trained(journey: Journey, manifest: Manifest, shape: DraftShape, share: flo
     pilot = Journey(_pilot_recipe(journey.recipe, shape, share), folder / _name(shape), journey.device)
     say(f"pilot {_name(shape)}: {shape.parameters:,} parameters")
     pilot.folder.mkdir(parents=True, exist_ok=True)
-    for stage in SHARED:
+    (journey.folder / MEASURE).mkdir(exist_ok=True)
+    for stage in (*SHARED, MEASURE):
         if (journey.folder / stage).is_dir():
             remove(pilot.folder / stage)
             (pilot.folder / stage).symlink_to((journey.folder / stage).resolve(), target_is_directory=True)

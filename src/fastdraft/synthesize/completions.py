@@ -37,6 +37,17 @@ SCHEMA = pa.schema(
         "logp": pa.list_(pa.float32()),
     }
 )
+# Ids of a vocabulary of up to so many rows take two bytes; those of a larger one four.
+SHORT_IDS = 1 << 16
+
+
+def with_top(ids: Any) -> Any:
+    """The schema of rows with the likeliest tokens of each place, one place after the other."""
+    return SCHEMA.append(pa.field("top_ids", pa.list_(ids))).append(pa.field("top_logp", pa.list_(pa.float16())))
+
+
+# Of rows without, and with ids of two bytes or of four.
+SCHEMAS = (SCHEMA, with_top(pa.uint16()), with_top(pa.uint32()))
 
 
 class Law(NamedTuple):
@@ -60,11 +71,27 @@ class Request:
     index: int = 0
 
 
+class Top(NamedTuple):
+    """(n,k) the likeliest tokens at each place, and their log-probabilities at T = 1, before top-k and top-p."""
+
+    ids: npt.NDArray[np.uint32]
+    logp: npt.NDArray[np.float16]
+
+    @property
+    def known_tokens(self) -> int:
+        """k"""
+        return int(self.ids.shape[1])
+
+
+# The least log-probability that is kept, above float16's own -65504: a token that the target excludes has -inf.
+LEAST_LOGP = -6e4
+
+
 @dataclass(frozen=True, eq=False)
 class Completion:
     """One completion: (n) tokens and (n) log p of each under the law that it was sampled from, 0.0 where greedy.
 
-    `logp` is empty where nobody knows it: rows that were recorded elsewhere.
+    `logp` is empty where nobody knows it: rows that were recorded elsewhere. `top` is there where it was asked for.
     """
 
     key: str
@@ -73,6 +100,7 @@ class Completion:
     logp: LogProbabilities
     law: Law
     index: int = 0
+    top: Top | None = None
 
 
 def row_key(request: Request, completion_tokens: int, seed: int, target_revision: str) -> str:
@@ -130,7 +158,7 @@ class CompletionStore:
     def shards(self) -> Iterator[list[Completion]]:
         """All completions, a shard at a time, the shards in the order of their names."""
         for path in self._shards():
-            yield list(_rows(_read(path, SCHEMA.names), path))
+            yield list(_rows(_read(path), path))
 
     def write(self, completions: Sequence[Completion]) -> None:
         """Add one shard."""
@@ -140,7 +168,7 @@ class CompletionStore:
 
     def read(self, keys: Sequence[str] | None = None) -> list[Completion]:
         """The completions of these keys, in their order; otherwise all of them, in the order of their keys."""
-        stored = {row.key: row for path in self._shards() for row in _rows(_read(path, SCHEMA.names), path)}
+        stored = {row.key: row for path in self._shards() for row in _rows(_read(path), path)}
         wanted = sorted(stored) if keys is None else keys
         missing = [key for key in wanted if key not in stored]
         if missing:
@@ -155,18 +183,34 @@ class CompletionStore:
 
 
 def _table(completions: Sequence[Completion]) -> Any:
+    """A shard; its rows have the likeliest tokens, all or none."""
+    kept = [row.top for row in completions if row.top is not None]
+    if kept and len(kept) < len(completions):
+        raise ValueError(f"{len(kept)} of {len(completions)} rows have their likeliest tokens, wanted all or none")
     rows = [
         {"key": row.key, "index": row.index, "prompt": row.prompt, "tokens": row.tokens, "logp": row.logp}
         | row.law._asdict()
         for row in completions
     ]
-    return pa.Table.from_pylist(rows, SCHEMA)
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    if not kept:
+        return table
+    ids = [top.ids.ravel() for top in kept]
+    kind = np.uint16 if max(int(row.max()) for row in ids) < SHORT_IDS else np.uint32
+    for name, values in (
+        ("top_ids", [row.astype(kind) for row in ids]),
+        ("top_logp", [top.logp.ravel() for top in kept]),
+    ):
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        table = table.append_column(name, pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values))))
+    return table
 
 
-def _read(path: Path, columns: list[str]) -> Any:
+def _read(path: Path, columns: list[str] | None = None) -> Any:
+    """A shard's columns; all of them unless named."""
     try:
         with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(SCHEMA):
+            if not any(file.schema_arrow.equals(schema) for schema in SCHEMAS):
                 raise _broken(path, f"its columns are {file.schema_arrow.names}, wanted {SCHEMA.names}")
             return file.read(columns)
     except (pa.ArrowException, OSError) as error:
@@ -177,12 +221,37 @@ def _rows(table: Any, path: Path) -> Iterator[Completion]:
     """The completions of a shard; ShardError at the first that cannot be."""
     scalars = [table[name].to_pylist() for name in ("key", "index", "temperature", "top_k", "top_p")]
     lists = [_arrays(table[name]) for name in ("prompt", "tokens", "logp")]
-    for key, index, temperature, top_k, top_p, prompt, tokens, logp in zip(*scalars, *lists, strict=True):
-        fault = _fault(len(prompt), len(tokens), logp)
+    tops = _tops(table, lists[1])
+    for key, index, temperature, top_k, top_p, prompt, tokens, logp, top in zip(*scalars, *lists, tops, strict=True):
+        fault = _fault(len(prompt), len(tokens), logp) or _fault_of_top(len(tokens), top)
         if fault:
             raise _broken(path, f"row {key} has {fault}")
         law = Law(temperature, top_k, top_p)
-        yield Completion(key, prompt.astype(np.int64), tokens.astype(np.int64), logp, law, index)
+        yield Completion(key, prompt.astype(np.int64), tokens.astype(np.int64), logp, law, index, top)
+
+
+def _tops(table: Any, tokens: Sequence[npt.NDArray[Any]]) -> list[Top | None]:
+    """The likeliest tokens of each row, where the shard has them."""
+    if "top_ids" not in table.column_names:
+        return [None] * len(tokens)
+    pairs = zip(_arrays(table["top_ids"]), _arrays(table["top_logp"]), tokens, strict=True)
+    return [_top(ids, logp, max(len(row), 1)) for ids, logp, row in pairs]
+
+
+def _top(ids: npt.NDArray[Any], logp: npt.NDArray[np.float16], tokens: int) -> Top:
+    """One line for each token; all in one where they do not come out even, which is a fault."""
+    lines = tokens if len(ids) == len(logp) and len(ids) % tokens == 0 else 1
+    return Top(ids.reshape(lines, -1), logp.reshape(lines, -1))
+
+
+def _fault_of_top(tokens: int, top: Top | None) -> str | None:
+    """What is wrong with a row's likeliest tokens, if anything is."""
+    if top is None:
+        return None
+    if top.ids.shape != top.logp.shape or len(top.ids) != tokens:
+        return f"{top.ids.size} likeliest tokens and {top.logp.size} log-probabilities for {tokens} tokens"
+    wrong = top.logp[~(np.isfinite(top.logp) & (top.logp <= 0))]
+    return f"the log-probability {wrong[0]}, wanted a finite one, at most 0" if len(wrong) else None
 
 
 def _arrays(column: Any) -> list[npt.NDArray[Any]]:

@@ -42,9 +42,10 @@ def answered(target: PreTrainedModel, group: Sequence[Keyed], how: Decoding) -> 
     """The completions of one group."""
     law, prompts = group[0].request.law, [row.request.prompt for row in group]
     coins_RN = torch.from_numpy(np.stack([coins(row.key, how.seed, how.completion_tokens) for row in group]))
-    rows = generate(target, prompts, law, how.completion_tokens, how.eos, coins_RN, how.batch_prompts)
+    given = law, how.completion_tokens, how.eos, coins_RN, how.batch_prompts, how.top_logprobs
+    rows = generate(target, prompts, *given)
     return [
-        Completion(row.key, row.request.prompt, written.tokens, written.logp, law, row.request.index)
+        Completion(row.key, row.request.prompt, written.tokens, written.logp, law, row.request.index, written.top)
         for row, written in zip(group, rows, strict=True)
     ]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastdraft.maths.law import warp
-from fastdraft.synthesize.completions import Completion, LogProbabilities
+from fastdraft.synthesize.completions import Completion, LogProbabilities, Top
+from fastdraft.synthesize.decode import likeliest
 from fastdraft.synthesize.write import Logp, Rescore, Shard, as_given
 
 # Texts in one forward: 8 x 128 tokens of a vocabulary of 128 256 are 0.5 GB of logits.
@@ -24,20 +25,26 @@ OUTSIDE = "a token that its law gives no chance to, by the target in this proces
 CONTEXT = "prompt and answer longer than the target's context"
 
 
-def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel]) -> Rescore:
-    """What to do with an engine's rows: nothing, or ask the target, which is opened when the first row needs it."""
-    if logp == "law":
+def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel], top_logprobs: int = 0) -> Rescore:
+    """What to do with an engine's rows: nothing, or ask the target, which is opened when the first row needs it.
+
+    It is asked for the likeliest tokens too, where so many are wanted and the engine did not give them.
+    """
+    if logp == "law" and not top_logprobs:
         return as_given
-    if not wanted:
+    if not wanted and not top_logprobs:
         return as_given if logp == "none" else without_wrong_logp
     opened: list[PreTrainedModel] = []
 
+    def complete(row: Completion) -> bool:
+        return (row.top is not None or not top_logprobs) and (logp == "law" or _is_known(row, logp))
+
     def rescore(rows: Sequence[Completion]) -> Shard:
-        known = [row for row in rows if _is_known(row, logp)]
-        asked = [row for row in rows if not _is_known(row, logp)]
+        known = [row for row in rows if complete(row)]
+        asked = [row for row in rows if not complete(row)]
         if asked and not opened:
             opened.append(target())
-        scored = rescored(opened[0], asked) if asked else Shard([])
+        scored = rescored(opened[0], asked, top_logprobs) if asked else Shard([])
         return Shard([*known, *scored.rows], scored.refused)
 
     return rescore
@@ -55,7 +62,7 @@ def _is_known(row: Completion, logp: Logp) -> bool:
     return logp == "raw" and unchanged and len(row.logp) == len(row.tokens)
 
 
-def rescored(target: PreTrainedModel, rows: Sequence[Completion]) -> Shard:
+def rescored(target: PreTrainedModel, rows: Sequence[Completion], top_logprobs: int = 0) -> Shard:
     """Rows with log p under their law; a row with a token that the law excludes, or too long, is refused.
 
     A greedy row's are 0, as if each token were the target's best one: an engine of another precision may differ in near
@@ -68,10 +75,17 @@ def rescored(target: PreTrainedModel, rows: Sequence[Completion]) -> Shard:
     for place, logits_NV in completion_logits(target, kept):
         logp = law_logp(kept[place], logits_NV)
         if np.isfinite(logp).all():
-            scored[place] = replace(kept[place], logp=logp)
+            scored[place] = replace(kept[place], logp=logp, top=_top(logits_NV, top_logprobs))
         else:
             refused[OUTSIDE] += 1
     return Shard([scored[place] for place in sorted(scored)], +refused)
+
+
+def _top(logits_NV: Tensor, known_tokens: int) -> Top | None:
+    if not known_tokens:
+        return None
+    ids_NK, logp_NK = likeliest(logits_NV, known_tokens)
+    return Top(ids_NK.cpu().numpy().astype(np.uint32), logp_NK.cpu().numpy())
 
 
 def law_logp(row: Completion, logits_NV: Tensor) -> LogProbabilities:

@@ -1,16 +1,17 @@
 """Completions as training rows: the draft learns what the target wrote, never the prompt.
 
-Dimensions: T tokens of a row.
+Dimensions: T tokens of a row, K tokens of a stored law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastdraft.corpus.order import IGNORED
+from fastdraft.corpus.order import IGNORED, Record, unknown
 from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Completion
 
@@ -39,3 +40,26 @@ class CompletionRows:
         inputs_T[: len(inputs)], labels_T[: len(labels)] = inputs, labels
         labels_T[: len(completion.prompt) - 1] = IGNORED
         return inputs_T, labels_T
+
+
+class RecordedCompletions(CompletionRows):
+    """The same rows with what the target said of them when it wrote them; `known` rows have any of it."""
+
+    def __init__(self, completions: Sequence[Completion], sequence_tokens: int) -> None:
+        super().__init__(completions, sequence_tokens)
+        self.known_tokens = max((row.top.known_tokens for row in completions if row.top), default=0)
+        self.known = sum(len(row.logp) > 0 for row in completions)
+
+    def record(self, index: int) -> Record:
+        """What is known of a row's labels, NaN where a label is IGNORED."""
+        completion, found = self._completions[index], unknown(self._length, self.known_tokens)
+        start = len(completion.prompt) - 1
+        place = slice(start, min(start + len(completion.tokens), self._length))
+        count = place.stop - start
+        if len(completion.logp):
+            found.logp_BT[place] = torch.from_numpy(completion.logp[:count])
+        found.temperature_BT[place] = completion.law.temperature
+        if completion.top is not None and completion.top.known_tokens == self.known_tokens:
+            found.top_ids_BTK[place] = torch.from_numpy(completion.top.ids[:count].astype(np.int64))
+            found.top_logp_BTK[place] = torch.from_numpy(completion.top.logp[:count].astype(np.float32))
+        return found

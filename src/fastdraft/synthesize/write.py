@@ -20,7 +20,10 @@ Logp = Literal["law", "raw", "none"]
 
 
 class Decoding(NamedTuple):
-    """How requests are answered; `end` is the one of `eos` that is put where an engine leaves it out."""
+    """How requests are answered; `end` is the one of `eos` that is put where an engine leaves it out.
+
+    `top_logprobs`: so many likeliest tokens are kept for each token of an answer.
+    """
 
     completion_tokens: int
     eos: frozenset[int]
@@ -28,6 +31,7 @@ class Decoding(NamedTuple):
     target_revision: str
     batch_prompts: int
     end: int | None = None
+    top_logprobs: int = 0
 
     @property
     def shard_prompts(self) -> int:

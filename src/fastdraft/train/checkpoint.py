@@ -34,7 +34,8 @@ FILES = ("model.safetensors", "optimizer.safetensors")
 class Progress:
     """Where a phase stands: steps and trained tokens so far, rows drawn of each source, seconds spent.
 
-    `skipped` steps were drawn and not taken: their loss was no number.
+    `skipped` steps were drawn and not taken: their loss was no number. The highest block efficiency was measured so
+    many measures ago, at `best_step` where that one is to be kept (else 0); `end_step` is where the phase ends early.
     """
 
     step: int
@@ -42,10 +43,14 @@ class Progress:
     position: tuple[int, ...]
     seconds: float
     skipped: int = 0
+    best_step: int = 0
+    best_block_efficiency: float = 0.0
+    measures_since_best: int = 0
+    end_step: int | None = None
 
 
 def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Progress) -> None:
-    """Write checkpoint-STEP below `folder` and drop all but the last two."""
+    """Write checkpoint-STEP below `folder` and drop all but the last two, and those of the best steps they know."""
     weights, (tensors, settings) = _weights(model), _flatten(optimizers)
     tensors |= _generators(model)
     processes.led(lambda: _write(folder, weights, tensors, settings, progress))
@@ -54,7 +59,7 @@ def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Pro
 def _write(
     folder: Path, weights: dict[str, Tensor], tensors: dict[str, Tensor], settings: dict[str, Any], progress: Progress
 ) -> None:
-    path = folder / f"checkpoint-{progress.step:08d}"
+    path = _place(folder, progress.step)
     with finished_last(path) as part:
         part.mkdir()
         save_file(weights, part / "model.safetensors")
@@ -64,8 +69,19 @@ def _write(
         (part / "state.json").write_text(json.dumps(state))
     found = _found(folder)
     past = found[: found.index(path) + 1]  # a later one is damaged: training came by here again
-    for old in set(found) - set(past[-KEPT:]):
+    best = [_place(folder, _best_step(path)) for path in past[-KEPT:]]
+    for old in set(found) - {*past[-KEPT:], *best}:
         remove(old)
+
+
+def bring_back(folder: Path, step: int, model: nn.Module) -> None:
+    """Load the weights that a step left into a whole model; CheckpointError where its checkpoint is not sound."""
+    path = _place(folder, step)
+    if problem := processes.led(lambda: _damage(path)):
+        raise CheckpointError(
+            f"{path}, the best of this phase, is damaged ({problem})\n  do: remove {folder} to start this phase anew"
+        )
+    _load_weights(path, model)
 
 
 def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress | None:
@@ -75,6 +91,23 @@ def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progres
     """
     path = processes.led(lambda: _newest(folder))
     return _load(path, model, optimizers) if path else None
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:08d}"
+
+
+def _best_step(path: Path) -> int:
+    """The best step that a checkpoint knows; 0 where it knows none, or cannot be read."""
+    try:
+        return _progress(path).best_step
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _progress(path: Path) -> Progress:
+    progress = json.loads((path / "state.json").read_text())["progress"]
+    return Progress(**progress | {"position": tuple(progress["position"])})
 
 
 def _newest(folder: Path) -> Path | None:
@@ -110,21 +143,24 @@ def _damage(path: Path) -> str | None:
 
 def _load(path: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress:
     state = json.loads((path / "state.json").read_text())
-    weights, tensors = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-    _check_model(path, model, weights)
     if state["optimizers"].keys() != optimizers.keys():
         raise CheckpointError(
             f"{path} is of {', '.join(state['optimizers'])}, this phase trains with {', '.join(optimizers)}\n"
             f"  do: remove {path.parent} to start this phase anew"
         )
-    own = dict(model.named_parameters())
-    weights = {name: laid_like(weight, own[name]) for name, weight in weights.items()}
-    model.load_state_dict(weights, strict=False)  # a tied output layer is not saved twice: checked above
+    _load_weights(path, model)
+    tensors = load_file(path / "optimizer.safetensors")
     _set_generators(model, tensors)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(_unflatten(name, tensors, optimizer, state["optimizers"][name]))
-    progress = state["progress"]
-    return Progress(**progress | {"position": tuple(progress["position"])})
+    return _progress(path)
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    weights, own = load_file(path / "model.safetensors"), dict(model.named_parameters())
+    _check_model(path, model, weights)
+    weights = {name: laid_like(weight, own[name]) for name, weight in weights.items()}
+    model.load_state_dict(weights, strict=False)  # a tied output layer is not saved twice: checked above
 
 
 def _check_model(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fastdraft.corpus.order import Batch
+from fastdraft.corpus.order import IGNORED, Batch
 from fastdraft.recipe import TrainPart
+from fastdraft.train.attention import by_blocks
+from fastdraft.train.blocks import TwoPass
 from fastdraft.train.head import on_finished_logits, summed_loss
 from fastdraft.train.objectives import Objective
+from fastdraft.train.on_policy import continued
 
 
 class Learner(nn.Module):
@@ -32,18 +35,30 @@ class Learner(nn.Module):
         # By whether it trains, in a dict: as an attribute, the compiled body's weights would have a second name.
         self._bodies: dict[bool, Callable[..., Any]] = {True: compiled, False: model.base_model}
 
-    def forward(self, inputs_BT: Tensor, labels_BT: Tensor, objective: Objective) -> Tensor:
+    def forward(self, batch: Batch, objective: Objective) -> Tensor:
         """() the sum of the losses of a batch's trained tokens."""
-        with self._precision(inputs_BT.device):
-            loss_of = objective(Batch(inputs_BT, labels_BT))
-            hidden_NE = self._bodies[self.training](input_ids=inputs_BT, use_cache=False).last_hidden_state.flatten(
-                0, 1
-            )
+        with self._precision(batch.inputs_BT.device):
+            if self.training and self._part.on_policy:
+                batch = continued(self.model, batch, self._part.on_policy)
+            loss_of = objective(batch)
+            body = self._bodies[self.training]
+            with self._attention(batch.inputs_BT.device):
+                hidden_NE = body(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state.flatten(0, 1)
         if self._part.precision == "bf16":
             hidden_NE = hidden_NE.to(torch.bfloat16)
         weight_VE = self.model.get_output_embeddings().weight
+        if isinstance(loss_of, TwoPass):
+            loss_of = loss_of.settled(hidden_NE, weight_VE, self.model.config, self._part.head_chunk_tokens)
         loss_of = on_finished_logits(loss_of, self.model.config)
-        return summed_loss(hidden_NE, weight_VE, loss_of, self._part.head_chunk_tokens)
+        asked_M = (batch.labels_BT.flatten() != IGNORED).nonzero()[:, 0]
+        return summed_loss(hidden_NE, weight_VE, loss_of, self._part.head_chunk_tokens, self._part.compile, asked_M)
+
+    def _attention(self, device: torch.device) -> AbstractContextManager[None]:
+        """By blocks on a CPU; not where a compiler, or a layer that is computed again, would meet two kinds."""
+        part = self._part
+        if device.type != "cpu" or part.precision != "bf16" or part.compile or part.activation_checkpointing:
+            return nullcontext()
+        return by_blocks(self.model.config)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         if self._part.precision == "fp32":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from fastdraft.maths.schedule import SCHEDULES
 from fastdraft.progress import Bar
 from fastdraft.recipe import TrainPart
 from fastdraft.stopping import sigterm_noted
-from fastdraft.train import checkpoint, faults, optim, parallel
+from fastdraft.train import checkpoint, choosing, faults, heap, optim, parallel
 from fastdraft.train.checkpoint import Progress
 from fastdraft.train.learner import Learner
+from fastdraft.train.meter import Meter
 from fastdraft.train.metrics import Metrics
 from fastdraft.train.objectives import Objective, cross_entropy
 
@@ -38,7 +39,11 @@ HeldOut = dict[str, list[Batch]]
 
 @dataclass
 class Phase:
-    """All that one phase of training is made of; `parallel` is how several processes share it, `ddp` or `fsdp`."""
+    """All that one phase of training is made of; `parallel` is how several processes share it, `ddp` or `fsdp`.
+
+    `measure` is asked beside the held-out loss, by all processes at once; its `block_efficiency` is what a draft is
+    chosen by. `trackers` opens them behind a step.
+    """
 
     name: str
     model: PreTrainedModel
@@ -49,20 +54,25 @@ class Phase:
     folder: Path
     device: torch.device
     parallel: str = "ddp"
+    measure: Callable[[PreTrainedModel], dict[str, float]] | None = None
+    trackers: Callable[[int], Sequence[Any]] = lambda _: ()
+    planned_steps: int = field(init=False)
     total_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
         steps = self.part.train_tokens / (self.part.batch_sequences * self.mixture.labels_per_row)
-        self.total_steps = math.ceil(steps - 1e-6)  # the mean is rounded: a millionth of a step is none
+        self.planned_steps = math.ceil(steps - 1e-6)  # the mean is rounded: a millionth of a step is none
+        self.total_steps = self.planned_steps
 
 
 @dataclass
 class Training:
-    """A phase under way: what learns, what moves it, and how many steps in a row were skipped."""
+    """A phase under way: what learns, what moves it, what its steps take, and how many in a row were skipped."""
 
     phase: Phase
     learner: nn.Module
     optimizers: optim.OptimizerSet
+    meter: Meter
     skipped_in_a_row: int = 0
 
 
@@ -78,41 +88,76 @@ def train(phase: Phase) -> Progress:
     )
     phase.mixture.position = list(progress.position)
     bar = Bar(phase.name, phase.part.train_tokens, "tokens", progress.tokens)
-    with bar, Metrics(phase.folder / "metrics.jsonl", progress.step) as metrics:
+    path, trackers = phase.folder / "metrics.jsonl", phase.trackers(progress.step)
+    with bar, Metrics(path, progress.step, trackers) as metrics:
         progress = _run(training, progress, bar, metrics)
-    if progress.skipped:
-        warnings.warn(f"{phase.name} skipped {progress.skipped} of {progress.step} steps: metrics.jsonl", stacklevel=2)
     phase.model = parallel.gathered(phase.model)
+    if (kept := choosing.kept_step(progress)) != progress.step:
+        checkpoint.bring_back(phase.folder, kept, phase.model)
+    for told in _told(phase, progress):
+        warnings.warn(told, stacklevel=2)
     return progress
+
+
+def _told(phase: Phase, progress: Progress) -> Iterator[str]:
+    """What a reader of the run must know of a phase that has ended."""
+    if progress.skipped:
+        yield f"{phase.name} skipped {progress.skipped} of {progress.step} steps: metrics.jsonl"
+    if progress.end_step is not None and progress.step < phase.planned_steps:
+        yield f"{phase.name} ended at step {progress.step} of {phase.planned_steps}: block efficiency rose no more"
+    if progress.best_step not in (0, progress.step):
+        yield f"{phase.name} keeps the draft of step {progress.best_step} of {progress.step}, the best measured"
 
 
 def begin(phase: Phase) -> Training:
     """The phase's model on its device, or its shards on every process's, with what moves it."""
+    if phase.device.type == "cpu":
+        heap.keep_freed_memory()
     learner = parallel.spread(Learner(phase.model, phase.part), phase.parallel, phase.device)
-    return Training(phase, learner.train(), optim.build(phase.model, phase.part))
+    meter = Meter(phase.model.config, phase.part, phase.device)
+    return Training(phase, learner.train(), optim.build(phase.model, phase.part), meter)
 
 
 def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> Progress:
     """The steps that are left."""
     phase, part = training.phase, training.phase.part
     begun, saved = time.monotonic() - progress.seconds, time.monotonic()
+    phase.total_steps = choosing.steps_in_all(progress, phase.planned_steps)
     with sigterm_noted() as asked_to_stop:
-        for step in range(progress.step, phase.total_steps):
-            row = _step(training, step)
+        while progress.step < phase.total_steps:
+            row = _metered_step(training, progress.step)
             progress = _after(progress, row, phase.mixture, time.monotonic() - begun)
             last = progress.step == phase.total_steps
             if _crosses(part.held_out_every_tokens, progress.tokens, row["tokens"]) or last:
-                row |= held_out_loss(training)
+                row |= held_out_loss(training) | block_efficiency(training)
+                progress = _judged(training, progress, row)
+                last = progress.step == phase.total_steps
             metrics.write({"step": progress.step} | row | {"tokens": progress.tokens, "seconds": progress.seconds})
             bar.advance(row["tokens"], row.get("skipped") or f"loss {row['loss_nats']:.3f}")
             due = time.monotonic() - saved > part.checkpoint_seconds and processes.is_main()
             stop, due = processes.any_of(asked_to_stop(), due)
-            if due or stop or last:
+            if due or stop or last or progress.best_step == progress.step:
                 metrics.sync()
                 checkpoint.save(phase.folder, phase.model, training.optimizers, progress)
                 saved = time.monotonic()
             if stop:
                 raise Stopped
+    return progress
+
+
+def _metered_step(training: Training, step: int) -> dict[str, Any]:
+    """A step's row, with what it took of the machine."""
+    began = time.monotonic()
+    row = _step(training, step)
+    return row | training.meter.row(time.monotonic() - began)
+
+
+def _judged(training: Training, progress: Progress, row: dict[str, Any]) -> Progress:
+    """Progress that knows what was measured; the phase's end moves where that has stopped rising."""
+    phase = training.phase
+    if "block_efficiency" in row:
+        progress = choosing.judged(progress, row["block_efficiency"], phase.part)
+        phase.total_steps = choosing.steps_in_all(progress, phase.planned_steps)
     return progress
 
 
@@ -135,11 +180,24 @@ def held_out_loss(training: Training) -> dict[str, float]:
         if not batches:
             continue
         with torch.no_grad():
-            sums = [learner(b.inputs_BT, b.labels_BT, cross_entropy) for b in _on(phase.device, batches)]
+            sums = [learner(batch, cross_entropy) for batch in _on(phase.device, batches)]
         nats, tokens = processes.summed(float(sum(sums)), sum(_tokens(batch) for batch in batches))
         found[f"held_out_{name}_nats"] = nats / max(tokens, 1)
     learner.train()
     return found
+
+
+def block_efficiency(training: Training) -> dict[str, float]:
+    """What the phase's `measure` says of the draft, in every process; nothing where there is none."""
+    phase = training.phase
+    if phase.measure is None:
+        return {}
+    training.learner.eval()
+    with torch.random.fork_rng(devices=[]):  # a model made to hold gathered weights begins with random ones
+        model = parallel.gathered(phase.model)
+    found = phase.measure(model.to(phase.device).eval())  # type: ignore[arg-type]
+    training.learner.train()
+    return processes.led(lambda: found)
 
 
 def _step(training: Training, step: int) -> dict[str, Any]:
@@ -164,12 +222,12 @@ def _backward(training: Training, batch: Batch, tokens: int) -> Tensor:
     """() this process's part of the step's loss; its gradients, summed over all processes, lie at the weights."""
     phase, (sequences, length) = training.phase, batch.inputs_BT.shape
     size = min(phase.part.micro_batch_sequences or sequences, sequences)
-    micros = _split(batch, size)
+    micros = batch.split(size)
     total = torch.zeros((), device=phase.device)
     with faults.lack_of_memory_named(phase.name, size, length):
         for number, micro in enumerate(_on(phase.device, micros), start=1):
             with parallel.summing(training.learner, last=number == len(micros)):
-                loss = training.learner(micro.inputs_BT, micro.labels_BT, phase.objective) / max(tokens, 1)
+                loss = training.learner(micro, phase.objective) / max(tokens, 1)
                 loss.backward()
             total += loss.detach()
     return total
@@ -196,14 +254,9 @@ def _tokens(batch: Batch) -> int:
     return int((batch.labels_BT != IGNORED).sum())
 
 
-def _split(batch: Batch, sequences: int) -> list[Batch]:
-    pairs = zip(batch.inputs_BT.split(sequences), batch.labels_BT.split(sequences), strict=True)
-    return [Batch(inputs_BT, labels_BT) for inputs_BT, labels_BT in pairs]
-
-
 def _on(device: torch.device, batches: list[Batch]) -> Iterator[Batch]:
     for batch in batches:
-        yield Batch(batch.inputs_BT.to(device, non_blocking=True), batch.labels_BT.to(device, non_blocking=True))
+        yield batch.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def _crosses(every: int, tokens: int, fresh: int) -> bool:

@@ -1,22 +1,31 @@
-"""metrics.jsonl: one line for each step, written by the main process, that survives kills and full disks."""
+"""metrics.jsonl: one line for each step, written by the main process, that survives kills and full disks.
+
+Trackers get the same rows.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fastdraft import processes
 from fastdraft.run import finished_last
+from fastdraft.train.trackers import logged
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 
 class Metrics:
-    """The metrics file of a phase, opened behind the line of `step`; use as a context manager."""
+    """The metrics file of a phase, opened behind the line of `step`, and its trackers; use as a context manager."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, trackers: Sequence[GeneralTracker] = ()) -> None:
         self._log: TextIO | None = _reopened(path, step).open("a") if processes.is_main() else None
+        self._trackers = trackers
 
     def __enter__(self) -> Metrics:
         return self
@@ -26,12 +35,16 @@ class Metrics:
     ) -> None:
         if self._log:
             self._log.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a step's line; it can be read at once."""
         if self._log:
             self._log.write(json.dumps(row) + "\n")
             self._log.flush()
+        for tracker in self._trackers:
+            tracker.log(logged(row), step=row["step"])
 
     def sync(self) -> None:
         """Have all lines on the disk: a checkpoint that survives a power cut must find the lines of its steps."""

@@ -21,7 +21,9 @@ def build(model: nn.Module, part: TrainPart) -> OptimizerSet:
     if part.optimizer == "adamw":
         hidden, outer = [], hidden + outer
     groups = [{"params": outer, "weight_decay": part.weight_decay}, {"params": small, "weight_decay": 0.0}]
-    found: OptimizerSet = {"adamw": torch.optim.AdamW(groups, lr=part.learning_rate, betas=(0.9, 0.95), eps=1e-10)}
+    # Fused, one pass over weights, gradients and both moments: a quarter of the time on a CPU (0005-training-speed.md).
+    adamw = torch.optim.AdamW(groups, lr=part.learning_rate, betas=(0.9, 0.95), eps=1e-10, fused=True)
+    found: OptimizerSet = {"adamw": adamw}
     if hidden:
         found["muon"] = torch.optim.Muon(hidden, lr=part.muon_learning_rate, weight_decay=part.weight_decay)
         found["muon"].register_step_pre_hook(gather_matrices)

@@ -27,10 +27,10 @@ def _stages(measured: Sequence[TaskResult]) -> Table:
     table.add_column("after stage")
     columns = sorted({(r.task, r.temperature) for r in measured})
     for task, temperature in columns:
-        table.add_column(f"{task}, {_law(temperature)}", justify="right")
+        table.add_column(f"{task}, {law(temperature)}", justify="right")
     for stage in dict.fromkeys(r.stage for r in measured):
         cells = {(r.task, r.temperature): _at(r, gamma).acceptance_rate for r in measured if r.stage == stage}
-        table.add_row(stage, *(_interval(cells[column]) for column in columns))
+        table.add_row(stage, *(interval(cells[column]) for column in columns))
     return table
 
 
@@ -42,13 +42,13 @@ def _last_draft(measured: Sequence[TaskResult]) -> Table:
     for result in sorted(last, key=lambda r: (r.task, r.temperature)):
         best = _at(result, result.best_gamma)
         table.add_row(
-            f"{result.task}, {_law(result.temperature)}",
-            _interval(result.alpha),
+            f"{result.task}, {law(result.temperature)}",
+            interval(result.alpha),
             _or_dash(result.alpha_without_loops),
             str(result.best_gamma),
-            _interval(best.block_efficiency),
+            interval(best.block_efficiency),
             _or_dash(best.block_efficiency_without_loops),
-            _interval(best.mbsu),
+            interval(best.mbsu),
         )
     return table
 
@@ -62,12 +62,12 @@ def judged(verdicts: Mapping[str, Sequence[JudgeResult]]) -> RenderableType:
         greedy = verdict.temperature == 0
         table.add_row(
             task,
-            _law(verdict.temperature),
+            law(verdict.temperature),
             str(verdict.gamma),
             f"{verdict.compared} of {verdict.prompts}" if greedy else "-",
             str(len(verdict.near_ties)) if greedy else "-",
-            _interval(verdict.real),
-            _interval(verdict.one_pass),
+            interval(verdict.real),
+            interval(verdict.one_pass),
         )
     return table
 
@@ -100,14 +100,15 @@ def _loops(measured: Sequence[TaskResult]) -> RenderableType:
     seen = {(r.task, r.temperature): r for r in measured}
     told = ["What the target wrote:"]
     told += [
-        f"{task}, {_law(temperature)}: {result.repeated_8grams:.1%} of 8-grams "
+        f"{task}, {law(temperature)}: {result.repeated_8grams:.1%} of 8-grams "
         f"repeat, {result.looping_share:.1%} of completions loop"
         for (task, temperature), result in sorted(seen.items())
     ]
     return Text("\n".join(told))
 
 
-def _law(temperature: float) -> str:
+def law(temperature: float) -> str:
+    """In words."""
     return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
@@ -123,5 +124,6 @@ def _gammas(result: TaskResult) -> list[int]:
     return [at.gamma for at in result.gammas]
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
+    """A rate with its 95 % interval."""
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

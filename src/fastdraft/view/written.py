@@ -10,7 +10,14 @@ from fastdraft.synthesize.quality import Quality
 def written(engine: str, log_probabilities: str, found: Quality) -> Table:
     """Rows asked and written, why others were not, and what the rows are like."""
     table = Table(title="What the target wrote", show_header=False)
-    rows = {
+    for name, value in rows(engine, log_probabilities, found).items():
+        table.add_row(name, value)
+    return table
+
+
+def rows(engine: str, log_probabilities: str, found: Quality) -> dict[str, str]:
+    """The same in words, by what it is about."""
+    return {
         "engine": engine,
         "log-probabilities": log_probabilities,
         "rows": f"{found.written:,} written of {found.asked:,} asked",
@@ -24,6 +31,3 @@ def written(engine: str, log_probabilities: str, found: Quality) -> Table:
         "nats a token": ", ".join(f"{nats:.2f} at T = {t}" for t, nats in found.entropy_nats.items()) or "unknown",
         "scripts": ", ".join(f"{name} {share:.1%}" for name, share in found.scripts.items()) or "no letters",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table

@@ -1,0 +1,301 @@
+"""Which alignment gains most? The paper's recipe beside each objective and mixture, at equal tokens and parameters.
+
+    python benchmarks/alignment.py runs/alignment                                  # all arms, seeds, targets
+    python benchmarks/alignment.py runs/alignment --share 0.1 --seeds 7 --arms paper kl half --targets demo
+
+An arm is the recipe of a target with other keys, in one table (`ARMS`); `share` is the share of its tokens and prompts.
+Arms of a seed share every stage of the same key by hard links, and the target's completions of held-out prompts. The
+same command goes on where it was stopped, and prints the tables again.
+
+Tokens gained are block efficiency - 1, relative to the paper's recipe with the same seed; cost counts the draft's
+training (6 N a token) and the target's forwards (2 N a token, teacher-forced or generated) at the sizes of the paper's
+pairs, whatever the sizes here. Attention is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from fastdraft.artefacts.completions import CompletionsCard
+from fastdraft.artefacts.evaluation import EvaluationCard
+from fastdraft.draft import DraftCard
+from fastdraft.evaluate.records import TaskResult
+from fastdraft.recipe import Recipe, TrainPart
+from fastdraft.records import card_key, read_card
+from fastdraft.resolve import resolve
+from fastdraft.stages import key_of, road
+
+# The second target lies beside the repository; it is left out where it is absent.
+TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stories260k.yaml")}
+GAMMAS = (3, 5)
+TEMPERATURES = (0.0, 0.6, 1.0)
+PAPER = "paper"
+HALF = "{forward_kl: 0.5, total_variation: 0.5}"
+STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
+EARLIER = ("pretrain", "continue")
+# The target's parameters for each of the draft's.
+PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-3-mini / 120M": 3821 / 120}
+# Student's t, 97.5 %, by the number of seeds.
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
+
+# What an arm changes; `earlier.KEY` is that key of every phase before alignment that the recipe has, `tokens: align`
+# gives all of the recipe's tokens to alignment, and `prompts` multiplies what the target writes.
+ARMS: dict[str, dict[str, Any]] = {
+    PAPER: {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"},
+    "kl": {"align.objective": "forward_kl"},
+    "tv": {"align.objective": "total_variation"},
+    "half": {"align.objective": HALF},
+    "js": {"align.objective": "jensen_shannon"},
+    "reverse_kl": {"align.objective": "reverse_kl"},
+    "half_rows": {"align.objective": HALF, "align.temperature": "rows"},
+    "half_on_policy": {"align.objective": HALF, "align.on_policy": 0.3},
+    "sampled_tv": {"align.objective": "sampled_total_variation"},
+    "ce_sampled_tv": {"align.objective": "{cross_entropy: 0.5, sampled_total_variation: 1}"},
+    "block": {"align.objective": "block_length"},
+    "ce_block": {"align.objective": "{cross_entropy: 0.2, block_length: 1}"},
+    "stored_kl": {"align.objective": "forward_kl", **STORED},
+    "stored_half": {"align.objective": HALF, **STORED},
+    "kl_kl": {"earlier.objective": "forward_kl", "align.objective": "forward_kl"},
+    "kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF},
+    "kl_tv": {"earlier.objective": "forward_kl", "align.objective": "total_variation"},
+    "half_half": {"earlier.objective": HALF, "align.objective": HALF},
+    "kl_stored_kl": {"earlier.objective": "forward_kl", "align.objective": "forward_kl", **STORED},
+    "kl_more": {"align.objective": "forward_kl", "prompts": 4},
+    "stored_kl_more": {"align.objective": "forward_kl", "prompts": 4, **STORED},
+    "kl_at_1": {"align.objective": "forward_kl", "synthesize.temperatures": "{1.0: 1}"},
+    "paper_at_1": {"synthesize.temperatures": "{1.0: 1}"},
+    "no_pt": {"align.objective": "cross_entropy", "tokens": "align"},
+    "no_pt_kl": {"align.objective": "forward_kl", "tokens": "align"},
+    "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
+}
+
+
+class Run(NamedTuple):
+    """An arm with a seed on a target: what was measured of its last draft, and what it took, in tokens."""
+
+    target: str
+    arm: str
+    seed: int
+    results: tuple[TaskResult, ...]
+    trained: int
+    read_by_target: int
+    written_by_target: int
+    seconds: float
+
+    def cost(self, ratio: float) -> float:
+        """Trained tokens, and the target's forwards in units of them."""
+        return self.trained + (self.read_by_target + self.written_by_target) * 2 * ratio / 6
+
+
+def phases(recipe: Recipe) -> dict[str, TrainPart]:
+    """The phases of training that a recipe has."""
+    found = {"pretrain": recipe.pretrain, "continue": recipe.continue_, "align": recipe.align}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
+    """A recipe's keys for an arm."""
+    recipe = resolve(path).recipe
+    parts, change = phases(recipe), dict(ARMS[arm])
+    tokens = {name: round(part.train_tokens * share) for name, part in parts.items()}
+    keys: dict[str, object] = {
+        **{"seed": seed, "name": "alignment", "evaluate.judge_prompts": 0, "evaluate.measure_prompts": 0},
+        **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
+        "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
+    }
+    if change.pop("tokens", None) == "align":
+        tokens = {"align": sum(tokens.values())}
+        keys |= dict.fromkeys(set(EARLIER) & set(parts), "null")
+    keys |= {f"{name}.train_tokens": count for name, count in tokens.items()}
+    keys |= {f"{name}.warmup_steps": round(parts[name].warmup_steps * share) for name in tokens}
+    for key, value in change.items():
+        part, _, name = key.partition(".")
+        places = [phase for phase in EARLIER if phase in tokens] if part == "earlier" else [part]
+        keys |= {f"{place}.{name}": value for place in places}
+    return [f"{key}={value}" for key, value in sorted(keys.items())]
+
+
+def keys_of(recipe: Recipe) -> dict[str, str]:
+    """The key of each stage's card."""
+    keys: dict[str, str] = {}
+    for stage in road(recipe):
+        keys[stage.name] = key_of(stage, recipe, keys)
+    return keys
+
+
+def share_with(others: list[Path], folder: Path, keys: dict[str, str]) -> None:
+    """Link what another arm of the same seed has made and this one would make again."""
+    for stage, key in keys.items():
+        for other in others:
+            if not (folder / stage).exists() and card_key(other / stage) == key:
+                shutil.copytree(other / stage, folder / stage, copy_function=os.link)
+    mine = folder / "evaluate"
+    for other in others:
+        same = all(card_key(other / stage) == keys[stage] for stage in ("target", "tokenize"))
+        if same and (other / "evaluate" / "completions").is_dir() and not mine.exists():
+            shutil.copytree(other / "evaluate" / "completions", mine / "completions", copy_function=os.link)
+            (mine / "key").write_text(keys["evaluate"])  # begun, by this very recipe: the stage goes on from there
+
+
+def made(target: str, arm: str, seed: int, share: float, threads: int, root: Path) -> Run:
+    """One run, from its folder where it is done."""
+    given = overrides(TARGETS[target], arm, seed, share)
+    folder = root / target / f"seed-{seed}" / arm
+    recipe = resolve(TARGETS[target], given).recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    share_with([other for other in sorted(folder.parent.iterdir()) if other != folder], folder, keys_of(recipe))
+    command = [Path(sys.executable).with_name("fastdraft"), "run", TARGETS[target], *given, f"threads={threads}"]
+    subprocess.run([*map(str, command), "--folder", str(folder), "--json"], check=True, stdout=subprocess.DEVNULL)
+    cards = {name: read_card(folder / name, DraftCard) for name in phases(recipe)}
+    written = read_card(folder / "synthesize", CompletionsCard)
+    results = read_card(folder / "evaluate", EvaluationCard).results
+    return Run(
+        target=target,
+        arm=arm,
+        seed=seed,
+        results=tuple(result for result in results if result.stage == "align"),
+        trained=sum(card.trained_tokens for card in cards.values()),
+        read_by_target=sum(cards[name].trained_tokens for name, part in phases(recipe).items() if part.asks_target),
+        written_by_target=written.tokens,
+        seconds=sum(card.cost.seconds for card in cards.values()),
+    )
+
+
+def interval(values: list[float], form: str = "{:.3f}") -> str:
+    """Mean and its 95 % interval over the seeds; of one seed, its value."""
+    middle = form.format(mean(values))
+    if len(values) < 2:
+        return middle
+    half = STUDENT.get(len(values), 1.96) * stdev(values) / sqrt(len(values))
+    return f"{middle} [{form.format(mean(values) - half)}, {form.format(mean(values) + half)}]"
+
+
+def tau(run: Run, gamma: int, task: str, temperature: float) -> float:
+    """Block efficiency of a run's last draft."""
+    result = next(r for r in run.results if (r.task, r.temperature) == (task, temperature))
+    return next(at.block_efficiency.value for at in result.gammas if at.gamma == gamma)
+
+
+def gains(run: Run, beside: Run, gamma: int, tasks: list[str], temperature: float) -> float:
+    """Tokens gained over those of another run, in the mean over tasks, minus 1."""
+    ratios = [(tau(run, gamma, t, temperature) - 1) / (tau(beside, gamma, t, temperature) - 1) for t in tasks]
+    return mean(ratios) - 1
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
+    return "\n".join([f"\n{title}\n", *lines])
+
+
+def law(temperature: float) -> str:
+    """The column of a temperature."""
+    return f"T = {temperature:g}" if temperature else "greedy"
+
+
+def efficiencies(runs: list[Run], gamma: int) -> str:
+    """Block efficiency of each arm on each task under each law."""
+    tasks = sorted({result.task for result in runs[0].results})
+    places = [(task, temperature) for task in tasks for temperature in TEMPERATURES]
+    rows = [
+        [arm, *(interval([tau(run, gamma, *place) for run in mine]) for place in places)]
+        for arm, mine in by_arm(runs).items()
+    ]
+    return table(f"block efficiency, gamma {gamma}", ["arm", *(f"{t}, {law(at)}" for t, at in places)], rows)
+
+
+def gained(runs: list[Run], gamma: int) -> str:
+    """Tokens gained by each arm relative to the paper's recipe, and what each costs relative to it."""
+    tasks = sorted({result.task for result in runs[0].results})
+    paper = {run.seed: run for run in runs if run.arm == PAPER}
+    rows = []
+    for arm, mine in by_arm(runs).items():
+        pairs = [(run, paper[run.seed]) for run in mine if run.seed in paper]
+        columns = [
+            [gains(run, beside, gamma, of, at) for run, beside in pairs]
+            for at in TEMPERATURES
+            for of in (tasks, *([[task] for task in tasks] if len(tasks) > 1 else []))
+        ]
+        costs = [mean(run.cost(ratio) / beside.cost(ratio) for run, beside in pairs) for ratio in PAIRS.values()]
+        rows.append([arm, *(interval(cells, "{:+.0%}") for cells in columns), *(f"{cost:.2f}" for cost in costs)])
+    kinds = ["", *(f", {task}" for task in tasks if len(tasks) > 1)]
+    names = [f"{law(at)}{kind}" for at in TEMPERATURES for kind in kinds]
+    title = f"tokens gained relative to `{PAPER}`, gamma {gamma}, and total cost relative to it at the sizes of"
+    return table(f"{title} {', '.join(PAIRS)}", ["arm", *names, *(f"cost, {pair}" for pair in PAIRS)], rows)
+
+
+def by_arm(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs of each arm, in the order in which they were made."""
+    return {arm: [run for run in runs if run.arm == arm] for arm in dict.fromkeys(run.arm for run in runs)}
+
+
+def taken(runs: list[Run]) -> str:
+    """Tokens and seconds of each arm."""
+    rows = [
+        [
+            arm,
+            *(f"{mean(numbers):,.0f}" for numbers in zip(*[run[4:8] for run in mine], strict=True)),
+        ]
+        for arm, mine in by_arm(runs).items()
+    ]
+    header = ["arm", "trained tokens", "read by the target", "written by the target", "seconds of training"]
+    return table("what it took, mean over seeds", header, rows)
+
+
+def report(runs: list[Run], share: float) -> str:
+    """All tables of all targets."""
+    told = []
+    for target in dict.fromkeys(run.target for run in runs):
+        mine = [run for run in runs if run.target == target]
+        seeds = sorted({run.seed for run in mine})
+        said = f"At {share:g} of its tokens, seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them."
+        told.append(f"\n# {target}\n\n{said}")
+        for gamma in GAMMAS:
+            told += [gained(mine, gamma), efficiencies(mine, gamma)]
+        told.append(taken(mine))
+    return "\n".join(told)
+
+
+def here(names: list[str]) -> list[str]:
+    """Those of the targets that are on this machine."""
+    found = []
+    for name in names:
+        path = resolve(TARGETS[name]).recipe.target.path
+        if path == "demo" or Path(path).is_dir():
+            found.append(name)
+        else:
+            print(f"left out: {name}, which is not at {path}, beside the repository", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    """Make what is not made yet; print the tables of what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the recipe's tokens and prompts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    arms = [PAPER, *(arm for arm in asked.arms if arm != PAPER)]
+    runs: list[Run] = []
+    for target in here(asked.targets):
+        for seed in asked.seeds:
+            for arm in arms:
+                runs.append(made(target, arm, seed, asked.share, asked.threads, asked.folder))
+                print(f"{target}, seed {seed}, {arm}: {runs[-1].seconds:.0f} s of training", file=sys.stderr)
+                (asked.folder / "report.md").write_text(report(runs, asked.share) + "\n", encoding="utf-8")
+    print(report(runs, asked.share))
+
+
+if __name__ == "__main__":
+    main()

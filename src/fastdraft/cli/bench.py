@@ -1,0 +1,80 @@
+"""`bench`: a pair timed in an engine, with prompt lookup and without a draft beside it; what to set there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastdraft.cli import completion
+from fastdraft.cli.options import AsJson, block_lengths, laws_of, screen
+from fastdraft.cli.words import ENGINES
+
+WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in ENGINES.items())
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET", help="Hub id, folder, or `demo`; or a finished export.", autocompletion=completion.models
+    ),
+]
+Draft = Annotated[
+    str,
+    typer.Argument(
+        metavar="DRAFT", help="Folder of a draft, of its run, or a hub id.", autocompletion=completion.models
+    ),
+]
+Engine = Annotated[
+    str, typer.Option("--engine", help=f"{', '.join(ENGINES)}.", autocompletion=completion.among(ENGINES))
+]
+Device = Annotated[str | None, typer.Option(help="As the engine names it, like CPU or GPU; otherwise its usual one.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(help="As for `evaluate`: NAME, NAME=FILE or FILE.jsonl; otherwise those of the draft's run."),
+]
+Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-6,8.")]
+Temperature = Annotated[list[str] | None, typer.Option(help="0 is greedy, which is always timed; otherwise 0,0.6.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts of a task.")]
+Tokens = Annotated[int, typer.Option(min=2, help="Tokens behind each prompt, at most.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Times that all arms are timed in turn.")]
+Weights = Annotated[str | None, typer.Option(help=f"Precision of both; the first is usual. {WEIGHTS}.")]
+DraftWeights = Annotated[str | None, typer.Option(help="Precision of the draft, where it is another one.")]
+Save = Annotated[bool, typer.Option("--save", help="Keep the record beside the draft, for its model card.")]
+
+
+def bench(
+    target: Model,
+    draft: Draft,
+    engine: Engine = "openvino",
+    device: Device = None,
+    tasks: Tasks = None,
+    gammas: Gammas = "1-6,8",
+    temperature: Temperature = None,
+    prompts: Prompts = 4,
+    tokens: Tokens = 64,
+    repeats: Repeats = 3,
+    weights: Weights = None,
+    draft_weights: DraftWeights = None,
+    keep: Save = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma; and what to set."""
+    from fastdraft.artefacts.benching import Wish, save
+    from fastdraft.artefacts.benching import bench as timed
+    from fastdraft.view import benches
+
+    wish = Wish(
+        *(target, draft, engine, device, weights, draft_weights, tuple(tasks or ())),
+        laws=laws_of(temperature or ["0,0.6"]),
+        gammas=block_lengths(gammas),
+        prompts=prompts,
+        tokens=tokens,
+        repeats=repeats,
+    )
+    result = timed(wish)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+    else:
+        screen.print(benches.bench(result), highlight=False, markup=False)
+    if keep:
+        screen.print(f"kept in {save(wish, result)}", markup=False, highlight=False)

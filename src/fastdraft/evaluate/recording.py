@@ -1,0 +1,192 @@
+"""What a target wrote for evaluation: made once, kept in a folder, and enough to score any draft without the target.
+
+`completions/` holds the rows of every task and law ever asked for, by key; the card beside it says which are which.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import xxhash
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedModel
+
+from fastdraft.errors import RecordingError
+from fastdraft.evaluate.tasks import TaskPrompts
+from fastdraft.records import FILE, Card, Cost, read_card, write_card
+from fastdraft.run import cache_folder
+from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.generate import complete
+from fastdraft.synthesize.write import Decoding, keyed
+from fastdraft.target import TargetCard
+
+
+class Written(BaseModel):
+    """The completions of one task under one law; `left_out`: rows of the task that gave no prompt, by reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    task: str
+    version: int
+    source: str
+    temperature: float
+    top_k: int
+    top_p: float
+    completion_tokens: int
+    seed: int
+    keys: tuple[str, ...]
+    left_out: dict[str, int]
+
+    @property
+    def law(self) -> Law:
+        return Law(self.temperature, self.top_k, self.top_p)
+
+
+class RecordingCard(Card):
+    """A target and what it wrote. `vocabulary`: digest of the bytes behind its ids."""
+
+    kind: ClassVar[str] = "recording"
+    target: TargetCard
+    revision: str | None
+    vocabulary: str
+    written: tuple[Written, ...]
+
+
+class Target(NamedTuple):
+    """Whose completions are recorded; `open` loads its weights, and is called only where some are missing."""
+
+    card: TargetCard
+    revision: str | None
+    vocabulary: str
+    open: Callable[[], PreTrainedModel]
+
+
+class Recorded(NamedTuple):
+    """One task under one law, with its rows."""
+
+    written: Written
+    completions: list[Completion]
+
+
+class Recording(NamedTuple):
+    """What was asked for, out of a folder."""
+
+    card: RecordingCard
+    parts: list[Recorded]
+
+
+def usual_folder(digest: str) -> Path:
+    """Where a target's completions are kept unless the user says otherwise: they serve any draft."""
+    return cache_folder("completions", digest)
+
+
+def vocabulary_digest(spelled: dict[int, bytes]) -> str:
+    """Of the bytes behind each id."""
+    found = xxhash.xxh3_64()
+    for number in sorted(spelled):
+        found.update(f"{number}:{spelled[number].hex()};".encode())
+    return str(found.hexdigest())
+
+
+def record(
+    folder: Path, target: Target, tasks: Sequence[TaskPrompts], laws: Sequence[Law], seed: int, batch_prompts: int
+) -> Recording:
+    """The completions of every task under every law, from the folder or else from the target.
+
+    RecordingError where the folder is another target's.
+    """
+    started, before = time.monotonic(), _of_this_target(folder, target)
+    store, opened = CompletionStore(folder / "completions"), cache(target.open)
+    parts = [
+        _recorded(store, target, opened, task, law, seed, batch_prompts)
+        for task, law in ((task, law) for task in tasks for law in laws)
+    ]
+    made = {_place(part.written): part.written for part in parts}
+    kept = {_place(written): written for written in (before.written if before else ())}
+    card = RecordingCard(
+        key=target.card.digest,
+        cost=Cost(seconds=time.monotonic() - started + (before.cost.seconds if before else 0.0)),
+        target=target.card,
+        revision=target.revision,
+        vocabulary=target.vocabulary,
+        written=tuple((kept | made).values()),
+    )
+    write_card(folder, card)
+    return Recording(card, parts)
+
+
+def recorded(folder: Path, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) -> Recording:
+    """What was recorded in a folder: of these tasks and laws, otherwise all; RecordingError where there is none."""
+    if not (folder / FILE).is_file():
+        raise RecordingError(
+            f"no recorded completions at {folder}: it has no {FILE}\n"
+            f"  do: make them with `fastdraft evaluate DRAFT --target TARGET --keep {folder}`"
+        )
+    card = read_card(folder, RecordingCard)
+    wanted = [w for w in card.written if (not tasks or w.task in tasks) and (not laws or w.law in laws)]
+    absent = [str(name) for name in {*tasks} - {w.task for w in wanted}]
+    absent += [f"temperature {law.temperature:g}" for law in {*laws} - {w.law for w in wanted}]
+    if absent or not wanted:
+        there = "; ".join(f"{w.task} at temperature {w.temperature:g}" for w in card.written)
+        raise RecordingError(
+            f"{folder} has no completions of {', '.join(sorted(absent))}; it has {there}\n"
+            f"  do: ask for those, or record more with --target {card.target.name} --keep {folder}"
+        )
+    return Recording(card, list(_read(CompletionStore(folder / "completions"), wanted)))
+
+
+def _read(store: CompletionStore, wanted: Sequence[Written]) -> Iterator[Recorded]:
+    keys = list(dict.fromkeys(key for written in wanted for key in written.keys))
+    rows = dict(zip(keys, store.read(keys), strict=True))
+    for written in wanted:
+        yield Recorded(written, [rows[key] for key in written.keys])
+
+
+def _recorded(
+    store: CompletionStore,
+    target: Target,
+    opened: Callable[[], PreTrainedModel],
+    task: TaskPrompts,
+    law: Law,
+    seed: int,
+    batch_prompts: int,
+) -> Recorded:
+    card, requests = target.card, [Request(prompt, law) for prompt in task.prompts]
+    how = Decoding(task.completion_tokens, frozenset(card.eos_ids), seed, card.digest, batch_prompts, card.eos_ids[0])
+    keys, stored = [row.key for row in keyed(requests, how)], store.stored()
+    if all(key in stored for key in keys):
+        rows = store.read(keys)
+    else:
+        what = f"{card.name} writes {task.name} at temperature {law.temperature:g}"
+        rows = complete(opened(), requests, how, store, what)
+    written = Written(
+        task=task.name,
+        version=task.version,
+        source=task.source,
+        **law._asdict(),
+        completion_tokens=task.completion_tokens,
+        seed=seed,
+        keys=tuple(keys),
+        left_out={why: out.rows for why, out in task.left_out.items()},
+    )
+    return Recorded(written, rows)
+
+
+def _place(written: Written) -> tuple[str, Law]:
+    return written.task, written.law
+
+
+def _of_this_target(folder: Path, target: Target) -> RecordingCard | None:
+    """The card of what is there already; None where nothing is."""
+    if not (folder / FILE).is_file():
+        return None
+    card = read_card(folder, RecordingCard)
+    if card.target.digest != target.card.digest:
+        raise RecordingError(
+            f"{folder} keeps completions of {card.target.name} (files' digest {card.target.digest}), "
+            f"the target is {target.card.name} ({target.card.digest})\n  do: choose another folder with --keep"
+        )
+    return card

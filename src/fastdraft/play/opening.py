@@ -1,0 +1,57 @@
+"""A pair opened to be played: the one that comes with the package, or any target and its draft."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from fastdraft import draft, target
+from fastdraft.artefacts import origin as origins
+from fastdraft.artefacts.benching import draft_origin, in_form
+from fastdraft.artefacts.handover import accepted
+from fastdraft.artefacts.origin import Origin
+from fastdraft.bench.engine_openvino import F32, OpenedOpenVino
+from fastdraft.bench.engines import device_named, engine_named, weights_named
+from fastdraft.bench.timed import Files, Setting
+from fastdraft.play.blocks import Player
+from fastdraft.play.engine_openvino import OpenVino
+from fastdraft.play.engine_transformers import Transformers
+from fastdraft.recipe import TargetPart
+
+DEMO = "demo"
+ENGINES = {"transformers": "transformers", "openvino": "OpenVINO GenAI"}
+# Of the settings of OpenVINO on a CPU the fastest one that was measured (docs/bench.md).
+SETTING = Setting("f32 inference", F32)
+LONGEST_TOKENS = 2048
+
+
+def open_pair(target_name: str, draft_name: str, engine: str, device: str | None) -> Player:
+    """Both models in an engine; VocabularyMismatch where the draft does not fit, MissingExtra, DeviceError."""
+    part = TargetPart(path=target_name)
+    origin = packaged() if draft_name == DEMO else draft_origin(draft_name)
+    accepted(part, origin.folder, (ENGINES[engine],))
+    card = origins.target_card(Origin(origin.folder, None), part)
+    tokenizer, eos = target.open_tokenizer(part), frozenset(card.eos_ids)
+    context = min(card.context_tokens, _context(origin.folder))
+    if engine == "transformers":
+        place = torch.device(device or "cpu")
+        models: list[PreTrainedModel] = [target.open_model(part, place), draft.open_draft(origin.folder, place)]
+        return Transformers(models[0], models[1], tokenizer, eos, context)
+    made = engine_named(engine)
+    weights, where = weights_named(made, None), device_named(made, device)
+    ours, theirs = (in_form(made, folder, weights)[0] for folder in (target.folder_of(part), origin.folder))
+    files = Files(ours, theirs, weights, weights, where, LONGEST_TOKENS, eos)
+    return OpenVino(OpenedOpenVino(files, SETTING.properties), tokenizer, context)
+
+
+def packaged() -> Origin:
+    """The demo's own draft."""
+    return Origin(Path(str(resources.files("fastdraft.demo").joinpath("draft"))), None)
+
+
+def _context(folder: Path) -> int:
+    text = target.open_config(TargetPart(path=str(folder.resolve()))).get_text_config()
+    return int(getattr(text, "max_position_embeddings", 1 << 31))

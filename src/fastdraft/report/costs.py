@@ -1,0 +1,65 @@
+"""What each stage took, of what its card and its metrics say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from fastdraft.cost.size import ModelSize
+from fastdraft.cost.training import training_flops
+from fastdraft.draft import DraftCard
+from fastdraft.report.read import Account, Row, Step
+
+
+class StageCost(NamedTuple):
+    """None and "": not known. `flops`: those of the draft's training; `memory_bytes`: the peak, of one process."""
+
+    stage: str
+    state: str
+    seconds: float | None = None
+    tokens: int = 0
+    flops: float | None = None
+    mfu: float | None = None
+    memory_bytes: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the whole stage."""
+        return self.tokens / self.seconds if self.seconds and self.tokens else None
+
+
+def costs(account: Account) -> list[StageCost]:
+    """Every stage of the recipe, those that are not done too."""
+    return [_cost(account, step) for step in account.steps]
+
+
+def total_seconds(found: Sequence[StageCost]) -> float:
+    """Of all stages whose time is known."""
+    return sum(cost.seconds or 0.0 for cost in found)
+
+
+def _cost(account: Account, step: Step) -> StageCost:
+    rows = account.metrics.get(step.name, [])
+    seen = {"mfu": _median(rows, "mfu"), "memory_bytes": _most(rows, "memory_bytes")}
+    if step.card is None:
+        return StageCost(step.name, step.state, tokens=int(rows[-1]["tokens"]) if rows else 0, **seen)
+    flops = _flops(account, step.name, step.card) if isinstance(step.card, DraftCard) else None
+    return StageCost(step.name, step.state, step.card.cost.seconds, step.card.cost.tokens, flops, **seen)
+
+
+def _flops(account: Account, phase: str, card: DraftCard) -> float | None:
+    """Of a finished phase; None where the recipe does not say how long its sequences are."""
+    sequence_tokens = account.setting(f"{phase}.sequence_tokens") or ""
+    if not sequence_tokens.isdigit():
+        return None
+    return training_flops(ModelSize.of_config(card.shape.open_config()), card.trained_tokens, int(sequence_tokens))
+
+
+def _median(rows: Sequence[Row], key: str) -> float | None:
+    values = [row[key] for row in rows if key in row]
+    return median(values) if values else None
+
+
+def _most(rows: Sequence[Row], key: str) -> float | None:
+    return max((row[key] for row in rows if key in row), default=None)

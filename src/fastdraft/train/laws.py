@@ -1,0 +1,117 @@
+"""Divergences of two laws given by their logits, with the gradient that is known in closed form.
+
+With g = dL / dlog q of a token, the gradient for the draft's logits is g - q sum(g) (docs/maths.md, "Losses"). Autograd
+keeps each of a dozen matrices of tokens times vocabulary; this keeps one, and works on rows that stay in the cache.
+
+Dimensions: N tokens of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
+from fastdraft.train.head import CACHED_BYTES
+
+# (rows of the chunk) -> (N,V) the target's logits
+TargetLogits = Callable[[slice], Tensor]
+# Log-probabilities at least: where a target excludes a token, 0 log 0 must be 0 and no NaN.
+LEAST_LOGP = -1e4
+
+
+def divergences(logits_NV: Tensor, target_logits: TargetLogits, weights: Mapping[str, float]) -> Tensor:
+    """(N) the weighted sum of divergences between softmax(target) and softmax(draft), differentiable in the draft's."""
+    found: Tensor = _Divergences.apply(logits_NV, target_logits, weights)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Divergences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_logits: TargetLogits, weights: Mapping[str, float]) -> Tensor:
+        gradient_NV, losses = torch.empty_like(logits_NV), []
+        for rows in _pieces(logits_NV):
+            laws = _laws(target_logits(rows), logits_NV[rows])
+            found = [(weight, *_graded(name, laws)) for name, weight in weights.items()]
+            losses.append(torch.stack([weight * loss for weight, loss, _ in found]).sum(0))
+            slope = found[0][0] * found[0][2]
+            for weight, _, more in found[1:]:
+                slope.add_(more, alpha=weight)
+            torch.addcmul(slope, laws.q, slope.sum(-1, keepdim=True), value=-1, out=gradient_NV[rows])
+        ctx.save_for_backward(gradient_NV)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: the graph is walked once, and autograd notices where it is not.
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV.mul_(grad_outputs[0][:, None]), None, None
+
+
+class _Laws(NamedTuple):
+    """(N,V) the target's law p and the draft's q, with their logarithms."""
+
+    logp: Tensor
+    logq: Tensor
+    p: Tensor
+    q: Tensor
+
+
+def _laws(target_NV: Tensor, draft_NV: Tensor) -> _Laws:
+    logp, logq = target_NV.log_softmax(-1).clamp_(min=LEAST_LOGP), draft_NV.log_softmax(-1)
+    return _Laws(logp, logq, logp.exp(), logq.exp())
+
+
+def _pieces(logits_NV: Tensor) -> list[slice]:
+    """Rows whose logits stay in the cache of a CPU; an accelerator takes all at once."""
+    rows, vocabulary = logits_NV.shape
+    step = (
+        max(torch.get_num_threads() * CACHED_BYTES // (4 * vocabulary), 1) if logits_NV.device.type == "cpu" else rows
+    )
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _graded(name: str, laws: _Laws) -> tuple[Tensor, Tensor]:
+    """(N) a loss and (N,V) its g; autograd finds that of a loss for which nobody wrote it down."""
+    if name in GRADED:
+        return GRADED[name](laws)
+    with torch.enable_grad():
+        leaf = laws.logq.detach().requires_grad_()
+        loss = DISTRIBUTION_LOSSES[name](laws.logp, leaf)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss.detach(), slope
+
+
+# (N) the loss, as `maths.divergence` has it, and (N,V) g, up to a multiple of q.
+
+
+def _forward_kl(laws: _Laws) -> tuple[Tensor, Tensor]:
+    return (laws.logp - laws.logq).mul_(laws.p).sum(-1), -laws.p
+
+
+def _reverse_kl(laws: _Laws) -> tuple[Tensor, Tensor]:
+    terms = (laws.logq - laws.logp).mul_(laws.q)
+    return terms.sum(-1), terms
+
+
+def _jensen_shannon(laws: _Laws) -> tuple[Tensor, Tensor]:
+    logm = laws.logp.logaddexp(laws.logq) - math.log(2)
+    of_q = (laws.logq - logm).mul_(laws.q).div_(2)
+    return of_q.sum(-1) + (laws.logp - logm).mul_(laws.p).sum(-1) / 2, of_q
+
+
+def _total_variation(laws: _Laws) -> tuple[Tensor, Tensor]:
+    difference = laws.q - laws.p
+    return difference.abs().sum(-1) / 2, difference.sign_().mul_(laws.q).div_(2)
+
+
+GRADED: dict[str, Callable[[_Laws], tuple[Tensor, Tensor]]] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jensen_shannon": _jensen_shannon,
+    "total_variation": _total_variation,
+}

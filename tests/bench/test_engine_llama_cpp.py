@@ -1,0 +1,63 @@
+"""llama.cpp, timed: exact settings write the same text, blocks are one pass's, a sampled text too keeps its law."""
+
+import numpy as np
+import pytest
+
+for module in ("llama_cpp", "gguf"):
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[llamacpp]'")
+
+from fastdraft.bench.engine_llama_cpp import LlamaCpp  # noqa: E402
+from fastdraft.bench.equality import Texts, check, difference  # noqa: E402
+from fastdraft.bench.predict import predictions, scored  # noqa: E402
+from fastdraft.bench.records import Steps  # noqa: E402
+from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files  # noqa: E402
+from fastdraft.export.gguf import export_gguf  # noqa: E402
+from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
+
+TOKENS = 23
+PROMPTS = [np.array([305, 507, 711, 305, 507]), np.array([17, 1999])]
+
+
+@pytest.fixture(scope="module")
+def files(pair, tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("exports")
+    for name, model in pair.items():
+        export_gguf(model, folder / name, "f32")
+    return Files(folder / "target", folder / "draft", "f32", "f32", "cpu", 97, frozenset({8191}))
+
+
+@pytest.fixture(scope="module")
+def exact(files):
+    return LlamaCpp.open(files, LlamaCpp.exact)
+
+
+def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
+    target, draft = LlamaCpp.readers(files)
+    steps = Steps(setting="", draft_seconds=1e-3, target_seconds=dict.fromkeys((1, 2, 4), 1e-2))
+    found, texts = {1: [], 3: []}, []
+    for place, prompt in enumerate(PROMPTS):
+        asked = Asked(prompt, Law(0.0), TOKENS)
+        plain = exact.complete(asked, NONE)
+        assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
+        for arm in (LOOKUP, Arm("draft", 1), Arm("draft", 3)):
+            timed = exact.complete(asked, arm)
+            parted = difference(target, "t", place, arm, Texts(prompt, plain.tokens, timed.tokens))
+            check("exact", [parted] if parted else [])
+            assert (timed.blocks[0], sum(timed.blocks)) == (1, TOKENS)
+            assert 0 < timed.first_seconds < timed.seconds
+            if arm.kind == "draft":
+                assert timed.drafted >= arm.gamma * (len(timed.blocks) - 2)
+                found[arm.gamma] += timed.blocks[1:]
+        texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), Law(0.7)))
+    known = scored(target, texts, LlamaCpp.greedy_draft)
+    assert {row.law for row in known} == {Law(0.0)}
+    for gamma, said in predictions(draft, known, (1, 3), steps, skipped_tokens=1).items():
+        assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
+        assert said.block_efficiency > 1.05
+
+
+def test_steps_take_time_and_a_seed_is_a_text(exact):
+    assert 0 < exact.draft_step() < 1
+    assert 0 < exact.target_step(3) < 1
+    texts = [exact.complete(Asked(PROMPTS[0], Law(1.0), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]

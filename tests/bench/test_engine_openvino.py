@@ -1,0 +1,87 @@
+"""OpenVINO GenAI, timed: exact settings write the same text, blocks are one pass's, and sampling breaks the law."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+for module in ("openvino_genai", "openvino_tokenizers", "nncf", "optimum.intel"):
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[openvino]'")
+
+from fastdraft.bench.engine_openvino import OpenVino  # noqa: E402
+from fastdraft.bench.equality import Texts, check, difference  # noqa: E402
+from fastdraft.bench.predict import predictions  # noqa: E402
+from fastdraft.bench.records import Steps  # noqa: E402
+from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files  # noqa: E402
+from fastdraft.errors import BenchError  # noqa: E402
+from fastdraft.export.openvino import export_openvino  # noqa: E402
+from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
+
+pytestmark = pytest.mark.slow
+TOKENS, EOS = 23, 8191
+PROMPTS = [np.array([305, 507, 711, 305, 507]), np.array([17, 1999])]
+
+
+@pytest.fixture(scope="module")
+def files(pair, tmp_path_factory) -> Files:
+    """The pair in f16."""
+    folder = tmp_path_factory.mktemp("exports")
+    for name, model in pair.items():
+        export_openvino(model, folder / name, "fp16")
+    return Files(folder / "target", folder / "draft", "fp16", "fp16", "CPU", 97, frozenset({EOS}))
+
+
+@pytest.fixture(scope="module")
+def exact(files):
+    return OpenVino.open(files, OpenVino.exact)
+
+
+def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
+    target, draft = OpenVino.readers(files)
+    steps = Steps(setting="", draft_seconds=1e-3, target_seconds=dict.fromkeys((1, 2, 4), 1e-2))
+    found, texts = {1: [], 3: []}, []
+    for place, prompt in enumerate(PROMPTS):
+        asked = Asked(prompt, Law(0.0), TOKENS)
+        plain = exact.complete(asked, NONE)
+        assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
+        assert 0 < plain.first_seconds < plain.seconds
+        for arm in (LOOKUP, Arm("draft", 1), Arm("draft", 3)):
+            timed = exact.complete(asked, arm)
+            parted = difference(target, "t", place, arm, Texts(prompt, plain.tokens, timed.tokens))
+            check("exact", [parted] if parted else [])
+            assert (timed.blocks[0], sum(timed.blocks)) == (1, TOKENS)
+            if arm.kind == "draft":
+                assert 0 < timed.drafted <= arm.gamma * (len(timed.blocks) - 1)
+                found[arm.gamma] += timed.blocks[1:]
+        texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), Law(0.0)))
+    for gamma, said in predictions(draft, texts, (1, 3), steps, skipped_tokens=1).items():
+        assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
+        assert 1.05 < said.block_efficiency < 1 + gamma
+
+
+def test_steps_take_time(exact):
+    assert 0 < exact.draft_step() < 1
+    assert 0 < exact.target_step(3) < 1
+
+
+def test_what_the_engine_refuses_is_an_error_of_ours(files, tmp_path):
+    with pytest.raises(
+        BenchError, match=f"OpenVINO GenAI cannot open {tmp_path} on CPU: .*\n  do: choose another --device"
+    ):
+        OpenVino.open(replace(files, target=tmp_path), OpenVino.exact).complete(Asked(PROMPTS[0], Law(0.0), 3), NONE)
+
+
+def test_what_is_sampled_with_a_draft_is_not_the_targets(exact):
+    """Should this fail, the engine keeps the law by now: set `keeps_law`, and say so in docs/bench.md."""
+    draws, laws = 150, {}
+    for arm in (NONE, LOOKUP, Arm("draft", 3)):
+        texts = (exact.complete(Asked(PROMPTS[0], Law(0.25), 3, seed), arm).tokens[:2] for seed in range(draws))
+        laws[arm] = Counter(map(tuple, texts))
+
+    def apart(left, right):
+        return sum(abs(left[key] - right[key]) for key in left.keys() | right.keys()) / (2 * draws)
+
+    assert apart(laws[NONE], laws[LOOKUP]) < 0.3
+    assert apart(laws[NONE], laws[Arm("draft", 3)]) > 2 * apart(laws[NONE], laws[LOOKUP])
+    assert not OpenVino.keeps_law

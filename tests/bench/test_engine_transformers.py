@@ -1,0 +1,66 @@
+"""transformers, timed: what is counted is what the judge counts, and both ways to speculate write the target's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdraft.bench.engine_transformers import Transformers, step_seconds
+from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files
+from fastdraft.evaluate.assisted import decode
+from fastdraft.synthesize.completions import Completion, Law
+
+PROMPT, TOKENS = np.array([3, 5, 7, 3, 5]), 29
+
+
+@pytest.fixture(scope="module")
+def files(tiny_llama, perturbed, tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("pair")
+    target = tiny_llama(3)
+    target.save_pretrained(folder / "target")
+    perturbed(target, 0.05, 1).save_pretrained(folder / "draft")
+    return Files(folder / "target", folder / "draft", "fp32", "fp32", "cpu", 97, frozenset({130}))
+
+
+@pytest.fixture(scope="module")
+def opened(files):
+    return Transformers.open(files, Transformers.exact)
+
+
+def test_the_three_ways_write_the_same(opened):
+    plain, *others = (opened.complete(Asked(PROMPT, Law(0.0), TOKENS), arm) for arm in (NONE, LOOKUP, Arm("draft", 3)))
+    assert plain.blocks == (1,) * TOKENS
+    assert plain.drafted == 0
+    for found in others:
+        assert found.tokens.tolist() == plain.tokens.tolist()
+        assert sum(found.blocks) == TOKENS
+        assert min(found.blocks) >= 1
+        assert 0 < found.first_seconds < found.seconds
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 5])
+def test_blocks_are_the_judges_forwards(opened, files, gamma):
+    found = opened.complete(Asked(PROMPT, Law(0.0), TOKENS), Arm("draft", gamma))
+    target, draft = Transformers.readers(files)
+    row = Completion("", PROMPT, found.tokens, np.zeros(TOKENS, np.float32), Law(0.0))
+    assert len(found.blocks) == decode(row, target, draft, gamma, TOKENS, frozenset({130})).forwards
+    assert max(found.blocks) <= gamma + 1
+    assert max(found.blocks) > 1
+    assert 0 < found.drafted <= gamma * len(found.blocks)
+
+
+def test_a_seed_is_a_sampled_text(opened):
+    texts = [opened.complete(Asked(PROMPT, Law(0.7), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    found = opened.complete(Asked(PROMPT, Law(0.7), TOKENS, 3), Arm("draft", 3))
+    assert sum(found.blocks) == len(found.tokens) == TOKENS
+
+
+def test_a_step_takes_time(files):
+    target, _ = Transformers.readers(files)
+    assert 0 < step_seconds(target, 3) < 1
+
+
+def test_devices_are_those_that_are_here():
+    assert "cpu" in Transformers.devices()
+    assert Transformers.hardware("cpu").endswith("threads")
+    assert len(Transformers.devices()) == 1 + torch.accelerator.device_count()

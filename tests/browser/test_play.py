@@ -1,0 +1,166 @@
+"""The playground in a real browser: both decodings of a prompt are drawn, and nothing that goes wrong ends it."""
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'fastdraft[play]'")
+
+from gradio_client import Client
+
+from fastdraft import target
+from fastdraft.errors import PlayError
+from fastdraft.play.engine_transformers import Transformers
+from fastdraft.play.page import LOOPBACK, PROMPT_LETTERS_AT_MOST, Pair, serve
+from fastdraft.recipe import TargetPart
+
+# gradio asks pandas for what pandas has given up.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword)")]
+
+PROMPT = "def read_lines(path):\n"
+CONTEXT = 512
+HOSTILE = "<script>document.title='taken'</script><b>x</b>"
+EQUAL = "The texts are equal, token for token."
+
+
+class Fallible(Transformers):
+    """Fails where the prompt says so."""
+
+    def blocks(self, asked, side):
+        if "break" in self.tokenizer.decode(asked.prompt):
+            raise RuntimeError("<b>the engine</b> is gone")
+        yield from super().blocks(asked, side)
+
+
+@pytest.fixture(scope="module")
+def player(tiny_llama, perturbed):
+    model = tiny_llama(7, 8192, CONTEXT)
+    tokenizer = target.open_tokenizer(TargetPart(path="demo"))
+    return Fallible(model, perturbed(model, 0.1, 3), tokenizer, frozenset(), CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def address(player):
+    """The page's, while the tests last."""
+    page = serve(Pair(player, "target", "draft"), LOOPBACK, None, wait=False)
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def tab(open_tab, address):
+    opened = open_tab()
+    opened.page.goto(address)
+    opened.page.wait_for_selector("#run")
+    return opened
+
+
+def decode(tab, prompt, **controls):
+    tab.page.fill("#prompt textarea", prompt)
+    for label, value in controls.items():
+        box = tab.page.get_by_label(f"number input for {label}")
+        box.fill(str(value))
+        box.press("Tab")
+    tab.page.click("#run")
+
+
+def await_equal(tab, prompt):
+    """Until this prompt's two texts are there, and equal."""
+    seen = """([prompt, words]) => document.querySelector('#plain-text .prompt')?.innerText.startsWith(prompt)
+        && document.querySelector('#verdict')?.innerText.includes(words)"""
+    tab.page.wait_for_function(seen, arg=[prompt.strip(), EQUAL])
+
+
+def test_a_prompt_is_answered_on_both_sides(tab, address):
+    decode(tab, PROMPT)
+    await_equal(tab, PROMPT)
+    texts = [tab.page.inner_text(f"#{side}-text .fd-text") for side in ("plain", "drafted")]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("def read_lines(path):")
+    marked = {mark: tab.page.locator(f"#drafted-text i.{mark}").count() for mark in "acbp"}
+    assert marked["a"] > 5
+    assert marked["c"] > 5
+    assert tab.page.locator("#plain-text i.p").count() > 50
+    assert "tokens a target forward" in tab.page.inner_text("#drafted-numbers")
+    assert tab.errors == []
+    assert [request for request in tab.requests if not request.startswith(address.rstrip("/"))] == []
+
+
+def test_markup_in_a_prompt_is_shown(tab):
+    decode(tab, HOSTILE, Tokens=7)
+    await_equal(tab, HOSTILE)
+    assert tab.page.title() == "FastDraft"
+
+
+def test_a_bad_prompt_is_refused_and_the_next_one_works(tab):
+    decode(tab, "  ")
+    tab.page.get_by_text("the prompt is empty").wait_for()
+    decode(tab, "break", Tokens=7)
+    tab.page.get_by_text("RuntimeError: <b>the engine</b> is gone").wait_for()
+    decode(tab, "x = 1", Tokens=7)
+    await_equal(tab, "x = 1")
+
+
+def test_stop_stops(tab):
+    decode(tab, "def long():", Tokens=480)
+    tab.page.wait_for_function("document.querySelectorAll('#drafted-text i').length > 8")
+    tab.page.click("#stop")
+    tab.page.wait_for_timeout(1500)
+    written = tab.page.locator("#drafted-text i").count()
+    tab.page.wait_for_timeout(1500)
+    assert tab.page.locator("#drafted-text i").count() == written < 480
+    decode(tab, "x = 2", Tokens=7)
+    await_equal(tab, "x = 2")
+
+
+def test_ten_prompts_at_once_wait_their_turn(address, monkeypatch):
+    running, most = [], []
+    plain = Fallible.blocks
+
+    def watched(self, asked, side):
+        running.append(side)
+        most.append(len(running))
+        try:
+            yield from plain(self, asked, side)
+        finally:
+            running.remove(side)
+
+    monkeypatch.setattr(Fallible, "blocks", watched)
+    client = Client(address, verbose=False)
+    jobs = [client.submit(f"x = {number}", 4, 0, 1, 31, api_name="/answer") for number in range(10)]
+    for number, job in enumerate(jobs):
+        text, *_, said = job.result(timeout=120)
+        assert f"x = {number}</span>" in text
+        assert EQUAL in said
+    assert len(most) == 20
+    assert max(most) == 2, "the two sides of one prompt"
+
+
+def test_a_browser_that_goes_away_leaves_the_page_to_the_next(open_tab, address, tab):
+    gone = open_tab()
+    gone.page.goto(address)
+    gone.page.wait_for_selector("#run")
+    decode(gone, "def gone():", Tokens=480)
+    gone.page.wait_for_function("document.querySelectorAll('#drafted-text i').length > 8")
+    gone.page.context.close()
+    decode(tab, "x = 3", Tokens=7)
+    await_equal(tab, "x = 3")
+
+
+def test_on_a_phone_nothing_scrolls_sideways(open_tab, address):
+    phone = open_tab(390, 800)
+    phone.page.goto(address)
+    phone.page.wait_for_selector("#run")
+    decode(phone, PROMPT, Tokens=31)
+    await_equal(phone, PROMPT)
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio leaves the socket that it tried
+def test_a_port_in_use_is_said(player, address):
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(PlayError, match=f"port {port}"):
+        serve(Pair(player, "target", "draft"), LOOPBACK, port, wait=False)
+
+
+def test_a_prompt_of_many_letters_is_cut_by_the_box(tab):
+    tab.page.fill("#prompt textarea", "")
+    assert tab.page.locator("#prompt textarea").get_attribute("maxlength") == str(PROMPT_LETTERS_AT_MOST)

@@ -1,0 +1,158 @@
+"""What is watched is real speculative decoding: greedy it is the target's own text, in the blocks of one pass."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdraft import target
+from fastdraft.errors import PlayError
+from fastdraft.evaluate.marked import walk
+from fastdraft.play.blocks import PLAIN, Asked, Block, Transcript, Writer, marks, race
+from fastdraft.play.engine_transformers import Transformers
+from fastdraft.play.page import PROMPT_LETTERS_AT_MOST, asked_of, moments
+from fastdraft.play.shown import text_html, verdict
+from fastdraft.recipe import TargetPart
+from fastdraft.synthesize.completions import Law
+
+TOKENS, CONTEXT, VOCABULARY = 23, 97, 8192
+PROMPT = np.arange(5) * 7 % 131
+GREEDY = Law(0.0)
+HOSTILE = "</i><script>alert(1)</script>\x07\x1b[31m"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return target.open_tokenizer(TargetPart(path="demo"))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_llama, perturbed):
+    model = tiny_llama(7, VOCABULARY, CONTEXT)
+    return model, perturbed(model, 0.1, 3)
+
+
+@pytest.fixture(scope="module")
+def player(models, tokenizer):
+    return Transformers(*models, tokenizer, frozenset(), CONTEXT)
+
+
+def asked(law=GREEDY, gamma=3, tokens=TOKENS):
+    return Asked(PROMPT, law, gamma, tokens, seed=11)
+
+
+def tokens_of(blocks):
+    return [token for block in blocks for token in block.tokens]
+
+
+def greedy_text(model, tokens):
+    text = torch.from_numpy(PROMPT)[None]
+    for _ in range(tokens):
+        with torch.no_grad():
+            text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], 1)
+    return text[0, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 5, 16])
+@pytest.mark.parametrize("tokens", [1, 2, TOKENS])
+def test_greedy_both_sides_are_the_targets_own_text(player, models, gamma, tokens):
+    expected = greedy_text(models[0], tokens)
+    for side in ("plain", "drafted"):
+        blocks = list(player.blocks(asked(gamma=gamma, tokens=tokens), side))
+        assert tokens_of(blocks) == expected
+        assert [block.seconds for block in blocks] == sorted(block.seconds for block in blocks)
+    assert len(blocks) <= tokens
+
+
+def test_greedy_blocks_are_those_of_the_one_pass_walk(player, models):
+    expected = greedy_text(models[0], TOKENS)
+    text = torch.tensor([[*PROMPT.tolist(), *expected]])
+    with torch.no_grad():
+        best = models[1](text).logits[0].argmax(-1)[len(PROMPT) - 1 : -1].tolist()
+    accept = [float(token == choice) for token, choice in zip(expected, best, strict=True)]
+    assert 0 < sum(accept) < TOKENS, "some drafted tokens hold, some do not"
+    blocks = list(player.blocks(asked(), "drafted"))
+    found = "".join(map(marks, blocks))
+    wanted = walk(accept, 3, [0.5] * TOKENS)
+    # Near the end fewer than gamma tokens are drafted: the last ones may be of the target where the walk has drafted.
+    assert found[: TOKENS - 3] == wanted[: TOKENS - 3]
+
+
+@pytest.mark.parametrize("law", [Law(1.0), Law(0.7, 0, 0.8)])
+def test_sampled_texts_have_their_length_and_their_seed(player, law):
+    first, again = (tokens_of(player.blocks(asked(law), "drafted")) for _ in range(2))
+    assert len(first) == TOKENS
+    assert first == again
+
+
+def test_a_draft_that_is_the_target_is_never_corrected(models, tokenizer):
+    twins = Transformers(models[0], models[0], tokenizer, frozenset(), CONTEXT)
+    blocks = list(twins.blocks(asked(gamma=4, tokens=25), "drafted"))
+    assert [len(block.tokens) for block in blocks] == [5] * 5
+    assert "".join(map(marks, blocks)) == "aaaab" * 5
+
+
+def test_an_end_of_text_ends_both(models, tokenizer):
+    text = greedy_text(models[0], TOKENS)
+    end = next(token for place, token in enumerate(text) if place >= 6 and token not in text[:place])
+    short = Transformers(*models, tokenizer, frozenset({end}), CONTEXT)
+    for side in ("plain", "drafted"):
+        assert tokens_of(short.blocks(asked(), side)) == text[: text.index(end) + 1]
+
+
+def test_marks_name_every_token():
+    assert marks(Block((5,), 0, 0, 0.1)) == PLAIN
+    assert marks(Block((5, 6, 7), 2, 4, 0.1)) == "aac"
+    assert marks(Block((5, 6, 7), 2, 2, 0.1)) == "aab"
+    assert marks(Block((5, 6), 3, 4, 0.1)) == "aa"  # cut behind an end of text that was drafted
+
+
+def test_a_race_is_fair_by_each_sides_own_clock():
+    class Clocked:
+        name, interleaves = "clocks", True
+
+        def blocks(self, _, side):
+            step = {"plain": 3.0, "drafted": 1.0}[side]
+            yield from (Block((number,), 0, 0, step * (number + 1)) for number in range(4))
+
+    order = [side for side, _ in race(Clocked(), asked())]
+    assert order == ["plain", "drafted", "drafted", "drafted", "plain", "drafted", "plain", "plain"]
+    Clocked.interleaves = False
+    assert [side for side, _ in race(Clocked(), asked())] == ["plain"] * 4 + ["drafted"] * 4
+
+
+def test_texts_are_shown_and_never_obeyed():
+    shown = text_html(HOSTILE, Transcript([1], [HOSTILE], "c", 1, 1.0))
+    assert "<script" not in shown
+    assert shown.count("&lt;script&gt;") == 2
+    assert not {"\x07", "\x1b"} & set(shown)
+
+
+def test_a_writer_puts_a_letter_of_several_tokens_at_its_last(tokenizer):
+    ids = tokenizer("π = 3").input_ids
+    writer = Writer(tokenizer, PROMPT)
+    for token in ids:
+        writer.add(Block((token,), 0, 0, 0.1))
+    assert "".join(writer.transcript.pieces) == "π = 3"
+    assert len(writer.transcript.pieces) == len(ids) == len(writer.transcript.marks)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "told"),
+    [
+        ("  \n", 5, "the prompt is empty"),
+        ("x" * (PROMPT_LETTERS_AT_MOST + 1), 5, f"at most {PROMPT_LETTERS_AT_MOST}"),
+        ("a b c", CONTEXT, f"the context of {CONTEXT} is exceeded"),
+    ],
+)
+def test_what_cannot_be_done_is_said(player, prompt, tokens, told):
+    with pytest.raises(PlayError, match=told):
+        asked_of(player, prompt, 4, 0, 1, tokens)
+
+
+def test_moments_end_in_a_verdict(player):
+    request = asked_of(player, "def f():", 3, 0.0, 1.0, TOKENS)
+    *_, (plain, drafted, _, _, said) = moments(player, "def f():", request)
+    assert plain != drafted
+    assert "The texts are equal, token for token." in said
+    parted = verdict(Transcript([1, 2], ["", ""], "pp", 2, 1.0), Transcript([1, 3], ["", ""], "ac", 1, 1.0), True)
+    assert "part at token 2" in parted

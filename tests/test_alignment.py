@@ -1,0 +1,44 @@
+"""The arms of benchmarks/alignment.py are recipes of equal tokens and one shape, and their costs are counted."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdraft.resolve import resolve
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def alignment():
+    spec = importlib.util.spec_from_file_location("alignment", ROOT / "benchmarks" / "alignment.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["alignment"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("target", ["demo", "stories260k"])
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_every_arm_is_a_recipe_of_the_same_tokens_and_draft(alignment, target, share):
+    path = ROOT / alignment.TARGETS[target]
+    recipes = {arm: resolve(path, alignment.overrides(path, arm, 11, share)).recipe for arm in alignment.ARMS}
+    assert len(recipes) >= 20
+    parts = {arm: alignment.phases(recipe).values() for arm, recipe in recipes.items()}
+    tokens = {sum(part.train_tokens for part in found) for found in parts.values()}
+    assert max(tokens) - min(tokens) <= 2
+    assert len({recipe.draft for recipe in recipes.values()}) == 1
+    assert {recipe.seed for recipe in recipes.values()} == {11}
+    of_paper = [part.objective for part in parts["paper"]]
+    assert set(of_paper) == {"cross_entropy"}
+    # What stories260k writes, it writes at T = 1 in any case.
+    known = {arm: recipe for arm, recipe in recipes.items() if target == "demo" or not arm.endswith("_at_1")}
+    assert len({alignment.keys_of(recipe)["align"] for recipe in known.values()}) == len(known)
+
+
+def test_a_token_of_the_target_costs_a_third_of_the_ratio(alignment):
+    run = alignment.Run("demo", "kl", 7, (), trained=1000, read_by_target=300, written_by_target=60, seconds=1.0)
+    assert run.cost(50) == pytest.approx(1000 + 360 * 2 * 50 / 6)
+    assert alignment.interval([1.0, 2.0, 3.0]) == "2.000 [-0.483, 4.483]"

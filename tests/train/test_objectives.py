@@ -1,0 +1,276 @@
+"""Every objective is its brute-force float64 sum, chunk by chunk, alone and with others; records go with their rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fastdraft.corpus.order import IGNORED, Batch, Record, unknown
+from fastdraft.errors import RecipeError
+from fastdraft.recipe import OBJECTIVES, OF_THE_LAW, OF_THE_SAMPLE, TrainPart
+from fastdraft.resolve import resolve
+from fastdraft.train.learner import Learner
+from fastdraft.train.objectives import objective
+
+B, T, V = 3, 11, 31
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def part(objective: object, **more: object) -> TrainPart:
+    fixed = {"mix": {"synthetic": 1.0}, "train_tokens": 1, "precision": "fp32", "head_chunk_tokens": 5}
+    return TrainPart.model_validate(fixed | {"objective": objective} | more)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Continuations that begin at places 2, 5 and 0 of their rows, at temperatures 1, 0.6 and greedy; p as drawn."""
+    draw = torch.Generator().manual_seed(3)
+    text = torch.randint(V, (B, T + 1), generator=draw)
+    labels_BT = text[:, 1:].clone()
+    empty = unknown(T, 4)
+    record = Record(*[torch.stack([tensor] * B) for tensor in empty])
+    for row, (start, end, temperature) in enumerate([(2, 11, 1.0), (5, 9, 0.6), (0, 7, 0.0)]):
+        labels_BT[row, :start] = labels_BT[row, end:] = IGNORED
+        record.temperature_BT[row, start:end] = temperature
+        logp = torch.rand(end - start, generator=draw).log() if temperature else torch.zeros(end - start)
+        record.logp_BT[row, start:end] = logp
+        top = torch.randn(end - start, V, generator=draw).log_softmax(-1).topk(4)
+        record.top_logp_BTK[row, start:end], record.top_ids_BTK[row, start:end] = top
+    return Batch(text[:, :-1], labels_BT, (), record)
+
+
+def loss_and_gradients(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None = None):
+    """As a step takes them: through the head that sees a chunk at a time."""
+    loss = Learner(draft, how).train()(batch, objective(how, target))
+    return loss, torch.autograd.grad(loss, list(draft.parameters()))
+
+
+def logq_of(draft: nn.Module, batch: Batch, temperature: Tensor | float = 1.0) -> Tensor:
+    """(B,T,V) float64"""
+    return (draft.double()(input_ids=batch.inputs_BT).logits / temperature).log_softmax(-1)
+
+
+def served(batch: Batch) -> Tensor:
+    """(B,T,1) 1 where greedy"""
+    temperature_BT1 = batch.record.temperature_BT[..., None].double()
+    return torch.where(temperature_BT1 > 0, temperature_BT1, 1.0)
+
+
+def of_labels(law_BTV: Tensor, batch: Batch) -> Tensor:
+    return law_BTV.gather(-1, batch.labels_BT.clamp(min=0)[..., None])[..., 0]
+
+
+def brute_forwards(accept: list[Tensor], gamma: int) -> Tensor:
+    """Expected target forwards over one text, block by block, from the definition."""
+    opens = [torch.zeros((), dtype=torch.float64) for _ in range(len(accept) + gamma + 2)]
+    opens[0] = torch.ones((), dtype=torch.float64)
+    for start in range(len(accept)):
+        reached = opens[start]
+        for drafted in range(gamma + 1):
+            place = start + drafted
+            if place >= len(accept):
+                break
+            if drafted == gamma:
+                opens[place + 1] = opens[place + 1] + reached
+            else:
+                opens[place + 1] = opens[place + 1] + reached * (1 - accept[place])
+                reached = reached * accept[place]
+    return torch.stack(opens[: len(accept)]).sum()
+
+
+def brute(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None) -> Tensor:
+    """The weighted sum over all trained tokens, in float64 and with plain logits."""
+    trained, known = batch.labels_BT != IGNORED, ~batch.record.logp_BT.isnan()
+    text = -of_labels(logq_of(draft, batch), batch)
+    ratio = (of_labels(logq_of(draft, batch, served(batch)), batch) - batch.record.logp_BT.double()).clamp(max=0).exp()
+    total = torch.zeros((), dtype=torch.float64)
+    for name, weight in how.objectives.items():
+        if name == "cross_entropy":
+            total = total + weight * text[trained].sum()
+        elif name == "sampled_total_variation":
+            total = total - weight * ratio[known].sum()
+        elif name == "block_length":
+            rows = [ratio[row][known[row]] for row in range(B) if known[row].any()]
+            total = total + weight * sum(brute_forwards(list(row), how.block_gamma) for row in rows)
+        else:
+            temperature = served(batch) if how.temperature == "rows" else how.temperature
+            with torch.no_grad():
+                p = (target.double()(input_ids=batch.inputs_BT).logits / temperature).softmax(-1)
+            q = logq_of(draft, batch, temperature).exp()
+            m = (p + q) / 2
+            by_token = {
+                "forward_kl": p * (p / q).log(),
+                "reverse_kl": q * (q / p).log(),
+                "jensen_shannon": (p * (p / m).log() + q * (q / m).log()) / 2,
+                "total_variation": (p - q).abs() / 2,
+            }[name].sum(-1)
+            total = total + weight * by_token[trained].sum()
+        if name in OF_THE_SAMPLE:
+            total = total + weight * text[trained & ~known].sum()
+    return total
+
+
+CASES = [
+    *({name: 1.0} for name in OBJECTIVES),
+    {"forward_kl": 0.5, "total_variation": 0.5},
+    {"block_length": 2.0, "sampled_total_variation": 0.3, "cross_entropy": 0.7, "jensen_shannon": 0.1},
+]
+
+
+@pytest.mark.parametrize("weights", CASES, ids=lambda weights: "+".join(weights))
+@pytest.mark.parametrize("temperature", [1.0, 0.7, "rows"])
+@pytest.mark.parametrize("recorded", ["all", "some"])
+def test_loss_and_gradients_are_the_brute_force_ones(make_model, batch, weights, temperature, recorded):
+    if recorded == "some":
+        batch.record.logp_BT[0] = torch.nan
+    how, draft, target = part(weights, temperature=temperature, block_gamma=2), make_model(5), make_model(7)
+    for weight in (*draft.parameters(), *target.parameters()):
+        weight.data *= 4
+    loss, gradients = loss_and_gradients(how, draft, batch, target)
+    wanted = brute(how, draft, batch, target)
+    torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=1e-5)
+    for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=2e-5)
+
+
+def test_the_target_reads_a_batch_once_for_all_terms(make_model, batch):
+    target, reads = make_model(7), []
+    target.model.register_forward_hook(lambda *_: reads.append(1))
+    loss_and_gradients(part(dict.fromkeys(OF_THE_LAW, 1.0)), make_model(5), batch, target)
+    assert len(reads) == 1
+
+
+def test_a_step_of_block_length_is_one_over_block_efficiency(make_model, batch):
+    """The loss, divided by its tokens as a step does, is what evaluation pools."""
+    from fastdraft.maths.acceptance import block_efficiency, chain
+
+    draft = make_model(5)
+    loss, _ = loss_and_gradients(part("block_length", block_gamma=3), draft, batch)
+    logq_BT = of_labels(logq_of(draft, batch, served(batch)), batch)
+    known = ~batch.record.logp_BT.isnan()
+    accept = torch.zeros(B, T, dtype=torch.float64)
+    for row in range(B):
+        ratio = (logq_BT[row] - batch.record.logp_BT[row]).clamp(max=0).exp()[known[row]]
+        accept[row, : len(ratio)] = ratio.detach()
+    tau = block_efficiency(chain(accept, known.sum(1), 3))
+    torch.testing.assert_close(known.sum() / loss.double(), tau, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_LAW))
+def test_a_stored_law_of_all_tokens_is_the_live_one(make_model, batch, name):
+    draft, target = make_model(5), make_model(7)
+    logp, ids = target(input_ids=batch.inputs_BT).logits.detach().log_softmax(-1).topk(V)
+    known = ~batch.record.logp_BT.isnan()
+    logp[~known] = torch.nan
+    full = Batch(batch.inputs_BT, batch.labels_BT, (), batch.record._replace(top_ids_BTK=ids, top_logp_BTK=logp))
+    stored, live = part({name: 0.7}, target_law="stored"), part({name: 0.7})
+    torch.testing.assert_close(loss_and_gradients(stored, draft, full), loss_and_gradients(live, draft, batch, target))
+
+
+def test_a_stored_law_of_some_tokens_is_their_law_and_a_bucket(make_model, batch):
+    how, draft = part("total_variation", target_law="stored"), make_model(5)
+    batch.record.top_logp_BTK[0] = torch.nan  # a row of text
+    loss, gradients = loss_and_gradients(how, draft, batch)
+    trained, q = batch.labels_BT != IGNORED, logq_of(draft, batch).exp()
+    wanted = -of_labels(q.log(), batch)[0][trained[0]].sum()
+    for row, place in trained.nonzero().tolist():
+        if row:
+            p = batch.record.top_logp_BTK[row, place].double().exp()
+            of_them = q[row, place][batch.record.top_ids_BTK[row, place]]
+            wanted = wanted + ((p - of_them).abs().sum() + (p.sum() - of_them.sum()).abs()) / 2
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
+    for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=1e-5)
+
+
+def test_micro_batches_keep_their_records(make_model, batch):
+    how, draft = part({"block_length": 1.0, "sampled_total_variation": 1.0}), make_model(5)
+    whole, gradients = loss_and_gradients(how, draft, batch)
+    parts = [loss_and_gradients(how, draft, micro) for micro in batch.split(2)]
+    assert [len(micro.record.logp_BT) for micro in batch.split(2)] == [2, 1]
+    torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
+    for found, *pieces in zip(gradients, *(gradient for _, gradient in parts), strict=True):
+        torch.testing.assert_close(sum(pieces), found)
+
+
+def test_steps_on_block_length_make_blocks_longer(make_model, batch):
+    """Twenty steps of the objective on one batch raise what it measures."""
+    how, draft = part("block_length", block_gamma=3), make_model(5)
+    step, losses = torch.optim.Adam(draft.parameters(), lr=0.01), []
+    for _ in range(20):
+        loss = Learner(draft, how).train()(batch, objective(how, None))
+        losses.append(loss.item())
+        step.zero_grad()
+        loss.backward()
+        step.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# What a recipe may ask for.
+
+
+@pytest.mark.parametrize(
+    "found",
+    ["kl", {}, {"kl": 1.0}, {"forward_kl": 0.0}, {"forward_kl": -1.0}, {"forward_kl": True}, 7, ["forward_kl"], None],
+)
+def test_unknown_names_and_weights_that_are_not_positive_are_refused(found):
+    with pytest.raises(ValidationError, match=r"wanted one of cross_entropy, .*, block_length, or positive weights"):
+        part(found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["pretrain.objective=block_length"], "pretrain has objective block_length, which texts of a corpus have no"),
+        (["pretrain.objective={sampled_total_variation: 1, forward_kl: 1}"], "objective sampled_total_variation"),
+        (
+            ["align.objective=forward_kl", "align.target_law=stored"],
+            r"align has target_law stored; give synthesize.top",
+        ),
+        (
+            ["align.target_law=stored", "synthesize.top_logprobs=5"],
+            "target_law is stored; give an objective of the law",
+        ),
+        (
+            ["align.objective=forward_kl", "align.target_law=stored", "align.temperature=0.6"],
+            "target_law is stored at temperature 1, temperature is 0.6",
+        ),
+    ],
+)
+def test_a_loss_without_what_it_needs_is_a_problem_of_the_recipe(overrides, problem):
+    with pytest.raises(RecipeError, match=rf"{problem}[^\0]*\n  do: "):
+        resolve(RECIPES / "demo.yaml", overrides)
+
+
+def test_weights_come_from_the_command_line_and_back_out_of_the_resolved_file(tmp_path):
+    from fastdraft.resolve import resolved_yaml
+
+    found = resolve(RECIPES / "demo.yaml", ["align.objective={forward_kl: 0.5, block_length: 2}"])
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(found))
+    again = resolve(tmp_path / "resolved.yaml").recipe
+    assert again == found.recipe
+    assert again.align.objectives == {"forward_kl": 0.5, "block_length": 2.0}
+
+
+def test_records_of_rows_are_those_of_their_completions():
+    from fastdraft.corpus.order import Mixture, Portion
+    from fastdraft.synthesize.completions import Completion, Law, Top
+    from fastdraft.synthesize.rows import RecordedCompletions
+
+    def completion(prompt: int, tokens: int, temperature: float) -> Completion:
+        top = Top(np.arange(tokens * 2, dtype=np.uint32).reshape(-1, 2), -np.ones((tokens, 2), np.float16))
+        logp = -np.arange(1, tokens + 1, dtype=np.float32)
+        return Completion("k", np.arange(prompt) + 1, np.arange(tokens) + 9, logp, Law(temperature), 0, top)
+
+    rows = RecordedCompletions([completion(2, 3, 0.6), completion(1, 9, 1.0), completion(3, 2, 0.0)], 5)
+    mixture = Mixture({"synthetic": rows}, {"synthetic": 1.0}, 7)
+    batches = [mixture.next_batch(3, Portion(rank, 2)) for rank in (0, 1)]
+    for batch in batches:
+        trained = batch.labels_BT != IGNORED
+        assert torch.equal(trained, ~batch.record.logp_BT.isnan())
+        assert torch.equal(trained, ~batch.record.top_logp_BTK[..., 1].isnan())
+        assert batch.record.logp_BT[trained].tolist() == [8.0 - label for label in batch.labels_BT[trained].tolist()]
+        assert len(batch.inputs_BT) == len(batch.record.logp_BT) == 2

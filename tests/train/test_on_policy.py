@@ -1,0 +1,95 @@
+"""Rows that the draft continues are its own words behind the prompt, drawn from its law, the same each time."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fastdraft.corpus.order import IGNORED, Batch
+from fastdraft.errors import RecipeError
+from fastdraft.recipe import TrainPart
+from fastdraft.train.learner import Learner
+from fastdraft.train.objectives import objective
+from fastdraft.train.on_policy import continued
+
+B, T, V = 5, 13, 31
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Prompts of 4 tokens, of which three are not trained on, and texts that end at different places."""
+    text = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(3))
+    labels_BT = text[:, 1:].clone()
+    labels_BT[:, :3] = IGNORED
+    labels_BT[1, 9:] = IGNORED
+    return Batch(text[:, :-1], labels_BT)
+
+
+def part(**more: object) -> TrainPart:
+    fixed = {"mix": {"a": 1.0}, "train_tokens": 1, "precision": "fp32", "head_chunk_tokens": 7}
+    return TrainPart.model_validate(fixed | {"objective": "forward_kl"} | more)
+
+
+def test_prompts_and_trained_places_stay_and_labels_follow_inputs(make_model, batch):
+    found = continued(make_model(5), batch, 1.0)
+    assert torch.equal(found.inputs_BT[:, :4], batch.inputs_BT[:, :4])
+    assert torch.equal(found.labels_BT == IGNORED, batch.labels_BT == IGNORED)
+    trained = found.labels_BT[:, :-1] != IGNORED
+    assert torch.equal(found.labels_BT[:, :-1][trained], found.inputs_BT[:, 1:][trained])
+    assert not torch.equal(found.inputs_BT, batch.inputs_BT)
+
+
+def test_what_is_drawn_follows_from_rows_and_weights_alone(make_model, batch):
+    model = make_model(5)
+    first = continued(model, batch, 1.0)
+    torch.rand(7)
+    again, other = continued(model, batch, 1.0), continued(make_model(7), batch, 1.0)
+    assert torch.equal(first.inputs_BT, again.inputs_BT)
+    assert not torch.equal(first.inputs_BT, other.inputs_BT)
+    assert model.training == make_model(5).training
+
+
+def test_words_are_drawn_from_the_draft_s_law(make_model):
+    """One place, many rows of one prompt: shares of tokens within four standard errors of the law."""
+    model, rows = make_model(5), 4001
+    for weight in model.parameters():
+        weight.data *= 4
+    inputs_BT = torch.tensor([[3, 1, 4, 1]]).repeat(rows, 1)
+    batch = Batch(inputs_BT, inputs_BT.clone())
+    found = continued(model, batch, 1.0).inputs_BT[:, 1]  # the first quarter is the prompt
+    law_V = model(input_ids=inputs_BT[:1, :1]).logits[0, -1].softmax(-1).detach()
+    shares_V = torch.bincount(found, minlength=V) / rows
+    assert ((shares_V - law_V).abs() < 4 * (law_V * (1 - law_V) / rows).sqrt() + 1e-4).all()
+
+
+def test_about_a_share_of_the_rows_is_continued(make_model):
+    inputs_BT = torch.randint(V, (501, 4), generator=torch.Generator().manual_seed(3))
+    found = continued(make_model(5), Batch(inputs_BT, inputs_BT.clone()), 0.3)
+    changed = (found.inputs_BT != inputs_BT).any(1).float().mean()
+    assert 0.2 < changed < 0.4
+
+
+def test_a_step_is_the_loss_on_the_continued_rows_and_a_measurement_is_not(make_model, batch):
+    draft, target = make_model(5), make_model(7)
+    how = part(on_policy=1.0)
+    own = continued(draft, batch, 1.0)
+    learner = Learner(draft, how)
+    found = learner.train()(batch, objective(how, target))
+    torch.testing.assert_close(found, Learner(draft, part()).train()(own, objective(part(), target)))
+    measured = learner.eval()(batch, objective(how, target))
+    torch.testing.assert_close(measured, Learner(draft, part()).eval()(batch, objective(part(), target)))
+
+
+@pytest.mark.parametrize("more", [{"objective": "cross_entropy"}, {"objective": {"forward_kl": 1, "cross_entropy": 1}}])
+def test_losses_on_the_draft_s_own_words_are_refused(more):
+    with pytest.raises(ValidationError, match="on_policy is for the live target's law alone"):
+        part(on_policy=0.3, **more)
+
+
+def test_a_draft_in_shards_cannot_continue():
+    from pathlib import Path
+
+    from fastdraft.resolve import resolve
+
+    demo = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    with pytest.raises(RecipeError, match=r"align.on_policy needs the whole draft[^\0]*\n  do: "):
+        resolve(demo, ["align.objective=forward_kl", "align.on_policy=0.3", "parallel=fsdp"])
