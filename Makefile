@@ -16,7 +16,7 @@ setup-dev: .venv/dev
 	touch $@
 
 .venv/dev: .venv/base
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,docs,openvino,ray,report,view]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,docs,openvino,play,ray,report,view]'
 	$(CHROMIUM) || echo 'no chromium: the tests that need a browser will be skipped'
 	touch $@
 
