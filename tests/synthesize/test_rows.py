@@ -36,6 +36,13 @@ def test_a_prompt_that_leaves_no_label_is_refused() -> None:
         CompletionRows([completion([1] * 8, [2])], 7)
 
 
+def test_among_others_such_a_prompt_is_left_out_and_told() -> None:
+    with pytest.warns(UserWarning, match=r"a prompt of 9 tokens .* of 7: 2 of 3 completions are left out"):
+        rows = CompletionRows([completion([1] * 9, [2]), completion([2], [3, 5]), completion([1] * 8, [2])], 7)
+    assert (rows.rows, rows.labels, rows.cut) == (1, 2, 0)
+    assert rows.row(0)[0][:2].tolist() == [2, 3]
+
+
 def test_rows_are_a_source_of_the_mixture() -> None:
     rows = CompletionRows([completion([1, 2], [3]), completion([4, 5], [6])], 3)
     batch = Mixture({"completions": rows}, {"completions": 1.0}, seed=7).next_batch(2)

@@ -5,6 +5,7 @@ Dimensions: T tokens of a row, K tokens of a stored law.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,17 +18,25 @@ from fastdraft.synthesize.completions import Completion
 
 
 class CompletionRows:
-    """One row per completion, all of T tokens; `cut` counts the completions of which the end did not fit."""
+    """One row per completion, all of T tokens; `cut` counts the completions of which the end did not fit.
+
+    A completion whose prompt fills a row is left out, with a warning: one of many recorded ones is no reason to stop.
+    CorpusError where that leaves none.
+    """
 
     def __init__(self, completions: Sequence[Completion], sequence_tokens: int) -> None:
-        longest = max((len(row.prompt) for row in completions), default=0)
-        if longest > sequence_tokens:
-            raise CorpusError(
-                f"a prompt of {longest} tokens leaves no place for its completion in a sequence of {sequence_tokens}\n"
-                f"  do: raise `align.sequence_tokens` or lower `synthesize.prompt_tokens`"
+        fitting = [row for row in completions if len(row.prompt) <= sequence_tokens]
+        if len(fitting) < len(completions):
+            longest = max(len(row.prompt) for row in completions)
+            found = (
+                f"a prompt of {longest} tokens leaves no place for its completion in a sequence of {sequence_tokens}"
             )
-        self._completions, self._length = completions, sequence_tokens
-        self.rows = len(completions)
+            if not fitting:
+                raise CorpusError(f"{found}\n  do: raise `align.sequence_tokens` or lower `synthesize.prompt_tokens`")
+            left_out = len(completions) - len(fitting)
+            warnings.warn(f"{found}: {left_out} of {len(completions)} completions are left out", stacklevel=2)
+        completions = self._completions = fitting
+        self._length, self.rows = sequence_tokens, len(fitting)
         self.labels = sum(min(len(row.tokens), sequence_tokens - len(row.prompt) + 1) for row in completions)
         self.cut = sum(len(row.prompt) + len(row.tokens) > sequence_tokens + 1 for row in completions)
 
@@ -47,8 +56,8 @@ class RecordedCompletions(CompletionRows):
 
     def __init__(self, completions: Sequence[Completion], sequence_tokens: int) -> None:
         super().__init__(completions, sequence_tokens)
-        self.known_tokens = max((row.top.known_tokens for row in completions if row.top), default=0)
-        self.known = sum(len(row.logp) > 0 for row in completions)
+        self.known_tokens = max((row.top.known_tokens for row in self._completions if row.top), default=0)
+        self.known = sum(len(row.logp) > 0 for row in self._completions)
 
     def record(self, index: int) -> Record:
         """What is known of a row's labels, NaN where a label is IGNORED."""
