@@ -6,7 +6,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from fastdraft.synthesize.completions import Law
-from fastdraft.synthesize.decode import draw, generate
+from fastdraft.synthesize.decode import generate
+from fastdraft.synthesize.drawing import draw
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (1, 11, 5, 1, 7, 2, 29, 3)]
 NO_END: frozenset[int] = frozenset()

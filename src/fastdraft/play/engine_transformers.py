@@ -17,7 +17,7 @@ from fastdraft.maths.verify import Block as Verdict
 from fastdraft.maths.verify import accept_greedy, accept_sampled
 from fastdraft.play.blocks import Asked, Block, Side
 from fastdraft.synthesize.completions import Law
-from fastdraft.synthesize.decode import draw
+from fastdraft.synthesize.drawing import draw
 
 
 class Transformers:
