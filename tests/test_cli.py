@@ -193,7 +193,7 @@ def test_a_loss_that_is_no_number(tiny, fastdraft):
         (6, None, "tokenize"),
         (12, None, "pretrain/checkpoint-00000011"),
         (45, None, "pretrain/checkpoint-00000011"),
-        (12, "align", "evaluate/card.json"),
+        (12, "align", "evaluate/marked.json"),
     ],
 )
 def test_a_full_disk(tiny, fastdraft, kilobytes, after, where):
