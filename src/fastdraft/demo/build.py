@@ -1,8 +1,11 @@
-"""How the packaged target is made again.
+"""How the packaged pair is made again.
 
 python -m fastdraft.demo.build tokenizer    # tokenizer and config.json, from the Python sources on this machine
 fastdraft run recipes/demo-target.yaml      # the weights, by the same loop that trains drafts
 python -m fastdraft.demo.build package      # bf16 weights, held-out lists and model card, into the package
+
+Its draft, of the playground: `make demo`, then
+fastdraft export runs/demo --format huggingface --weights bf16 --out src/fastdraft/demo/draft
 """
 
 from __future__ import annotations

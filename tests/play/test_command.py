@@ -1,0 +1,43 @@
+"""`fastdraft play`: the packaged pair on a terminal, and what it refuses."""
+
+import pytest
+
+from fastdraft.artefacts.handover import accepted
+from fastdraft.play.opening import ENGINES, packaged
+from fastdraft.recipe import TargetPart
+
+
+def test_the_packaged_draft_fits_the_packaged_target():
+    found = accepted(TargetPart(path="demo"), packaged().folder, tuple(ENGINES.values()))
+    assert len(found) >= 2
+
+
+@pytest.mark.parametrize("temperature", [0, 0.6])
+def test_without_a_page(fastdraft, temperature):
+    arguments = ["--prompt", "def f(x):\n", "--tokens", "13", "--temperature", temperature]
+    ended = fastdraft("play", "--terminal", *arguments)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("13 tokens in") == 2
+    assert "tokens a target forward" in ended.out
+    assert ("The texts are equal, token for token." in " ".join(ended.out.split())) == (temperature == 0)
+
+
+def test_a_draft_of_another_vocabulary_is_refused(tiny, fastdraft):
+    ended = fastdraft("play", "demo", "target", "--terminal")
+    assert ended.code == 2
+    assert "fastdraft check demo" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--engine", "vllm"], "no playground in `vllm`"),
+        (["demo", "nowhere-at-all/x"], "nowhere-at-all"),
+        (["--terminal", "--prompt", " "], "the prompt is empty"),
+    ],
+)
+def test_what_it_refuses(fastdraft, arguments, told):
+    ended = fastdraft("play", *arguments)
+    assert ended.code == 2
+    assert told in ended.err
+    assert "do: " in ended.err
