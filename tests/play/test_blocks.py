@@ -154,5 +154,11 @@ def test_moments_end_in_a_verdict(player):
     *_, (plain, drafted, _, _, said) = moments(player, "def f():", request)
     assert plain != drafted
     assert "The texts are equal, token for token." in said
-    parted = verdict(Transcript([1, 2], ["", ""], "pp", 2, 1.0), Transcript([1, 3], ["", ""], "ac", 1, 1.0), True)
+    parted = verdict(Transcript([1, 2], ["", ""], "pp", 2, 1.0), Transcript([1, 3], ["", ""], "ac", 1, 1.0), True, True)
     assert "part at token 2" in parted
+    sampled = [
+        verdict(Transcript([1], [""], "p", 1, 1.0), Transcript([2], [""], "c", 1, 0.5), False, kept) for kept in (0, 1)
+    ]
+    assert "another law" in sampled[0]
+    assert "samples of the same law" in sampled[1]
+    assert all("2.00 times" in said for said in sampled)

@@ -41,10 +41,15 @@ class Block(NamedTuple):
 
 
 class Player(Protocol):
-    """A pair that decodes one prompt at a time; `interleaves`: both sides can take turns, block by block."""
+    """A pair that decodes one prompt at a time.
+
+    `interleaves`: both sides can take turns, block by block. `keeps_law`: sampled with the draft, a text is distributed
+    as the target's own.
+    """
 
     name: str
     interleaves: bool
+    keeps_law: bool
     tokenizer: PreTrainedTokenizerFast
     context_tokens: int
 

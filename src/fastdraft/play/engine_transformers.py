@@ -23,7 +23,7 @@ from fastdraft.synthesize.drawing import draw
 class Transformers:
     """A pair of models of transformers."""
 
-    name, interleaves = "transformers", True
+    name, interleaves, keeps_law = "transformers", True, True
 
     def __init__(
         self,

@@ -62,14 +62,15 @@ def moments(player: Player, prompt: str, asked: Asked) -> Iterator[Shown]:
     for side, block in race(player, asked):
         writers[side].add(block)
         if monotonic() - shown > EVERY_SECONDS:
-            yield _shown(prompt, writers, asked, done=False)
+            yield _shown(prompt, writers, None)
             shown = monotonic()
-    yield _shown(prompt, writers, asked, done=True)
+    yield _shown(prompt, writers, (asked.law.greedy, player.keeps_law))
 
 
-def _shown(prompt: str, writers: dict[Side, Writer], asked: Asked, done: bool) -> Shown:
+def _shown(prompt: str, writers: dict[Side, Writer], ended: tuple[bool, bool] | None) -> Shown:
+    """`ended`: what the verdict hangs on, once it can be said."""
     plain, drafted = (writers[side].transcript for side in SIDES)
-    said = verdict(plain, drafted, asked.law.greedy) if done else "…"
+    said = verdict(plain, drafted, *ended) if ended else "…"
     return text_html(prompt, plain), text_html(prompt, drafted), numbers_html(plain), numbers_html(drafted), said
 
 
