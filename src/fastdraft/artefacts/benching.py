@@ -94,7 +94,7 @@ def _pair(wish: Wish, part: TargetPart, origin: Origin) -> tuple[Bench, tuple[st
     device, weights = device_named(engine, wish.device), weights_named(engine, wish.weights)
     draft_weights = weights_named(engine, wish.draft_weights or wish.weights)
     accepted(part, origin.folder, (engine.rules,))
-    card, context = origins.target_card(Origin(origin.folder, None), part), _context(origin.folder)
+    card, context = origins.target_card(Origin(origin.folder, None), part), context_of(origin.folder)
     tasks = _prompts(wish, origin, part, min(card.context_tokens, context))
     longest = max(len(prompt) for prompts in tasks.values() for prompt in prompts) + wish.tokens + max(wish.gammas) + 1
     theirs, found = in_form(engine, target.folder_of(part), weights)
@@ -195,7 +195,7 @@ def _model(name: str, part: TargetPart, weights: str) -> Model:
     )
 
 
-def _context(folder: Path) -> int:
+def context_of(folder: Path) -> int:
     """Of the draft; so large that it does not matter where its configuration names none."""
     text = target.open_config(TargetPart(path=str(folder.resolve()))).get_text_config()
     return int(getattr(text, "max_position_embeddings", 1 << 31))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fastdraft import draft, target
 from fastdraft.artefacts import origin as origins
-from fastdraft.artefacts.benching import draft_origin, in_form
+from fastdraft.artefacts.benching import context_of, draft_origin, in_form
 from fastdraft.artefacts.handover import accepted
 from fastdraft.artefacts.origin import Origin
 from fastdraft.bench.engine_openvino import F32, OpenedOpenVino
@@ -35,7 +35,7 @@ def open_pair(target_name: str, draft_name: str, engine: str, device: str | None
     accepted(part, origin.folder, (ENGINES[engine],))
     card = origins.target_card(Origin(origin.folder, None), part)
     tokenizer, eos = target.open_tokenizer(part), frozenset(card.eos_ids)
-    context = min(card.context_tokens, _context(origin.folder))
+    context = min(card.context_tokens, context_of(origin.folder))
     if engine == "transformers":
         place = torch.device(device or "cpu")
         models: list[PreTrainedModel] = [target.open_model(part, place), draft.open_draft(origin.folder, place)]
@@ -50,8 +50,3 @@ def open_pair(target_name: str, draft_name: str, engine: str, device: str | None
 def packaged() -> Origin:
     """The demo's own draft."""
     return Origin(Path(str(resources.files("fastdraft.demo").joinpath("draft"))), None)
-
-
-def _context(folder: Path) -> int:
-    text = target.open_config(TargetPart(path=str(folder.resolve()))).get_text_config()
-    return int(getattr(text, "max_position_embeddings", 1 << 31))
