@@ -7,7 +7,8 @@ An arm is the recipe of a target with other keys, in one table (`ARMS`); `share`
 Arms of a seed share every stage of the same key by hard links, and the target's completions of held-out prompts. The
 same command goes on where it was stopped, and prints the tables again.
 
-Tokens gained are block efficiency - 1, relative to the paper's recipe with the same seed; cost counts the draft's
+Tokens gained are block efficiency - 1, relative to the paper's recipe with the same seed, from random weights as in the
+paper and from the weights that all others start from; cost counts the draft's
 training (6 N a token) and the target's forwards (2 N a token, teacher-forced or generated) at the sizes of the paper's
 pairs, whatever the sizes here. Attention is left out.
 """
@@ -37,7 +38,7 @@ from fastdraft.stages import key_of, road
 TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stories260k.yaml")}
 GAMMAS = (3, 5)
 TEMPERATURES = (0.0, 0.6, 1.0)
-PAPER = "paper"
+REFERENCES = PAPER, SAME_START = "paper", "ce"
 HALF = "{forward_kl: 0.5, total_variation: 0.5}"
 STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
 EARLIER = ("pretrain", "continue")
@@ -47,9 +48,13 @@ PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 
 # What an arm changes; `earlier.KEY` is that key of every phase before alignment that the recipe has, `tokens: align`
-# gives all of the recipe's tokens to alignment, and `prompts` multiplies what the target writes.
+# gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, and `own_text` aligns on
+# the texts that the prompts were taken from. The paper starts from random weights, every other arm from the target's
+# embedding, which costs nothing: `ce` is the paper's recipe from there.
+CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 ARMS: dict[str, dict[str, Any]] = {
-    PAPER: {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"},
+    PAPER: {"draft.start": "random", **CROSS_ENTROPY},
+    SAME_START: CROSS_ENTROPY,
     "kl": {"align.objective": "forward_kl"},
     "tv": {"align.objective": "total_variation"},
     "half": {"align.objective": HALF},
@@ -71,10 +76,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "kl_more": {"align.objective": "forward_kl", "prompts": 4},
     "stored_kl_more": {"align.objective": "forward_kl", "prompts": 4, **STORED},
     "kl_at_1": {"align.objective": "forward_kl", "synthesize.temperatures": "{1.0: 1}"},
-    "paper_at_1": {"synthesize.temperatures": "{1.0: 1}"},
+    "ce_own_text": {**CROSS_ENTROPY, "own_text": True},
+    "ce_more": {**CROSS_ENTROPY, "prompts": 4},
+    "ce_greedy": {**CROSS_ENTROPY, "synthesize.temperatures": "{0.0: 1}"},
+    "ce_at_1": {**CROSS_ENTROPY, "synthesize.temperatures": "{1.0: 1}"},
     "no_pt": {"align.objective": "cross_entropy", "tokens": "align"},
     "no_pt_kl": {"align.objective": "forward_kl", "tokens": "align"},
     "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
+    "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
 }
 
 
@@ -111,6 +120,8 @@ def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
         **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
         "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
     }
+    if change.pop("own_text", False):
+        keys["align.mix"] = dict(recipe.synthesize.mix)
     if change.pop("tokens", None) == "align":
         tokens = {"align": sum(tokens.values())}
         keys |= dict.fromkeys(set(EARLIER) & set(parts), "null")
@@ -212,13 +223,13 @@ def efficiencies(runs: list[Run], gamma: int) -> str:
     return table(f"block efficiency, gamma {gamma}", ["arm", *(f"{t}, {law(at)}" for t, at in places)], rows)
 
 
-def gained(runs: list[Run], gamma: int) -> str:
-    """Tokens gained by each arm relative to the paper's recipe, and what each costs relative to it."""
+def gained(runs: list[Run], gamma: int, reference: str) -> str:
+    """Tokens gained by each arm relative to a reference, and what each costs relative to it."""
     tasks = sorted({result.task for result in runs[0].results})
-    paper = {run.seed: run for run in runs if run.arm == PAPER}
+    besides = {run.seed: run for run in runs if run.arm == reference}
     rows = []
     for arm, mine in by_arm(runs).items():
-        pairs = [(run, paper[run.seed]) for run in mine if run.seed in paper]
+        pairs = [(run, besides[run.seed]) for run in mine if run.seed in besides]
         columns = [
             [gains(run, beside, gamma, of, at) for run, beside in pairs]
             for at in TEMPERATURES
@@ -228,7 +239,7 @@ def gained(runs: list[Run], gamma: int) -> str:
         rows.append([arm, *(interval(cells, "{:+.0%}") for cells in columns), *(f"{cost:.2f}" for cost in costs)])
     kinds = ["", *(f", {task}" for task in tasks if len(tasks) > 1)]
     names = [f"{law(at)}{kind}" for at in TEMPERATURES for kind in kinds]
-    title = f"tokens gained relative to `{PAPER}`, gamma {gamma}, and total cost relative to it at the sizes of"
+    title = f"tokens gained relative to `{reference}`, gamma {gamma}, and total cost relative to it at the sizes of"
     return table(f"{title} {', '.join(PAIRS)}", ["arm", *names, *(f"cost, {pair}" for pair in PAIRS)], rows)
 
 
@@ -258,8 +269,9 @@ def report(runs: list[Run], share: float) -> str:
         seeds = sorted({run.seed for run in mine})
         said = f"At {share:g} of its tokens, seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them."
         told.append(f"\n# {target}\n\n{said}")
+        there = [reference for reference in REFERENCES if reference in by_arm(mine)]
         for gamma in GAMMAS:
-            told += [gained(mine, gamma), efficiencies(mine, gamma)]
+            told += [*(gained(mine, gamma, reference) for reference in there), efficiencies(mine, gamma)]
         told.append(taken(mine))
     return "\n".join(told)
 
@@ -286,7 +298,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    arms = [PAPER, *(arm for arm in asked.arms if arm != PAPER)]
+    arms = list(dict.fromkeys([*REFERENCES, *asked.arms]))
     runs: list[Run] = []
     for target in here(asked.targets):
         for seed in asked.seeds:

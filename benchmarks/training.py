@@ -373,12 +373,12 @@ def measure(name: str, load: Load, given: argparse.Namespace, device: torch.devi
             for arm in group:
                 running[arm].step()  # the first pays for what is made once; where a step takes a minute it counts
         while any(_goes_on(seconds[arm], load, given) for arm in running):
-            rates.append(matrix_rate(device, clock))
             for arm in list(running):
                 if (taken := running[arm].step()) is None:
                     peaks[arm] = running.pop(arm).end()
                 else:
                     seconds[arm].append(taken)
+            rates.append(matrix_rate(device, clock))  # behind the steps: a process that starts takes the cores too
         peaks |= {arm: process.end() for arm, process in running.items()}
     form = SHAPES[name].form()
     size = ModelSize.of_shape(form)
