@@ -144,8 +144,6 @@ def draw_sizes(runs: Sequence[Run], axes: Any) -> None:
     nats = [[r.cards["pretrain"].held_out_nats["text"] for r in mine] for mine in groups.values()]
     other.errorbar(tokens, *_bars(nats), marker="x", linestyle=":", color="gray", label="held-out text after PT")
     other.set_ylabel("nats a token")
-    axes.legend(loc="upper left")
-    other.legend(loc="lower right")
 
 
 def draw_orders(runs: Sequence[Run], axes: Any) -> None:
@@ -160,7 +158,6 @@ def draw_orders(runs: Sequence[Run], axes: Any) -> None:
     axes.set_xticklabels([f"{task}, {f'T = {t:g}' if t else 'greedy'}" for task, t in places])
     axes.set(ylabel=f"block efficiency after FT, gamma {GAMMA}")
     axes.set_ylim(bottom=1)
-    axes.legend()
 
 
 def _bars(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
@@ -193,6 +190,7 @@ def main() -> None:
         told.append(words(runs))
         picture = Figure(figsize=(8, 4.5), layout="constrained")
         draw(runs, picture.subplots())
+        picture.legend(loc="outside upper center", ncols=4)
         picture.savefig(asked.folder / f"{what}.png", dpi=120)
     (asked.folder / "report.md").write_text("\n".join(told) + "\n", encoding="utf-8")
     print("\n".join(told))
