@@ -48,9 +48,9 @@ PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 
 # What an arm changes; `earlier.KEY` is that key of every phase before alignment that the recipe has, `tokens: align`
-# gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, and `own_text` aligns on
-# the texts that the prompts were taken from. The paper starts from random weights, every other arm from the target's
-# embedding, which costs nothing: `ce` is the paper's recipe from there.
+# gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, `own_text` aligns on the
+# texts that prompts were taken from, and `mixed` makes one phase of PT and CP. The paper starts from random weights,
+# every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 ARMS: dict[str, dict[str, Any]] = {
     PAPER: {"draft.start": "random", **CROSS_ENTROPY},
@@ -72,6 +72,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF},
     "kl_tv": {"earlier.objective": "forward_kl", "align.objective": "total_variation"},
     "half_half": {"earlier.objective": HALF, "align.objective": HALF},
+    "mixed_kl_half": {"mixed": True, "earlier.objective": "forward_kl", "align.objective": HALF},
     "kl_stored_kl": {"earlier.objective": "forward_kl", "align.objective": "forward_kl", **STORED},
     "kl_more": {"align.objective": "forward_kl", "prompts": 4},
     "stored_kl_more": {"align.objective": "forward_kl", "prompts": 4, **STORED},
@@ -84,6 +85,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_pt_kl": {"align.objective": "forward_kl", "tokens": "align"},
     "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
     "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
+    "no_pt_more_stored_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, **STORED},
 }
 
 
@@ -110,6 +112,15 @@ def phases(recipe: Recipe) -> dict[str, TrainPart]:
     return {name: part for name, part in found.items() if part is not None}
 
 
+def mixed(parts: dict[str, TrainPart]) -> dict[str, float]:
+    """What PT and CP take of each source together, in tokens."""
+    weights: dict[str, float] = {}
+    for part in (parts["pretrain"], parts["continue"]):
+        for name, weight in part.mix.items():
+            weights[name] = weights.get(name, 0.0) + part.train_tokens * weight / sum(part.mix.values())
+    return {name: round(weight) for name, weight in weights.items()}
+
+
 def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
     """A recipe's keys for an arm."""
     recipe = resolve(path).recipe
@@ -120,6 +131,9 @@ def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
         **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
         "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
     }
+    if change.pop("mixed", False) and "continue" in parts:
+        keys |= {"pretrain.mix": mixed(parts), "continue": "null"}
+        tokens["pretrain"] += tokens.pop("continue")
     if change.pop("own_text", False):
         keys["align.mix"] = dict(recipe.synthesize.mix)
     if change.pop("tokens", None) == "align":

@@ -1,6 +1,7 @@
 """What several rooms are tested with: small models, a whole road that takes seconds, the command to go down it."""
 
 import json
+import logging
 import multiprocessing
 import random
 import shutil
@@ -17,6 +18,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import warning_once
 
 from fastdraft.artefacts.journey import Journey
 from fastdraft.manifest import Manifest
@@ -86,6 +88,18 @@ def perturbed() -> Callable[[LlamaForCausalLM, float, int], LlamaForCausalLM]:
         return copy
 
     return build
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What transformers' log shows from now on, what it says only once too."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    warning_once.cache_clear()
+    logging.getLogger("transformers").addHandler(handler)
+    yield lines
+    logging.getLogger("transformers").removeHandler(handler)
 
 
 CHAT = (

@@ -115,6 +115,29 @@ def test_completions_of_another_revision(kept, asked, fastdraft):
     found(fastdraft("evaluate", DRAFT, "--data", "other", "--target", "tuned", "--gammas", 1, *QUICK))
 
 
+def test_a_runs_own_evaluation_is_a_recording(asked, fastdraft):
+    """Without the target it scores a draft as the run did; what another target wrote, or was asked, is refused."""
+    run, own = asked / "runs" / "tiny", "runs/tiny/evaluate"
+    theirs = [r for r in json.loads((run / "evaluate" / "card.json").read_text())["results"] if r["stage"] == "align"]
+    (asked / "target").rename(asked / "away")
+    ours = found(fastdraft("evaluate", DRAFT, "--data", own, "--gammas", "1-3", *QUICK))["results"]
+    assert len(ours) == 4
+    for mine, of_run in zip(ours, theirs, strict=True):
+        assert (mine["task"], mine["temperature"]) == (of_run["task"], of_run["temperature"])
+        assert mine["alpha"]["value"] == pytest.approx(of_run["alpha"]["value"])
+        for at, of_gamma in zip(mine["gammas"], of_run["gammas"], strict=True):
+            assert at["block_efficiency"]["value"] == pytest.approx(of_gamma["block_efficiency"]["value"])
+    one = found(fastdraft("evaluate", OTHER, "--data", own, "--tasks", "rows", "--temperature", 1, *QUICK))
+    assert [(task["name"], task["temperature"]) for task in one["tasks"]] == [("rows", 1.0)]
+    check_refused(fastdraft("evaluate", DRAFT, "--data", own, "--tasks", "gsm8k"), "has no completions of gsm8k")
+    shutil.copytree(asked / "away", asked / "tuned")
+    (asked / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
+    check_refused(fastdraft("evaluate", DRAFT, "--data", own, "--target", "tuned"), "evaluate was written by target")
+    card = run / "target" / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"digest": "0123456789abcdef"}))
+    check_refused(fastdraft("evaluate", DRAFT, "--data", own), "was not made with", "0123456789abcdef")
+
+
 def test_a_draft_that_does_not_fit(kept, asked, fastdraft):
     shutil.copytree(asked / DRAFT, asked / "foreign")
     config = asked / "foreign" / "config.json"

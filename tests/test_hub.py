@@ -84,9 +84,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 def test_a_model_is_fetched_and_for_a_plan_without_its_weights(hub):
     assert target.open_config(TargetPart(path="some/model")).vocab_size == 131
-    assert {"config.json", "tokenizer.json"} == set(Hub.fetched)
+    assert {"config.json", "tokenizer.json", "README.md"} == set(Hub.fetched)
     target.folder_of(TargetPart(path="some/model"))
-    assert {"config.json", "tokenizer.json", "model.safetensors"} == set(Hub.fetched)
+    assert {"config.json", "tokenizer.json", "README.md", "model.safetensors"} == set(Hub.fetched)
 
 
 SAID = {

@@ -22,8 +22,9 @@ ROOMS = (
         "run",
         "manifest",
         "progress",
-        "records",
         "extras",
+        "energy",
+        "records",
         "maths",
     ),
     *(

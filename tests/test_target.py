@@ -1,6 +1,7 @@
 """A target is opened whole, or the error says what is wrong with its folder and what to do."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from fastdraft import decoder, target
 from fastdraft.errors import TargetError, UserError, VocabularyMismatch
+from fastdraft.progress import unsaid
 from fastdraft.recipe import TargetPart
 
 CPU = torch.device("cpu")
@@ -41,6 +43,30 @@ def test_a_card_says_what_a_draft_must_know(folder, tiny_llama):
     assert (card["family"], card["vocab_rows"], card["tokenizer_tokens"]) == ("llama", 131, 101)
     assert (card["context_tokens"], card["bos_id"], card["eos_ids"], card["adds_bos"]) == (97, None, (0,), False)
     assert card["parameters"] == tiny_llama(seed=3).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license: llama3.1", "llama3.1"),
+        ("license: other\nlicense_name: LLAMA4", "llama4"),
+        ("license: other", "other"),
+        ("tags: [a]", None),
+        ("license: [a, b]", None),
+        ("license: {", None),
+    ],
+)
+def test_a_licence_is_what_the_recipe_says_or_the_targets_own_card(folder, front, licence):
+    assert target.card(part(folder))["licence"] is None
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    assert target.card(part(folder))["licence"] == licence
+    assert target.card(part(folder, licence="gemma"))["licence"] == "gemma"
+
+
+def test_a_licence_changes_nothing_that_is_made(folder):
+    before = target.digest(part(folder))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert target.digest(part(folder, licence="gemma")) == before
 
 
 def test_every_end_of_text_is_known(folder):
@@ -185,6 +211,27 @@ def test_a_tokenizer_that_cannot_be_read(folder, content):
     (folder / "tokenizer.json").unlink() if content is None else (folder / "tokenizer.json").write_text(content)
     with pytest.raises(TargetError, match=f"(?s)no tokenizer can be read in {folder}.*wanted.*\n.*do: copy"):
         target.card(part(folder))
+
+
+def test_a_pattern_is_called_wrong_only_where_it_may_be(folder, said):
+    """transformers says it of every large tokenizer beside a configuration that names no version."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(100_003)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
+    for family, alarms in (("qwen2", 0), ("mistral", 1)):
+        edit(folder / "config.json", model_type=family, transformers_version=None)
+        target.open_tokenizer(part(folder))
+        assert sum("incorrect regex pattern" in line for line in said) == alarms
+
+
+def test_only_the_named_lines_of_a_log_are_unsaid(said):
+    log = logging.getLogger("transformers.here")
+    with unsaid("transformers", "wolf", "river 7"):
+        log.warning("a wolf")
+        log.warning("river %d", 7)
+        log.warning("river 11")
+    log.warning("a wolf again")
+    assert said == ["river 11", "a wolf again"]
 
 
 def test_a_tokenizer_larger_than_the_embedding(folder):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+import yaml
+from huggingface_hub import constants, metadata_load, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -31,6 +32,16 @@ def fetched(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         nothing_kept = isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None
         said = _said(name, revision, error.__cause__ if nothing_kept else error)
         raise TargetError(f"{name} is no local folder, and {said}") from error
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a model's README.md names in its front matter, in the hub's words; None where it names none."""
+    try:
+        said = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):  # no README.md, or none that can be read: then nothing is said
+        return None
+    named = said.get("license_name") or said.get("license")
+    return named.lower() if isinstance(named, str) else None
 
 
 def _said(name: str, revision: str | None, error: BaseException | None) -> str:

@@ -5,8 +5,11 @@ Of several processes the main one shows it.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -69,6 +72,23 @@ class Bar:
             flush=True,
         )
         self._printed = time.monotonic()
+
+
+@contextmanager
+def unsaid(library: str, *texts: str) -> Iterator[None]:
+    """A library's log without the lines in which one of these texts stands; all others are shown."""
+    handlers = list(logging.getLogger(library).handlers)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in texts)
+
+    for handler in handlers:
+        handler.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_shown)
 
 
 def say(line: str) -> None:

@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fastdraft.energy import Joules
 from fastdraft.errors import CardError
 from fastdraft.run import write_json
 
@@ -20,11 +21,12 @@ FILE = "card.json"
 
 
 class Cost(BaseModel):
-    """What a stage took."""
+    """What a stage took. `joules` by part of the machine that told (energy.py); None where none was asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     seconds: float
     tokens: int = 0
+    joules: Joules | None = None
 
     @property
     def tokens_per_second(self) -> float:

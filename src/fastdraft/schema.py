@@ -19,7 +19,7 @@ WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 MARKDOWN_HEADER = """# Every key of a recipe
 
-Printed from the schema, src/fastdraft/recipe.py: `fastdraft recipe schema --markdown > docs/recipe.md`.
+Printed from the schema, src/fastdraft/recipe/: `fastdraft recipe schema --markdown > docs/recipe.md`.
 
 A recipe is a YAML file; `key=value` on the command line changes it, with dots between the names of parts:
 `pretrain.train_tokens=5e5`, `corpus.code.path=src`, `align=null`. An unknown key stops the run.

@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from fastdraft import processes, start
+from fastdraft import energy, processes, start
 from fastdraft.artefacts.completions import CompletionsCard, make_completions
 from fastdraft.artefacts.drafts import make_draft
 from fastdraft.artefacts.evaluation import EvaluationCard, make_evaluation
@@ -37,7 +37,7 @@ from fastdraft.target import TargetCard, digest
 # stopped can go on from its last checkpoint with another word on such steps; one that skipped some says so.
 WITHOUT_EFFECT = {
     *("checkpoint_seconds", "workers", "executor", "slurm"),
-    *("activation_checkpointing", "on_nonfinite", "ray_workers", "measure_prompts"),
+    *("activation_checkpointing", "on_nonfinite", "ray_workers", "measure_prompts", "licence"),
 }
 # Keys that came later, with the value at which a stage is what it was before them: then its key is the same too.
 CAME_LATER: dict[type[Part], dict[str, Any]] = {
@@ -48,9 +48,11 @@ CAME_LATER: dict[type[Part], dict[str, Any]] = {
         **{"longest_prompt_tokens": 512, "rescore": True, "precision": "fp32", "drop_loops": False, "leak_tokens": 13},
         "leak_tasks": [],
         "top_logprobs": 0,
+        "top_logprobs_from": "target",
     },
     TrainPart: {
         **{"target_law": "live", "temperature": 1.0, "on_policy": 0.0, "block_gamma": 5},
+        "block_decay": 1.0,
         **{"keep": "last", "early_stop_measures": None},
     },
 }
@@ -152,13 +154,20 @@ def _make(stage: Stage, journey: Journey, manifest: Manifest, key: str) -> None:
         say(f"{stage.name}: made anew; what another recipe left is in {moved}")
     say(f"{stage.name} ...")
     make, started = partial(stage.make, journey, folder), time.monotonic()
-    with full_disk_named(folder), _warnings_noted(manifest):
+    with full_disk_named(folder), _warnings_noted(manifest), energy.Meter(energy.counters(journey.device)) as meter:
         made = make() if stage.shared else processes.led(make)
-    seconds = made.seconds if made.seconds is not None else time.monotonic() - started
-    card = stage.card(key=key, cost=Cost(seconds=seconds, tokens=made.tokens), **made.fields)
+        cost = _cost(made, time.monotonic() - started, energy.over_processes(meter.joules()))
+    card = stage.card(key=key, cost=cost, **made.fields)
     processes.led(partial(_finish, folder, card, made.leftovers))
     manifest.stage(stage.name, "made")
-    say(f"{stage.name}: done in {seconds:.1f} s")
+    say(f"{stage.name}: done in {cost.seconds:.1f} s")
+
+
+def _cost(made: Made, seconds: float, joules: energy.Joules) -> Cost:
+    """Of this call, unless what was made says that it began before."""
+    if made.seconds is not None:
+        return Cost(seconds=made.seconds, tokens=made.tokens, joules=made.joules)
+    return Cost(seconds=seconds, tokens=made.tokens, joules=joules)
 
 
 def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:

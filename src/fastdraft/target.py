@@ -24,7 +24,8 @@ from fastdraft.decoder import counts as counts
 from fastdraft.decoder import parameters as parameters
 from fastdraft.decoder import vocabulary_tensors as vocabulary_tensors
 from fastdraft.errors import TargetError, VocabularyMismatch
-from fastdraft.hub import fetched
+from fastdraft.hub import fetched, licence_of
+from fastdraft.progress import unsaid
 from fastdraft.recipe import TargetPart
 from fastdraft.records import Card
 
@@ -41,8 +42,18 @@ TOKENIZER_FILES = (
 )
 
 
+# transformers 5.0 takes every tokenizer of more than 100,000 ids in a local folder for one of Mistral's first ones, of
+# a wrong pattern, unless config.json names the version that wrote it, and not 4.57.3: it looks at the family only where
+# an older version is named. Of these families what it then says may be so, of all others it is false.
+MISTRAL = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
+OF_MISTRAL = "with an incorrect regex pattern"
+
+
 class TargetCard(Card):
-    """What a draft must know of its target. Sizes in rows and tokens; `digest` changes when any file of it does."""
+    """What a draft must know of its target. Sizes in rows and tokens; `digest` changes when any file of it does.
+
+    licence: in the hub's words, as the recipe or the target's README.md says it; None where neither does.
+    """
 
     kind: ClassVar[str] = "target"
     name: str
@@ -55,6 +66,7 @@ class TargetCard(Card):
     eos_ids: tuple[int, ...]
     adds_bos: bool
     digest: str
+    licence: str | None = None
 
 
 def quiet() -> None:
@@ -113,6 +125,7 @@ def card(part: TargetPart, weights: bool = True) -> dict[str, object]:
         "eos_ids": _eos_ids(folder, config, tokenizer),
         "adds_bos": tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
         "digest": digest(part, weights),
+        "licence": part.licence or licence_of(folder),
     }
 
 
@@ -153,7 +166,8 @@ def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
     """The target's tokenizer, which must be a fast one; TargetError where there is none."""
     folder = folder_of(part, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
+        with unsaid("transformers", *false_alarms(folder)):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
         # Without any file of a tokenizer the last resort fails for want of an optional package, and says that.
         raise TargetError(
@@ -169,6 +183,12 @@ def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TargetError(f"the tokenizer in {folder} has no fast form\n  do: convert it to tokenizer.json")
     return tokenizer
+
+
+def false_alarms(folder: Path) -> tuple[str, ...]:
+    """What transformers' log says of the tokenizer in a folder and is not so."""
+    family = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+    return () if family in MISTRAL else (OF_MISTRAL,)
 
 
 def open_model(part: TargetPart, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -206,7 +226,8 @@ def load(
 
 
 def _fetched(part: TargetPart, weights: bool) -> Path:
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "USE_POLICY*"]
+    patterns += ["*.safetensors"] if weights else []
     patterns += ["*.bin"] if weights and part.allow_pickle else []
     patterns += ["*.py"] if part.trust_remote_code else []
     return fetched(part.path, part.revision, patterns)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.artefacts.handover import Wish, export
-from fastdraft.artefacts.origin import evidence, origin_of, target_card, target_of
+from fastdraft.artefacts.origin import Origin, evidence, licence_of, origin_of, target_card, target_of
 from fastdraft.cli import export as command
 from fastdraft.draft import DraftCard
 from fastdraft.errors import ExportError, MissingExtra, ProofError, TargetError, VocabularyMismatch
@@ -25,7 +26,7 @@ from fastdraft.export.figures import best_gamma
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.records import ExportCard
 from fastdraft.recipe import TargetPart
-from fastdraft.records import read_card
+from fastdraft.records import Cost, read_card
 from fastdraft.resolve import resolve, resolved_yaml
 from fastdraft.target import TOKENIZER_FILES, TargetCard
 from fastdraft.view import exports
@@ -96,6 +97,17 @@ def test_what_was_measured_elsewhere_is_told_too(done):
     assert "base_model: some/target" in model_card(replace(known, part=TargetPart(path="some/target")), card)
 
 
+def test_the_card_says_what_energy_is_known(done):
+    _, card = export(Wish(done, "huggingface"))
+    origin = origin_of(done)
+    part = target_of(origin)
+    known = evidence(origin, part, target_card(origin, part))
+    told = {"align": Cost(seconds=1.0, joules={"cpu": 5e6, "cuda": 3.28e7}), "target": Cost(seconds=1.0)}
+    said = "Energy: 10.5 kWh by the machine's own counters (cpu in 1 of 2 stages, cuda in 1 of 2 stages), with all else"
+    assert said in model_card(replace(known, costs=told), card)
+    assert "Energy: not known." in model_card(replace(known, costs={"target": told["target"]}), card)
+
+
 def test_it_is_a_command(done, capsys):
     app = typer.Typer()
     app.command()(command.export)
@@ -110,11 +122,14 @@ def test_it_is_a_command(done, capsys):
     assert "nothing was uploaded: add --yes to do it" in said.stdout
 
 
-def test_it_is_shown(done):
-    folder, card = export(Wish(done, "huggingface"))
+def shown(folder: Path, card: ExportCard) -> str:
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(exports.handed_over(folder, card))
-    text = console.export_text()
+    return console.export_text()
+
+
+def test_it_is_shown(done):
+    text = shown(*export(Wish(done, "huggingface")))
     for said in (
         "huggingface, weights bf16",
         "accepted by vLLM",
@@ -157,6 +172,40 @@ def test_a_target_that_has_changed_is_another_one(done):
     text = (folder / "README.md").read_text()
     assert "Not recorded" in text
     assert card.notes[0] in text
+
+
+def test_a_licence_that_binds_the_draft_goes_with_it(done):
+    """The naming rule in the card, the line in NOTICE, the target's own text of it."""
+    Path("target/README.md").write_text("---\nlicense: llama3.1\n---\n# A target\n")
+    Path("target/LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT")
+    folder, card = export(Wish(done, "huggingface"))
+    assert card.target_licence == "llama3.1"
+    assert (folder / "LICENSE").read_bytes() == Path("target/LICENSE").read_bytes()
+    assert (
+        (folder / "NOTICE").read_text().startswith("Llama 3.1 is licensed under the Llama 3.1 Community License, Cop")
+    )
+    assert {"LICENSE", "NOTICE"} <= card.files.keys()
+    text = (folder / "README.md").read_text()
+    assert ModelCard(text).data.license == "llama3.1"
+    for said in (
+        "\n# Llama draft for target\n",
+        "**Built with Llama.**",
+        'a name that begins with "Llama"',
+        "`LICENSE`",
+    ):
+        assert said in text
+    assert "llama3.1, which binds the draft" in shown(folder, card)
+
+
+def test_the_licence_is_that_of_the_target_which_the_draft_was_trained_for(done):
+    """Whatever target it is exported for."""
+    text = (done / "resolved.yaml").read_text()
+    (done / "resolved.yaml").write_text(re.sub("(?m)^  licence: null.*$", "  licence: gemma", text))
+    origin, other = origin_of(done), TargetPart(path="target", licence="mit")
+    assert licence_of(origin, target_card(origin, other)) == "gemma"
+    bare = Origin(origin.folder, None)
+    assert licence_of(bare, target_card(bare, other)) == "mit"
+    assert licence_of(bare, target_card(bare, TargetPart(path="target"))) is None
 
 
 def test_what_is_not_the_draft_is_not_finished(done, monkeypatch):

@@ -130,6 +130,39 @@ def test_what_was_said_is_uploaded(exported, hub, private):
     assert handler.kept == {name: (exported / name).read_bytes() for name in plan.files}
 
 
+def licensed(exported: Path, licence: str | None) -> Path:
+    """The export of a draft whose target has this licence."""
+    card = json.loads((exported / "card.json").read_text())
+    (exported / "card.json").write_text(json.dumps(card | {"target_licence": licence}))
+    return exported
+
+
+def test_a_name_that_the_targets_licence_forbids(exported):
+    licensed(exported, "llama3.1")
+    said = planned(exported, "me/draft", private=True).said()
+    assert "WARNING: the target is under the Llama 3.1 Community License: the name of a draft of it must begin" in said
+    with pytest.raises(
+        ExportError, match=r'me/draft cannot be its name: .*must begin with "Llama"\n  do: choose'
+    ) as told:
+        planned(exported, "me/draft", private=False)
+    assert told.value.exit_code == 2
+    assert "WARNING" not in planned(exported, "me/Llama-draft", private=False).said()
+
+
+def test_it_says_the_targets_licence(exported):
+    for licence, told in ((None, "licence: not known"), ("mit", "licence: mit"), ("gemma", "gemma, which binds")):
+        said = planned(licensed(exported, licence), "me/draft", private=False).said()
+        assert told in said
+        assert "WARNING" not in said
+
+
+def test_an_export_from_before_licences_were_known(exported):
+    card = json.loads((exported / "card.json").read_text())
+    del card["target_licence"]
+    (exported / "card.json").write_text(json.dumps(card))
+    assert "licence: not known" in planned(exported, "me/draft", private=False).said()
+
+
 def test_a_hub_that_refuses(exported, hub):
     handler, api = hub
     handler.refuses = True

@@ -1,5 +1,6 @@
 """Each loss is its textbook sum, stays exact where a law has removed tokens, and keeps every leading dimension."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdraft.maths.acceptance import chain
 from fastdraft.maths.divergence import (
     DISTRIBUTION_LOSSES,
     block_length,
@@ -148,3 +150,60 @@ def test_block_length_is_the_forwards_of_the_chain_and_falls_as_q_rises(gamma: i
     assert (slope_BN <= 1e-12).all()
     assert (slope_BN[1, 5:] == 0).all()
     assert torch.equal(block_length(logp_BN, logp_BN, lengths_B, gamma), (lengths_B / (gamma + 1)).ceil().double())
+
+
+def _forwards_by_place(accept_NG: Tensor) -> float:
+    """Expected target forwards over one text, outcome by outcome, where acceptance hangs on the place in the block."""
+    places, gamma = accept_NG.shape
+    total = 0.0
+    for outcomes in itertools.product((True, False), repeat=places):
+        chance, forwards, state = 1.0, 0, 0
+        for accept_G, outcome in zip(accept_NG.tolist(), outcomes, strict=True):
+            forwards += state == 0
+            if state == gamma:  # a bonus token, whatever the coin
+                chance, state = chance / 2, 0
+            else:
+                chance *= accept_G[state] if outcome else 1 - accept_G[state]
+                state = state + 1 if outcome else 0
+        total += chance * forwards
+    return total
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("decay", [1.0, 0.7, 0.1])
+def test_slopes_of_block_length_are_those_of_each_place_weighed(gamma: int, decay: float) -> None:
+    """By differences in float64: how the forwards change with a token's acceptance in one place of its block alone."""
+    draw = torch.Generator().manual_seed(3)
+    logp_BN, logq_BN = (torch.rand(2, 3, 7, generator=draw, dtype=torch.float64)).log()
+    lengths_B, step = torch.tensor([7, 5, 1]), 1e-6
+    logq_BN.requires_grad_()
+    forwards_B = block_length(logp_BN, logq_BN, lengths_B, gamma, decay)
+    assert torch.equal(forwards_B, block_length(logp_BN, logq_BN, lengths_B, gamma))
+    (slope_BN,) = torch.autograd.grad(forwards_B.sum(), logq_BN)
+    accept_BN = (logq_BN - logp_BN).detach().exp().clamp(max=1)
+    for row, length in enumerate(lengths_B.tolist()):
+        accept_NG = accept_BN[row, :length, None].repeat(1, gamma)
+        assert forwards_B[row].item() == pytest.approx(_forwards_by_place(accept_NG))
+        for place in range(length):
+            change = 0.0
+            for drafted in range(gamma):
+                moved = [accept_NG.clone(), accept_NG.clone()]
+                for sign, each in zip((-1, 1), moved, strict=True):
+                    each[place, drafted] += sign * step
+                below, above = map(_forwards_by_place, moved)
+                change += decay**drafted * (above - below) / (2 * step)
+            free = accept_BN[row, place] < 1
+            assert slope_BN[row, place].item() == pytest.approx(
+                float(free) * change * accept_BN[row, place].item(), abs=1e-7
+            )
+    assert (slope_BN <= 1e-12).all()
+    assert (slope_BN[1, 5:] == 0).all()
+
+
+def test_every_place_of_a_block_speaks_for_acceptance_and_counts_of_accepted_tokens_would_not() -> None:
+    """gamma 5, decay 1/2, all accepted: docs/maths.md, "Losses"."""
+    weight_G = 0.5 ** torch.arange(5)
+    saved = {}
+    for name, accept in {"all": torch.ones(1, 60), "every second": torch.tensor([1.0, 0.0]).repeat(30)[None]}.items():
+        saved[name] = (chain(accept, torch.tensor([60]), 5).position_accepted_BG @ weight_G).item() / 60
+    assert saved == pytest.approx({"all": 1.9375 / 6, "every second": 1 / 2})

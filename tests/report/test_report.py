@@ -121,6 +121,64 @@ def test_costs_are_the_cards(run):
     assert trained == ["pretrain", "continue", "align"]
 
 
+def with_joules(run, joules):
+    """A run whose cards say what their stages took; stages that are not named were not measured."""
+    for name in NAMES:
+        edit(run / name / "card.json", lambda card, name=name: card["cost"].update(joules=joules.get(name)))
+    return read(run)
+
+
+def cells(html, section):
+    """The texts of each line of a section's table."""
+    part = html.split(f'<section id="{section}">')[1].partition("</table>")[0]
+    lines = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, flags=re.DOTALL) for line in part.split("<tr")[1:]]
+    return [[re.sub(r"<[^>]+>", "|", cell) for cell in line] for line in lines]
+
+
+def test_energy_stands_beside_the_stages_that_know_it(run):
+    joules = {"pretrain": {"cpu": 40_000.0, "cuda": 32_000.0}, "align": {"cpu": None, "cuda": 7.5e6}}
+    account = with_joules(run, joules)
+    html = page.one(account)
+    heads, *lines = cells(html, "cost")
+    place = heads.index("energy")
+    found = {line[0]: line[place] for line in lines}
+    assert found == {
+        **dict.fromkeys(NAMES, "–||"),
+        **{"pretrain": "20.0 Wh|cpu, cuda|", "align": "2.1 kWh|cuda, not cpu|"},
+        "all": "2.1 kWh|cpu in 1 of 7 stages, cuda in 2 of 7 stages|",
+    }
+    assert all(len(line) == len(heads) for line in lines)
+    assert "Energy is what the machine’s counters told" in html
+    assert "Energy: not known" not in html
+
+
+@pytest.mark.parametrize(
+    ("joules", "why"),
+    [
+        ({}, "Energy: not known, it was not recorded."),
+        ({"align": {"cpu": None}}, "Energy: not known, the machine’s energy counters could not be read."),
+    ],
+)
+def test_where_no_energy_is_known_the_report_says_why(run, joules, why):
+    account = with_joules(run, joules)
+    for html, section in ((page.one(account), "cost"), (page.several([account, account], compact=True), "verdict")):
+        assert why in html
+        assert "energy" not in cells(html, section)[0]
+        assert "counters told" not in html
+
+
+def test_energy_of_several_runs(run, tmp_path):
+    shutil.copytree(run, tmp_path / "dear")
+    joules = {name: {"cpu": 1000.0} for name in NAMES}
+    accounts = [with_joules(run, {}), with_joules(tmp_path / "dear", joules)]
+    for compact in (False, True):
+        html = page.several(accounts, compact)
+        heads, *lines = cells(html, "verdict")
+        assert [line[heads.index("energy")] for line in lines] == ["–||", "1.9 Wh|cpu|"]
+        assert [len(line) for line in lines] == [len(heads)] * 2
+        assert "counters told" in html
+
+
 @pytest.mark.parametrize("stage", NAMES)
 def test_an_unfinished_run_is_told_as_far_as_it_is(run, stage):
     begun = NAMES[NAMES.index(stage) :]

@@ -35,9 +35,10 @@ class Serving:
         eos: frozenset[int] = frozenset({0}),
         places: int = 1 << 10,
         change: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer,
+        error: str = "busy",
     ) -> None:
         self.target, self.faults, self.model, self.delay_seconds, self.eos = target, faults, model, delay_seconds, eos
-        self.change = change
+        self.change, self.error = change, error
         self.asked = self.answered = 0
         self.bodies: list[dict[str, Any]] = []
         self._lock, self.places = threading.Lock(), threading.Semaphore(places)
@@ -87,15 +88,28 @@ class Serving:
             (written,) = generate(self.target, [prompt], law, body["max_tokens"], self.eos, coins)
             row = Completion("0", prompt, written.tokens, written.logp, law)
             ((_, logits_NV),) = completion_logits(self.target, [row])
-        raw = logits_NV.log_softmax(-1).gather(1, torch.from_numpy(row.tokens)[:, None])[:, 0]
+        raw_NV = logits_NV.log_softmax(-1)
+        raw = raw_NV.gather(1, torch.from_numpy(row.tokens)[:, None])[:, 0]
         choice = {
             "index": 0,
             "text": " ".join(map(str, row.tokens)),
             "token_ids": row.tokens.tolist(),
-            "logprobs": {"token_logprobs": raw.tolist()},
+            "logprobs": {
+                "token_logprobs": raw.tolist(),
+                "top_logprobs": [
+                    _said(law_V, int(token), body.get("logprobs", 1))
+                    for law_V, token in zip(raw_NV, row.tokens, strict=True)
+                ],
+            },
             "finish_reason": "stop" if int(row.tokens[-1]) in self.eos else "length",
         }
         return {"model": self.model, "choices": [choice]}
+
+
+def _said(law_V: torch.Tensor, token: int, likeliest: int) -> dict[str, float]:
+    """The sampled token, and behind it the likeliest ones, the last first: one more where it is none of them."""
+    best = law_V.topk(likeliest).indices.flip(0).tolist()
+    return {f"token_id:{i}": float(law_V[i]) for i in [token, *best]}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -137,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "silence":
             time.sleep(4)
         elif fault is not None and fault.isdecimal():
-            self._say(int(fault), {"error": "busy"}, {"Retry-After": "0"} if fault == "429" else {})
+            self._say(int(fault), {"error": self.serving.error}, {"Retry-After": "0"} if fault == "429" else {})
         elif fault == "garbage":
             self._send(200, b"<html>", {})
         else:

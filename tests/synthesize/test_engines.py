@@ -1,18 +1,23 @@
 """The table of engines: each gives the same kind of rows; what is not installed says so."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fastdraft.errors import MissingExtra
+from fastdraft.maths.law import warp
 from fastdraft.progress import Bar
 from fastdraft.recipe import SynthesizePart, TargetPart
-from fastdraft.synthesize.completions import CompletionStore, Keys, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
 from fastdraft.synthesize.engines import ENGINES, Setup
+from fastdraft.synthesize.generate import generate
 from fastdraft.synthesize.rescore import completion_logits, law_logp, rescored, rescorer
 from fastdraft.synthesize.write import Decoding, keyed, write
 
@@ -112,3 +117,103 @@ def test_the_in_process_engine_gives_nothing_that_is_stored(setup_of):
     stored.add(row.key for row in rows[:20])
     found = [row.key for shard in ENGINES["transformers"](setup).shards(rows, stored) for row in shard.rows]
     assert sorted(found) == sorted(row.key for row in rows[20:])
+
+
+class OfflineVllm:
+    """What the engine asks of vLLM, as vLLM documents it, answered by a target of transformers."""
+
+    def __init__(self, model, asked):
+        self.model, self.asked = model, asked
+
+    def LLM(self, **settings):
+        self.asked.update(settings)
+        return self
+
+    def SamplingParams(self, **settings):
+        return SimpleNamespace(**settings)
+
+    def generate(self, prompts, settings, use_tqdm):
+        assert not use_tqdm, "bars are ours"
+        return [SimpleNamespace(outputs=[self._written(*each)]) for each in zip(prompts, settings, strict=True)]
+
+    def _written(self, prompt, how):
+        """The sampled token of each place and the likeliest, by id; all raw, or all of the processed law."""
+        tokens, law = np.array(prompt["prompt_token_ids"]), Law(how.temperature, max(how.top_k, 0), how.top_p)
+        coins = torch.from_numpy(np.random.default_rng(how.seed).random((1, how.max_tokens)))
+        (written,) = generate(self.model, [tokens], law, how.max_tokens, frozenset(how.stop_token_ids), coins)
+        ((_, logits_NV),) = completion_logits(self.model, [Completion("0", tokens, written.tokens, written.logp, law)])
+        raw = self.asked["logprobs_mode"] == "raw_logprobs" or law.greedy
+        law_NV = logits_NV.log_softmax(-1) if raw else warp(logits_NV, *law)
+        assert how.logprobs <= self.asked["max_logprobs"]
+        said = [
+            {i: SimpleNamespace(logprob=float(law_V[i])) for i in [token, *law_V.topk(how.logprobs).indices.tolist()]}
+            for law_V, token in zip(law_NV, written.tokens.tolist(), strict=True)
+        ]
+        return SimpleNamespace(token_ids=written.tokens.tolist(), logprobs=said)
+
+
+@pytest.mark.parametrize("known", [0, 7])
+def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_law(setup_of, monkeypatch, tmp_path, known):
+    setup = setup_of("vllm", top_logprobs=known, rescore=known == 0)
+    setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=known))
+    target, asked = setup.open_target(), {}
+    monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(target, asked))
+    engine, store = ENGINES["vllm"](setup), CompletionStore(tmp_path)
+
+    def never():
+        raise AssertionError("the target is not needed")
+
+    with Bar("test", 23, "rows") as bar:
+        rescore = rescorer(engine.logp, known == 0, never, known)
+        assert not write(engine, keyed(requests(), setup.decoding), store, setup.decoding, bar, rescore)
+    rows = store.read()
+    assert asked["logprobs_mode"] == ("raw_logprobs" if known else "processed_logprobs")
+    for row, again in zip(rows, rescored(target, rows, known).rows, strict=True):
+        if known and row.law == LAWS[2]:
+            assert len(row.logp) == 0, "raw, and rescore is false"
+        else:
+            np.testing.assert_allclose(row.logp, again.logp, atol=1e-4)
+        if known:
+            np.testing.assert_array_equal(row.top.ids, again.top.ids)
+            np.testing.assert_allclose(row.top.logp.astype(float), again.top.logp.astype(float), atol=4e-3)
+
+
+def test_what_vllm_says_and_cannot_be_is_counted(setup_of, monkeypatch):
+    setup = setup_of("vllm", top_logprobs=2)
+    setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=2))
+    broken = [{7: np.nan, 5: -1.0}, {7: -1.0, 5: np.nan}, {7: -1.0, 5: 0.5}, {7: -0.1, 5: -0.1}, {7: -1.0, 5: -1.0}]
+    steps = [{i: SimpleNamespace(logprob=logp) for i, logp in step.items()} for step in broken]
+    outputs = [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[7], logprobs=[step])]) for step in steps]
+    vllm = OfflineVllm(None, {})
+    vllm.generate = lambda *_, **__: outputs
+    monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
+    asked = keyed((Request(np.array([3]), Law(1.0), i) for i in range(5)), setup.decoding)
+    (shard,) = ENGINES["vllm"](setup).shards(asked, Keys())
+    assert [row.index for row in shard.rows] == [4]
+    assert shard.refused == {
+        "log-probabilities above zero, infinite or NaN": 1,
+        "log-probabilities of likeliest tokens above zero or NaN": 2,
+        "likeliest tokens whose probabilities sum to more than 1": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"engine": "transformers"},
+        {"engine": "server", "server": {"urls": ["http://a/v1"], "model": "m", "text_only": True}},
+        {"engine": "server", "server": {"urls": ["http://a/v1"], "model": "m"}, "top_logprobs": 0},
+    ],
+)
+def test_servers_say_likeliest_tokens_only_by_their_ids(changed):
+    given = {"mix": {"text": 1}, "prompts": 1, "top_logprobs": 3, "top_logprobs_from": "server"} | changed
+    with pytest.raises(ValidationError, match="top_logprobs_from is server; give engine server, without text_only"):
+        SynthesizePart(**given)
+
+
+@pytest.mark.parametrize(("who", "asked"), [("target", 0), ("server", 3)])
+def test_servers_are_asked_where_the_recipe_says_so(setup_of, who, asked):
+    server = {"urls": ["http://a/v1"], "model": "m"}
+    setup = setup_of("server", server=server, top_logprobs=3, top_logprobs_from=who)
+    setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=3))
+    assert ENGINES["server"](setup)._decoding.top_logprobs == asked

@@ -71,3 +71,38 @@ def test_the_target_is_asked_for_likeliest_tokens_that_an_engine_did_not_give(ta
         assert found.top.ids.shape == wanted.top.ids.shape
         np.testing.assert_allclose(found.top.logp.astype(float), wanted.top.logp.astype(float), atol=4e-3)
         np.testing.assert_allclose(found.logp, wanted.logp, atol=1e-4)
+
+
+def test_greedy_rows_are_not_read_for_a_nought(target):
+    greedy = rows(target, Law(0))[0]
+
+    def never():
+        raise AssertionError("the target is not needed")
+
+    for logp, wanted in (("raw", True), ("raw", False), ("none", True)):
+        (row,) = rescorer(logp, wanted, never)([replace(greedy, logp=greedy.logp - 1)]).rows
+        assert row.logp.tolist() == [0.0] * len(row.tokens)
+
+
+def test_likeliest_tokens_that_an_engine_gave_need_no_target_unless_log_p_does(target):
+    coins = torch.from_numpy(np.random.default_rng(7).random((5, 13)))
+    laws = [Law(0), Law(1.0), Law(0.7)]
+    written = [generate(target, PROMPTS[:1], law, 13, frozenset({3}), coins, top_logprobs=5)[0] for law in laws]
+    given = [
+        Completion(str(i), PROMPTS[0], w.tokens, w.logp - 1 if law.temperature != 1 else w.logp, law, top=w.top)
+        for i, (w, law) in enumerate(zip(written, laws, strict=True))
+    ]
+    opened: list[int] = []
+
+    def open_target():
+        opened.append(1)
+        return target
+
+    greedy, plain, bare = rescorer("raw", False, open_target, 5)(given).rows
+    assert (opened, plain, greedy.logp.any(), len(bare.logp)) == ([], given[1], False, 0)
+    assert [row.top for row in (greedy, plain, bare)] == [row.top for row in given]
+    assert list(rescorer("raw", True, open_target, 5)(given[1:2]).rows) == given[1:2]
+    assert opened == []
+    again = rescorer("raw", True, open_target, 5)(given).rows[-1]
+    np.testing.assert_allclose(again.logp, written[2].logp, atol=1e-4)
+    assert opened == [1]

@@ -1,5 +1,6 @@
 """The engine `server` against a real server on loopback: nothing lost and nothing twice, whatever it does."""
 
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -69,6 +70,22 @@ def test_rescoring_gives_log_probabilities_under_the_law(serve, target, requests
     assert len(rows) == 41
     for before, after in zip(rows, rescored(target, rows).rows, strict=True):
         np.testing.assert_allclose(before.logp, after.logp, atol=1e-4)
+
+
+def test_what_httpx_would_like_to_have_is_not_looked_for_at_each_request(serve, requests, decoding, monkeypatch):
+    """A search of the path that fails takes longer than the rest of a request."""
+
+    class Searches:
+        found = 0
+
+        def find_spec(self, name: str, *_: Any) -> None:
+            self.found += name == "sniffio"
+
+    searches = Searches()
+    monkeypatch.delitem(sys.modules, "sniffio", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [searches, *sys.meta_path])
+    ask(part(serve()), requests, decoding)
+    assert 1 <= searches.found <= 2
 
 
 def test_all_that_a_server_may_have_its_own_mind_about_is_said(serve, requests, decoding):
@@ -218,6 +235,140 @@ def test_ids_are_found_where_other_servers_say_them(serve, requests, decoding):
         for other in said[1:]:
             np.testing.assert_array_equal(other[key].tokens, row.tokens)
             np.testing.assert_array_equal(other[key].logp, row.logp)
+
+
+# Likeliest tokens.
+
+
+def likeliest(rows: dict[str, Completion], target: Any, known: int) -> None:
+    """What rows have is what the target says of them."""
+    found = list(rows.values())
+    for row, again in zip(found, rescored(target, found, known).rows, strict=True):
+        assert row.top.ids.shape == (len(row.tokens), known)
+        np.testing.assert_array_equal(row.top.ids, again.top.ids)
+        np.testing.assert_allclose(row.top.logp.astype(float), again.top.logp.astype(float), atol=4e-3)
+
+
+@pytest.mark.parametrize("known", [1, 5, 131])
+def test_likeliest_tokens_are_those_of_the_servers(serve, target, requests, decoding, known):
+    """In any order, and the sampled one among them where it is none of them."""
+    server = serve()
+    rows, refused = ask(part(server), requests, decoding._replace(top_logprobs=known))
+    assert set(rows) == keys(requests, decoding)
+    assert not refused
+    assert {body["logprobs"] for body in server.bodies} == {known}
+    likeliest(rows, target, known)
+
+
+def test_likeliest_tokens_are_found_where_llama_server_says_them(serve, target, requests, decoding):
+    def as_content(answer: Any) -> Any:
+        choice = answer["choices"][0]
+        said = zip(*(choice["logprobs"][name] for name in ("token_logprobs", "top_logprobs")), strict=True)
+        content = [
+            {"id": token, "logprob": logp, "top_logprobs": [{"id": int(i[9:]), "logprob": of} for i, of in top.items()]}
+            for token, (logp, top) in zip(choice["token_ids"], said, strict=True)
+        ]
+        return answer | {"choices": [choice | {"token_ids": None, "logprobs": {"content": content}}]}
+
+    rows, _ = ask(part(serve(change=as_content)), requests, decoding._replace(top_logprobs=5))
+    likeliest(rows, target, 5)
+
+
+def test_likeliest_tokens_are_not_asked_for_where_the_target_says_them(serve, requests, decoding):
+    server = serve()
+    rows, _ = ask(part(server), requests, decoding)
+    assert {body["logprobs"] for body in server.bodies} == {1}
+    assert {row.top for row in rows.values()} == {None}
+
+
+def said_of_each_place(change: Any) -> Any:
+    """A server that says other likeliest tokens of each place."""
+
+    def of_answer(answer: Any) -> Any:
+        choice = answer["choices"][0]
+        logprobs = choice["logprobs"] | {"top_logprobs": [change(top) for top in choice["logprobs"]["top_logprobs"]]}
+        return answer | {"choices": [choice | {"logprobs": logprobs}]}
+
+    return of_answer
+
+
+def renamed(name: Any) -> Any:
+    """A server that has other names for ids."""
+    return lambda top: {name(int(known.removeprefix("token_id:"))): logp for known, logp in top.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda top: dict.fromkeys(top, 0.5), "log-probabilities of likeliest tokens above zero or NaN"),
+        (lambda top: dict.fromkeys(top, float("nan")), "log-probabilities of likeliest tokens above zero or NaN"),
+        (lambda top: dict.fromkeys(top, -0.5), "likeliest tokens whose probabilities sum to more than 1"),
+        (lambda top: dict.fromkeys(top), "likeliest tokens that are no numbers"),
+        (renamed(lambda i: f"token_id:{i}x"), "likeliest tokens that are no numbers"),
+        (renamed(lambda i: f"token_id:{i + 131}"), "token ids that the target's vocabulary has not"),
+        (renamed(lambda i: f"token_id:{-1 - i}"), "token ids that the target's vocabulary has not"),
+    ],
+)
+def test_likeliest_tokens_that_cannot_be_are_counted(serve, requests, decoding, change, reason):
+    server = serve(change=said_of_each_place(change))
+    rows, refused = ask(part(server), requests[:5], decoding._replace(top_logprobs=5, vocab_rows=131))
+    assert (rows, refused) == ({}, Counter({reason: 5}))
+
+
+def test_likeliest_tokens_that_some_places_lack_are_counted(serve, requests, decoding):
+    def shorter(answer: Any) -> Any:
+        logprobs = answer["choices"][0]["logprobs"]
+        return changed(logprobs=logprobs | {"top_logprobs": [*logprobs["top_logprobs"], {"token_id:1": -1.0}]})(answer)
+
+    rows, refused = ask(part(serve(change=shorter)), requests[:5], decoding._replace(top_logprobs=5))
+    assert (rows, refused) == ({}, Counter({"likeliest tokens that are not there for each token": 5}))
+
+
+def test_where_a_server_says_too_few_the_target_reads_the_row(serve, target, requests, decoding):
+    server = serve(change=said_of_each_place(lambda top: dict(list(top.items())[:3])))
+    with pytest.warns(UserWarning, match="gives fewer than 5 likeliest tokens at some places: the target reads those"):
+        rows, refused = ask(part(server), requests, decoding._replace(top_logprobs=5))
+    assert not refused
+    assert {row.top for row in rows.values()} == {None}
+    scored = rescorer("raw", True, lambda: target, 5)(list(rows.values()))
+    likeliest({row.key: row for row in scored.rows}, target, 5)
+    assert len(scored.rows) == 41
+
+
+def test_excluded_tokens_have_the_least_log_probability_that_is_kept(serve, requests, decoding):
+    """As JSON of Python says minus infinity."""
+    server = serve(change=said_of_each_place(lambda top: dict(list(top.items())[:1]) | {"token_id:130": -np.inf}))
+    rows, _ = ask(part(server), requests[:2], decoding._replace(top_logprobs=2))
+    assert all((row.top.logp[:, 1] == np.float16(-6e4)).all() for row in rows.values())
+
+
+@pytest.mark.parametrize("change", [renamed(lambda i: f" {i}"), lambda _: None])
+def test_likeliest_tokens_by_their_texts_stop(serve, requests, decoding, change):
+    with pytest.raises(ServerError, match=r"gives no likeliest tokens by their ids[^\0]*\n  do: use a server that"):
+        ask(part(serve(change=said_of_each_place(change))), requests, decoding._replace(top_logprobs=5))
+
+
+def test_a_server_that_gives_no_so_many_stops(serve, requests, decoding):
+    server = serve(faults=lambda _: "400", error="Requested sample logprobs of 21, which is greater than 20")
+    with pytest.raises(ServerError, match=r"no 21 likeliest tokens: [^\0]* than 20[^\0]*\n  do: raise the server"):
+        ask(part(server), requests, decoding._replace(top_logprobs=21))
+    rows, refused = ask(part(server), requests[:2], decoding)
+    assert (rows, refused) == ({}, Counter({"the server answered HTTP 400": 2}))
+
+
+def test_an_end_that_a_server_left_out_leaves_its_row_to_the_target(serve, requests, decoding):
+    def without_end(answer: Any) -> Any:
+        choice = answer["choices"][0]
+        if choice["finish_reason"] != "stop" or len(choice["token_ids"]) == 1:
+            return answer
+        said = {name: values[:-1] for name, values in choice["logprobs"].items()}
+        return changed(token_ids=choice["token_ids"][:-1], logprobs=said)(answer)
+
+    server = serve(change=without_end, eos=frozenset(range(0, 131, 5)))
+    rows, _ = ask(part(server), requests, decoding._replace(top_logprobs=5, eos=server.eos))
+    ended = [row for row in rows.values() if len(row.tokens) > 1 and int(row.tokens[-1]) in server.eos]
+    assert len(ended) >= 7
+    assert {row.top for row in ended} == {None}
 
 
 def test_texts_are_tokenised_again_and_have_no_log_probabilities(serve, requests, decoding):

@@ -63,8 +63,8 @@ def of_labels(law_BTV: Tensor, batch: Batch) -> Tensor:
     return law_BTV.gather(-1, batch.labels_BT.clamp(min=0)[..., None])[..., 0]
 
 
-def brute_forwards(accept: list[Tensor], gamma: int) -> Tensor:
-    """Expected target forwards over one text, block by block, from the definition."""
+def brute_forwards(accept: list[Tensor], gamma: int, decay: float = 1.0) -> Tensor:
+    """Expected target forwards over one text, block by block, from the definition; slopes weighed by place in it."""
     opens = [torch.zeros((), dtype=torch.float64) for _ in range(len(accept) + gamma + 2)]
     opens[0] = torch.ones((), dtype=torch.float64)
     for start in range(len(accept)):
@@ -76,8 +76,10 @@ def brute_forwards(accept: list[Tensor], gamma: int) -> Tensor:
             if drafted == gamma:
                 opens[place + 1] = opens[place + 1] + reached
             else:
-                opens[place + 1] = opens[place + 1] + reached * (1 - accept[place])
-                reached = reached * accept[place]
+                weighed = decay**drafted * accept[place]
+                weighed = weighed + (accept[place] - weighed).detach()
+                opens[place + 1] = opens[place + 1] + reached * (1 - weighed)
+                reached = reached * weighed
     return torch.stack(opens[: len(accept)]).sum()
 
 
@@ -94,7 +96,7 @@ def brute(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | No
             total = total - weight * ratio[known].sum()
         elif name == "block_length":
             rows = [ratio[row][known[row]] for row in range(B) if known[row].any()]
-            total = total + weight * sum(brute_forwards(list(row), how.block_gamma) for row in rows)
+            total = total + weight * sum(brute_forwards(list(row), how.block_gamma, how.block_decay) for row in rows)
         else:
             temperature = served(batch) if how.temperature == "rows" else how.temperature
             with torch.no_grad():
@@ -133,6 +135,23 @@ def test_loss_and_gradients_are_the_brute_force_ones(make_model, batch, weights,
     wanted = brute(how, draft, batch, target)
     torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=1e-5)
     for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.01])
+def test_slopes_of_block_length_are_weighed_by_place_in_the_block(make_model, batch, decay):
+    weighed, plain = (part("block_length", block_gamma=3, block_decay=by) for by in (decay, 1.0))
+    draft = make_model(5)
+    for weight in draft.parameters():
+        weight.data *= 4
+    (loss, gradients), (as_before, others) = (
+        loss_and_gradients(weighed, draft, batch),
+        loss_and_gradients(plain, draft, batch),
+    )
+    assert torch.equal(loss, as_before)
+    assert not all(map(torch.allclose, gradients, others))
+    wanted = torch.autograd.grad(brute(weighed, draft, batch, None), list(draft.parameters()))
+    for found, true in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=2e-5)
 
 
@@ -196,9 +215,10 @@ def test_micro_batches_keep_their_records(make_model, batch):
         torch.testing.assert_close(sum(pieces), found)
 
 
-def test_steps_on_block_length_make_blocks_longer(make_model, batch):
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_steps_on_block_length_make_blocks_longer(make_model, batch, decay):
     """Twenty steps of the objective on one batch raise what it measures."""
-    how, draft = part("block_length", block_gamma=3), make_model(5)
+    how, draft = part("block_length", block_gamma=3, block_decay=decay), make_model(5)
     step, losses = torch.optim.Adam(draft.parameters(), lr=0.01), []
     for _ in range(20):
         loss = Learner(draft, how).train()(batch, objective(how, None))
@@ -255,7 +275,7 @@ def test_weights_come_from_the_command_line_and_back_out_of_the_resolved_file(tm
     assert again.align.objectives == {"forward_kl": 0.5, "block_length": 2.0}
 
 
-def test_records_of_rows_are_those_of_their_completions():
+def test_records_of_rows_are_those_of_their_completions(tmp_path):
     from fastdraft.corpus.order import Mixture, Portion
     from fastdraft.synthesize.completions import Completion, Law, Top
     from fastdraft.synthesize.rows import RecordedCompletions
@@ -263,9 +283,9 @@ def test_records_of_rows_are_those_of_their_completions():
     def completion(prompt: int, tokens: int, temperature: float) -> Completion:
         top = Top(np.arange(tokens * 2, dtype=np.uint32).reshape(-1, 2), -np.ones((tokens, 2), np.float16))
         logp = -np.arange(1, tokens + 1, dtype=np.float32)
-        return Completion("k", np.arange(prompt) + 1, np.arange(tokens) + 9, logp, Law(temperature), 0, top)
+        return Completion(f"{prompt}", np.arange(prompt) + 1, np.arange(tokens) + 9, logp, Law(temperature), 0, top)
 
-    rows = RecordedCompletions([completion(2, 3, 0.6), completion(1, 9, 1.0), completion(3, 2, 0.0)], 5)
+    rows = RecordedCompletions([[completion(2, 3, 0.6), completion(1, 9, 1.0), completion(3, 2, 0.0)]], 5, tmp_path)
     mixture = Mixture({"synthetic": rows}, {"synthetic": 1.0}, 7)
     batches = [mixture.next_batch(3, Portion(rank, 2)) for rank in (0, 1)]
     for batch in batches:

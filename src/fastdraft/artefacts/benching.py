@@ -65,7 +65,7 @@ def bench(wish: Wish) -> BenchResult:
     BenchError, DeviceError, MissingExtra, VocabularyMismatch where it cannot be timed as asked, before anything is
     exported; UnequalOutput where greedy text with the draft is not the target's own.
     """
-    part, origin = TargetPart(path=wish.target), draft_origin(wish.draft)
+    part, origin = TargetPart(path=wish.target), origins.origin_named(wish.draft)
     pair, weights = _pair(wish, part, origin)
     steps, cells, equality = _timed(pair)
     engine, device = pair.engine, pair.files.device
@@ -104,17 +104,9 @@ def _pair(wish: Wish, part: TargetPart, origin: Origin) -> tuple[Bench, tuple[st
     return Bench(engine, files, plan, Readers(*engine.readers(files))), (found, found_draft)
 
 
-def draft_origin(name: str) -> Origin:
-    """A draft by its folder, that of its phase or its run, or by its hub id."""
-    local = Path(name).expanduser()
-    if local.exists() or name.startswith((".", "/", "~")):
-        return origins.origin_of(local)
-    return Origin(target.folder_of(TargetPart(path=name)), None)
-
-
 def save(wish: Wish, result: BenchResult) -> Path:
     """The record in the draft's run, or in its folder, where the model card looks for it."""
-    origin = draft_origin(wish.draft)
+    origin = origins.origin_named(wish.draft)
     file = origins.benches(origin) / f"bench-{wish.engine}-{result.device}.json".replace(":", "-")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result.model_dump(mode="json"))

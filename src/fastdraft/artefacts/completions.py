@@ -224,4 +224,5 @@ def decoding(journey: Journey, part: SynthesizePart | EvaluatePart) -> Decoding:
     card, seed = journey.target_card(), journey.recipe.seed
     eos = frozenset(card.eos_ids)
     kept = part.top_logprobs if isinstance(part, SynthesizePart) else 0
-    return Decoding(part.completion_tokens, eos, seed, card.digest, part.batch_prompts, card.eos_ids[0], kept)
+    end, rows = card.eos_ids[0], card.vocab_rows
+    return Decoding(part.completion_tokens, eos, seed, card.digest, part.batch_prompts, end, kept, rows)

@@ -62,7 +62,7 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         "shape": start.as_built(form, phase.model),
         **processes.led(lambda: _measured(folder, kept_step(progress))),
     }
-    return Made(fields, progress.tokens, progress.seconds, tuple(folder.glob("checkpoint-*")))
+    return Made(fields, progress.tokens, progress.seconds, progress.joules, tuple(folder.glob("checkpoint-*")))
 
 
 def _note_data(journey: Journey, part: TrainPart, folder: Path) -> None:
@@ -112,13 +112,15 @@ def _rows(journey: Journey, part: TrainPart) -> dict[str, Rows]:
     }
     if "synthetic" in part.mix:
         store = CompletionStore(journey.folder / "synthesize" / "completions")
-        rows["synthetic"] = _recorded(store, part) if part.reads_records else CompletionRows(store.read(), length)
+        rows["synthetic"] = (
+            _recorded(store, part) if part.reads_records else CompletionRows(store.shards(), length, store.folder)
+        )
     return rows
 
 
 def _recorded(store: CompletionStore, part: TrainPart) -> RecordedCompletions:
     """Rows with their records; CorpusError where an objective wants log-probabilities and no row has any."""
-    rows = RecordedCompletions(store.read(), part.sequence_tokens)
+    rows = RecordedCompletions(store.shards(), part.sequence_tokens, store.folder)
     if OF_THE_SAMPLE & part.objectives.keys() and not rows.known:
         raise CorpusError(
             f"no row of {store.folder} has log-probabilities, and align has {', '.join(part.recorded_keys)}\n"

@@ -46,15 +46,18 @@ def make_evaluation(journey: Journey, folder: Path) -> Made:
 
 
 def written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store: CompletionStore) -> Written:
-    """The target's completions of the held-out prompts of each task, at each temperature; the same prompts for all."""
-    found: Written = {}
-    for task in part.tasks:
-        prompts = evaluation_prompts(journey, part, task)
-        for temperature in part.temperatures:
-            requests = [Request(prompt, Law(temperature)) for prompt in prompts]
-            what = f"{task} at temperature {temperature:g}"
-            found[task, temperature] = complete(model, requests, decoding(journey, part), store, what)
-    return found
+    """The target's completions of all that it is asked."""
+    how = decoding(journey, part)
+    return {
+        (task, temperature): complete(model, requests, how, store, f"{task} at temperature {temperature:g}")
+        for (task, temperature), requests in asked(journey, part).items()
+    }
+
+
+def asked(journey: Journey, part: EvaluatePart) -> dict[tuple[str, float], list[Request]]:
+    """The held-out prompts of each task at each temperature; the same prompts for all."""
+    prompts = {task: evaluation_prompts(journey, part, task) for task in part.tasks}
+    return {(task, at): [Request(p, Law(at)) for p in prompts[task]] for task in prompts for at in part.temperatures}
 
 
 def evaluation_prompts(journey: Journey, part: EvaluatePart, task: str) -> list[Tokens]:

@@ -19,7 +19,7 @@ from fastdraft.compatibility.side import read
 from fastdraft.compatibility.tokens import PROBES
 from fastdraft.errors import ExportError, VocabularyMismatch
 from fastdraft.export import card as cards
-from fastdraft.export import proof
+from fastdraft.export import proof, terms
 from fastdraft.export.formats import Format, format_named
 from fastdraft.export.records import Accepted, ExportCard
 from fastdraft.progress import say
@@ -55,9 +55,9 @@ def export(wish: Wish) -> tuple[Path, ExportCard]:
     out = wish.out or place(origin, f"{wish.format}-{weights}")
     _check_free(out)
     agreed, theirs = accepted(part, origin.folder, form.engines), origins.target_card(origin, part)
-    known = origins.evidence(origin, part, theirs)
+    known, licence = origins.evidence(origin, part, theirs), origins.licence_of(origin, theirs)
     with finished_last(out) as folder:
-        made = _made(form, weights, origin, part, theirs, folder)
+        made = _made(form, weights, origin, part, theirs.model_copy(update={"licence": licence}), folder)
         card = ExportCard(
             key=xxhash.xxh3_64_hexdigest(f"{wish.format} {weights} {theirs.digest} {made['files']}".encode()),
             cost=Cost(seconds=time.monotonic() - started),
@@ -67,6 +67,7 @@ def export(wish: Wish) -> tuple[Path, ExportCard]:
             target=part.path,
             target_revision=part.revision,
             target_digest=theirs.digest,
+            target_licence=licence,
             accepted=agreed,
             **made,
         )
@@ -98,6 +99,7 @@ def _made(
     say("proving it ...")
     found = proof.prove(model, form.open(destination, min(tried.longest_tokens, context)), tried)
     proof.check(found, form.agreement[weights], f"{origin.folder}, weights {weights}")
+    terms.accompany(destination, theirs.licence, target.folder_of(part, weights=False))
     files = {path.name: path.stat().st_size for path in sorted(destination.iterdir())}
     return {"files": files, "notes": (*notes, *_estranged(origin, theirs)), "proof": found}
 

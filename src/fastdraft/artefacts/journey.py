@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fastdraft import draft, start, target
 from fastdraft.corpus.shards import Shards, SourceCard
+from fastdraft.energy import Joules
 from fastdraft.errors import TargetError
 from fastdraft.recipe import Recipe, TrainPart
 from fastdraft.records import Card, read_card
@@ -32,13 +33,15 @@ class Note(UserWarning):
 
 
 class Made(NamedTuple):
-    """An artefact: its card's own fields, the tokens that went through, and the seconds, where they are not those of
-    this call alone (a phase that was resumed). `leftovers` are removed once the card stands, and not before.
+    """An artefact: its card's own fields, the tokens that went through, and the seconds with their joules, where they
+    are not those of this call alone (a phase that was resumed). `leftovers` are removed once the card stands, and not
+    before.
     """
 
     fields: dict[str, Any]
     tokens: int = 0
     seconds: float | None = None
+    joules: Joules | None = None
     leftovers: tuple[Path, ...] = ()
 
 

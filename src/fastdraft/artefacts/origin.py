@@ -67,6 +67,14 @@ def origin_of(given: Path) -> Origin:
     return Origin(folder, folder.parent.parent if ours else None)
 
 
+def origin_named(name: str) -> Origin:
+    """A draft by its folder, that of its phase or its run, or by its hub id."""
+    local = Path(name).expanduser()
+    if local.exists() or name.startswith((".", "/", "~")):
+        return origin_of(local)
+    return Origin(target.folder_of(TargetPart(path=name)), None)
+
+
 def target_of(origin: Origin) -> TargetPart:
     """The target that the draft's run names; ExportError where there is no run."""
     recipe = origin.recipe()
@@ -84,9 +92,20 @@ def target_card(origin: Origin, part: TargetPart) -> TargetCard:
     """
     recipe, measured = origin.recipe(), origin.card("target", TargetCard)
     here = part.path == "demo" or Path(part.path).expanduser().exists()
-    if not here and measured is not None and recipe is not None and recipe.target == part:
+    if not here and measured is not None and recipe is not None and _same_files(recipe.target, part):
         return measured
     return TargetCard(key="", cost=Cost(seconds=0.0), **target.card(part, weights=False))
+
+
+def _same_files(one: TargetPart, other: TargetPart) -> bool:
+    return one.model_copy(update={"licence": None}) == other.model_copy(update={"licence": None})
+
+
+def licence_of(origin: Origin, card: TargetCard) -> str | None:
+    """The licence of the target that the draft was trained for, where its run says it; else that of the one given."""
+    recipe, measured = origin.recipe(), origin.card("target", TargetCard)
+    said = (recipe and recipe.target.licence) or (measured and measured.licence)
+    return said or card.licence
 
 
 def completions(origin: Origin, card: TargetCard) -> list[Completion]:

@@ -14,12 +14,14 @@ from fastdraft import draft as drafts
 from fastdraft import target
 from fastdraft.artefacts import origin as origins
 from fastdraft.artefacts.origin import Origin
+from fastdraft.artefacts.own_recording import is_own, own_recording
 from fastdraft.compatibility.tokens import spelled
 from fastdraft.errors import RecordingError, VocabularyMismatch
 from fastdraft.evaluate.recording import (
     Recording,
     RecordingCard,
     Target,
+    chosen,
     record,
     recorded,
     usual_folder,
@@ -80,7 +82,7 @@ def material(wish: Wish) -> Material:
 
     RecordingError where the completions are another target's, VocabularyMismatch where a draft does not fit.
     """
-    origins_by_name = {name: _origin(name) for name in (wish.draft, wish.other) if name is not None}
+    origins_by_name = {name: origins.origin_named(name) for name in (wish.draft, wish.other) if name is not None}
     if wish.data is None:
         part = _target(wish, origins_by_name[wish.draft])
         folder, found = _written(wish, part, origins_by_name)
@@ -116,21 +118,15 @@ def _written(wish: Wish, part: TargetPart, places: dict[str, Origin]) -> tuple[P
 
 
 def _kept(wish: Wish, data: Path, places: dict[str, Origin]) -> tuple[TargetPart, Path, Recording]:
-    """What was recorded before, of the target that is meant."""
-    found = recorded(data, wish.tasks, wish.laws)
+    """What was recorded before, or written for the evaluation of a run, of the target that is meant."""
+    asked = wish.tasks, wish.laws
+    found = chosen(data, own_recording(data), *asked) if is_own(data) else recorded(data, *asked)
     card = found.card
     for name, origin in places.items():
         _check_fit(name, origin, card.target.name, card.target.vocab_rows, card.vocabulary)
     _check_meant(wish, card, data, places)
     part = TargetPart(path=card.target.name, revision=card.revision)
     return (part if wish.target is None else TargetPart(path=wish.target)), data, found
-
-
-def _origin(name: str) -> Origin:
-    """A draft by its folder, that of its phase or its run, or by its hub id."""
-    if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
-        return origins.origin_of(Path(name).expanduser())
-    return Origin(target.folder_of(TargetPart(path=name)), None)
 
 
 def _export_card(origin: Origin) -> ExportCard | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from fastdraft.cli.options import AsJson, Overrides, block_lengths, laws_of, scr
 from fastdraft.cli.road import Folder, stage_command, usable_device
 from fastdraft.cli.words import KINDS, TASKS, USUAL
 from fastdraft.errors import RecipeError
+
+if TYPE_CHECKING:
+    from fastdraft.artefacts.pairing import Wish
 
 HELP = """Measure drafts. Of a RECIPE (a .yaml file): its stage `evaluate` alone; the stages it needs must be done.
 Of a DRAFT (a folder or hub id): on any tasks; what its target writes is kept, and drafts are scored on that."""
@@ -113,32 +116,25 @@ def evaluate(
         return
     _refuse(context, f"{subject} is a draft", OF_RECIPES)
     _check(context, data, compare, subject, top_p)
-    from fastdraft.artefacts.pairing import Wish, material
-    from fastdraft.artefacts.scoring import judge as judge_scores
-    from fastdraft.artefacts.scoring import score
+    from fastdraft.artefacts.pairing import Wish
+
+    how = subject, usable_device(device), block_lengths(gammas)
+    what = tuple(tasks or (() if data else USUAL)), laws_of(temperature or ([] if data else ["0,0.6"]), top_k, top_p)
+    whose, numbers = (target, data, keep, compare), (prompts, completion_tokens, resamples, seed, batch_prompts)
+    _measure(Wish(*(*how, *what, *whose, *numbers)), (judge_prompts, judge_gamma) if judge else None, as_json)
+
+
+def _measure(wish: Wish, judged_by: tuple[int, int] | None, as_json: bool) -> None:
+    """Score the drafts and print it; then, where its prompts and gamma are given, the judge's word."""
+    from fastdraft.artefacts.pairing import material
+    from fastdraft.artefacts.scoring import judge, score
     from fastdraft.view import scores, tables
 
-    wish = Wish(
-        draft=subject,
-        device=usable_device(device),
-        gammas=block_lengths(gammas),
-        tasks=tuple(tasks or (() if data else USUAL)),
-        laws=laws_of(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
-        target=target,
-        data=data,
-        keep=keep,
-        other=compare,
-        prompts=prompts,
-        completion_tokens=completion_tokens,
-        resamples=resamples,
-        seed=seed,
-        batch_prompts=batch_prompts,
-    )
     given = material(wish)
     found = score(wish, given)
     if not as_json:
         screen.print(scores.scores(found))  # before the judge's word, which may be an error
-    judged = judge_scores(wish, given, judge_prompts, judge_gamma) if judge else {}
+    judged = judge(wish, given, *judged_by) if judged_by else {}
     if as_json:
         verdicts = {task: [verdict.model_dump(mode="json") for verdict in of_task] for task, of_task in judged.items()}
         print(json.dumps(found.model_dump(mode="json") | {"judged": verdicts}, indent=2, ensure_ascii=False))

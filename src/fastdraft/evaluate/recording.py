@@ -125,7 +125,11 @@ def recorded(folder: Path, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) 
             f"no recorded completions at {folder}: it has no {FILE}\n"
             f"  do: make them with `fastdraft evaluate DRAFT --target TARGET --keep {folder}`"
         )
-    card = read_card(folder, RecordingCard)
+    return chosen(folder, read_card(folder, RecordingCard), tasks, laws)
+
+
+def chosen(folder: Path, card: RecordingCard, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) -> Recording:
+    """Of what a card says lies in a folder: these tasks and laws, otherwise all; RecordingError where one is absent."""
     wanted = [w for w in card.written if (not tasks or w.task in tasks) and (not laws or w.law in laws)]
     absent = [str(name) for name in {*tasks} - {w.task for w in wanted}]
     absent += [f"temperature {law.temperature:g}" for law in {*laws} - {w.law for w in wanted}]
@@ -133,7 +137,7 @@ def recorded(folder: Path, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) 
         there = "; ".join(f"{w.task} at temperature {w.temperature:g}" for w in card.written)
         raise RecordingError(
             f"{folder} has no completions of {', '.join(sorted(absent))}; it has {there}\n"
-            f"  do: ask for those, or record more with --target {card.target.name} --keep {folder}"
+            f"  do: ask for those, or record more with --target {card.target.name} --keep FOLDER"
         )
     return Recording(card, list(_read(CompletionStore(folder / "completions"), wanted)))
 

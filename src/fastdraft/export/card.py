@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from fastdraft.export import figures
+from fastdraft.export import figures, terms
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.records import ExportCard
 from fastdraft.export.usage import USAGE
@@ -24,9 +24,14 @@ def model_card(known: Evidence, export: ExportCard) -> str:
         library_name=LIBRARIES[export.format],
         pipeline_tag="text-generation",
         tags=["speculative-decoding", "draft-model", "fastdraft"],
+        **terms.metadata(export.target_licence),
     )
     measured = [section(known) for section in figures.SECTIONS]
-    sections = [_what(known, export), _proof(export), _shape(known), *measured, _use(known, export), _again(known)]
+    licence = terms.section(export.target_licence, export.files)
+    sections = [
+        *(_what(known, export), licence, _proof(export), _shape(known), *measured),
+        *(_use(known, export), _again(known)),
+    ]
     body = "\n\n".join("\n".join(lines) for lines in sections)
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
 
@@ -44,7 +49,9 @@ def name_of(path: str) -> str:
 def _what(known: Evidence, export: ExportCard) -> Iterator[str]:
     share = known.parameters / known.target.parameters
     revision = f", revision `{known.part.revision}`" if known.part.revision else ""
-    yield f"# A draft for {name_of(known.part.path)}"
+    bound = terms.terms_of(export.target_licence)
+    kind = f"{bound.begins} draft" if bound and bound.begins else "A draft"
+    yield f"# {kind} for {name_of(known.part.path)}"
     yield ""
     yield (
         f"{known.parameters:,} parameters, {share:.3f} of its target's {known.target.parameters:,}, for speculative "

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fastdraft.corpus.licences import PERMISSIVE
+from fastdraft.energy import in_words, spent
 from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import GAMMA
@@ -27,7 +28,7 @@ def _objectives(part: TrainPart) -> str:
 
 
 def training(known: Evidence) -> Iterator[str]:
-    """Phases with tokens, objective, mix, held-out loss and time; hardware, hours."""
+    """Phases with tokens, objective, mix, held-out loss and time; hardware, hours, energy."""
     yield "## Training"
     yield ""
     if not known.phases:
@@ -47,7 +48,7 @@ def training(known: Evidence) -> Iterator[str]:
     yield from table(["phase", "tokens", "objective", "mix", "held-out nats per token after it", "time"], rows)
     machines = dict.fromkeys(str(command.get("device")) for command in known.commands)
     yield ""
-    yield f"Hardware: {'; '.join(machines) or 'not recorded'}. All stages: {_hours(_seconds(known))}."
+    yield f"Hardware: {'; '.join(machines) or 'not recorded'}. All stages: {_hours(_seconds(known))}. {_energy(known)}"
 
 
 def data(known: Evidence) -> Iterator[str]:
@@ -213,6 +214,13 @@ def _place(part: SourcePart) -> str:
 
 def _seconds(known: Evidence) -> float:
     return sum(cost.seconds for cost in known.costs.values())
+
+
+def _energy(known: Evidence) -> str:
+    told, of = spent([cost.joules for cost in known.costs.values()])
+    if told is None:
+        return "Energy: not known."
+    return f"Energy: {in_words(told)} by the machine's own counters ({of}), with all else that ran on those parts."
 
 
 def _hours(seconds: float) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -26,6 +25,7 @@ from fastdraft.export.proof import Opened
 from fastdraft.extras import need
 from fastdraft.recipe import TargetPart
 from fastdraft.run import finished_last
+from fastdraft.synthesize.engine_openvino import tracing
 from fastdraft.target import TOKENIZER_FILES, open_tokenizer
 
 # nncf's settings by the precision of the weights; of int4 the embedding and the head stay int8. Rows that GROUP does
@@ -45,7 +45,7 @@ def export_openvino(model_folder: Path, destination: Path, weights: str = "int8"
     MissingExtra where optimum-intel is not installed; ExportError where it cannot convert this family.
     """
     need("optimum.intel", EXTRA)
-    with finished_last(destination) as part, _quiet():
+    with finished_last(destination) as part, tracing(model_folder), _quiet():
         model = _converted(model_folder, weights)
         (model if COMPRESSION[weights] else model.half()).save_pretrained(part)
         for name in (*TOKENIZER_FILES, "generation_config.json"):
@@ -98,10 +98,9 @@ class _Opened:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracer's warnings about its own workings, and nncf's tables; nncf's bar goes beside the results."""
+    """Without nncf's tables; its bar goes beside the results."""
     known = logging.getLogger("nncf").level
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
+    with redirect_stdout(sys.stderr):
         logging.getLogger("nncf").setLevel(logging.ERROR)
         try:
             yield

@@ -10,35 +10,48 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 from fastdraft.errors import ExportError
+from fastdraft.export import terms
 from fastdraft.export.records import ExportCard
 from fastdraft.records import FILE, read_card
 
 
 class Upload(NamedTuple):
-    """What would go where; bytes of each file."""
+    """What would go where; bytes of each file. `licence`: the target's, in the hub's words."""
 
     folder: Path
     repo: str
     private: bool
     files: dict[str, int]
+    licence: str | None = None
 
     def said(self) -> str:
         """All of it, for a person who decides."""
         kind = "private" if self.private else "PUBLIC"
         lines = [f"  {size:>15,}  {name}" for name, size in self.files.items()]
         total = f"{len(self.files)} files, {sum(self.files.values()):,} bytes"
-        return "\n".join([f"{self.folder} -> {self.repo} ({kind} model repository)", *lines, f"  {total}"])
+        broken = terms.misnamed(self.licence, self.repo)
+        warned = [f"  WARNING: {broken}. Before others can see it, give it such a name."] if broken else []
+        head = f"{self.folder} -> {self.repo} ({kind} model repository)"
+        return "\n".join([head, *lines, f"  {total}", f"  {terms.in_a_line(self.licence)}", *warned])
 
 
 def planned(folder: Path, repo: str, private: bool) -> Upload:
-    """Every file of an export; ExportError where the folder is none, CardError where its card cannot be read."""
+    """Every file of an export; ExportError where the folder is none, CardError where its card cannot be read.
+
+    ExportError too where all could see a name that the target's licence forbids.
+    """
     if not (folder / FILE).is_file():
         raise ExportError(
             f"{folder} is no export: it has no {FILE}\n  do: fastdraft export DRAFT --format FORMAT first"
         )
-    read_card(folder, ExportCard)
+    licence = read_card(folder, ExportCard).target_licence
+    if not private and (broken := terms.misnamed(licence, repo)):
+        raise ExportError(
+            f"{repo} cannot be its name: {broken}\n"
+            f"  do: choose a name that does, or leave --public out and choose it before others can see the draft"
+        )
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    return Upload(folder, repo, private, files)
+    return Upload(folder, repo, private, files, licence)
 
 
 def push(upload: Upload, api: HfApi) -> str:

@@ -53,7 +53,10 @@ class Proof(Result):
 
 
 class ExportCard(Card):
-    """A draft in a form that an engine reads. `files`: bytes of each beside the card."""
+    """A draft in a form that an engine reads. `files`: bytes of each beside the card.
+
+    target_licence: of the target that the draft was made with, in the hub's words; None where nobody says it.
+    """
 
     kind: ClassVar[str] = "export"
     format: str
@@ -62,6 +65,7 @@ class ExportCard(Card):
     target: str
     target_revision: str | None
     target_digest: str
+    target_licence: str | None = None
     files: dict[str, int]
     notes: tuple[str, ...]
     accepted: tuple[Accepted, ...]

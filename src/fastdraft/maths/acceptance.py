@@ -67,7 +67,7 @@ def chain(accept_BN: Tensor, lengths_B: Tensor, gamma: int) -> Chain:
         raise ValueError(f"gamma is {gamma}, wanted at least 1 drafted token in a block")
     inside_BN = _inside(accept_BN, lengths_B)
     accept_BN = accept_BN.where(inside_BN, 0)
-    state_BNS = _states(accept_BN, gamma) * inside_BN[:, :, None]
+    state_BNS = _states(accept_BN[:, :, None], gamma) * inside_BN[:, :, None]
     drafted_BNG = state_BNS[:, :, :gamma]
     return Chain(
         tokens_B=lengths_B,
@@ -77,16 +77,26 @@ def chain(accept_BN: Tensor, lengths_B: Tensor, gamma: int) -> Chain:
     )
 
 
-def _states(accept_BN: Tensor, gamma: int) -> Tensor:
-    """(B,N,S) chance that each position is token j of its block: 0 opens it, gamma is the bonus token of a full one."""
-    state_BS = accept_BN.new_zeros(len(accept_BN), gamma + 1)
+def forwards_by_place(accept_BNG: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B) expected target forwards as `chain` has them, of acceptances that differ with the place in the block."""
+    inside_BN = _inside(accept_BNG[:, :, 0], lengths_B)
+    state_BNS = _states(accept_BNG.where(inside_BN[:, :, None], 0), accept_BNG.shape[2])
+    return (state_BNS[:, :, 0] * inside_BN).sum(1)
+
+
+def _states(accept_BNX: Tensor, gamma: int) -> Tensor:
+    """(B,N,S) chance that each position is token j of its block: 0 opens it, gamma is the bonus token of a full one.
+
+    X is 1, or G where a token's place in the block matters.
+    """
+    state_BS = accept_BNX.new_zeros(len(accept_BNX), gamma + 1)
     state_BS[:, 0] = 1
     states = []
-    for accept_B1 in accept_BN[:, :, None].unbind(1):
+    for accept_BX in accept_BNX.unbind(1):
         states.append(state_BS)
         drafted_BG, bonus_B1 = state_BS[:, :gamma], state_BS[:, gamma:]
-        opens_B1 = bonus_B1 + (drafted_BG * (1 - accept_B1)).sum(1, keepdim=True)
-        state_BS = torch.cat([opens_B1, drafted_BG * accept_B1], dim=1)
+        opens_B1 = bonus_B1 + (drafted_BG * (1 - accept_BX)).sum(1, keepdim=True)
+        state_BS = torch.cat([opens_B1, drafted_BG * accept_BX], dim=1)
     return torch.stack(states, dim=1)
 
 

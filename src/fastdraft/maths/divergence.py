@@ -2,15 +2,16 @@
 
 Log-probabilities may be -inf, where a law has removed a token: 0 log 0 is 0, in value and in gradient.
 
-Dimensions: X any leading dimensions, V vocabulary, B texts, N positions of a text.
+Dimensions: X any leading dimensions, V vocabulary, B texts, N positions of a text, G drafted tokens of a block.
 """
 
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from fastdraft.maths.acceptance import acceptance_sampled, chain
+from fastdraft.maths.acceptance import acceptance_sampled, chain, forwards_by_place
 
 DistributionLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,13 +54,19 @@ def sampled_total_variation(logp_X: Tensor, logq_X: Tensor) -> Tensor:
     return -acceptance_sampled(logp_X, logq_X)
 
 
-def block_length(logp_BN: Tensor, logq_BN: Tensor, lengths_B: Tensor, gamma: int) -> Tensor:
+def block_length(logp_BN: Tensor, logq_BN: Tensor, lengths_B: Tensor, gamma: int, decay: float = 1.0) -> Tensor:
     """(B) expected target forwards over texts that the target sampled, docs/maths.md, "All gammas from one pass".
 
     Divided by the number of tokens it is 1 / block efficiency, pooled: a sum over texts, as the tokens per forward are
-    not. What lies past a text's length is not looked at, as long as it is finite.
+    not. What lies past a text's length is not looked at, as long as it is finite. With a decay the value is the same,
+    and what drafted token j has to say in the gradient weighs decay^(j - 1): docs/maths.md, "Losses".
     """
-    return chain(acceptance_sampled(logp_BN, logq_BN), lengths_B, gamma).forwards_B
+    accept_BN = acceptance_sampled(logp_BN, logq_BN)
+    if decay == 1:
+        return chain(accept_BN, lengths_B, gamma).forwards_B
+    weight_G = decay ** torch.arange(gamma, device=accept_BN.device, dtype=accept_BN.dtype)
+    held_BN1 = accept_BN.detach()[:, :, None]
+    return forwards_by_place(held_BN1 + weight_G * (accept_BN[:, :, None] - held_BN1), lengths_B)
 
 
 DISTRIBUTION_LOSSES: dict[str, DistributionLoss] = {

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fastdraft import draft, target
 from fastdraft.artefacts import origin as origins
-from fastdraft.artefacts.benching import context_of, draft_origin, in_form
+from fastdraft.artefacts.benching import context_of, in_form
 from fastdraft.artefacts.handover import accepted
 from fastdraft.artefacts.origin import Origin
 from fastdraft.bench.engine_openvino import F32, OpenedOpenVino
@@ -31,7 +31,7 @@ LONGEST_TOKENS = 2048
 def open_pair(target_name: str, draft_name: str, engine: str, device: str | None) -> Player:
     """Both models in an engine; VocabularyMismatch where the draft does not fit, MissingExtra, DeviceError."""
     part = TargetPart(path=target_name)
-    origin = packaged() if draft_name == DEMO else draft_origin(draft_name)
+    origin = packaged() if draft_name == DEMO else origins.origin_named(draft_name)
     accepted(part, origin.folder, (ENGINES[engine],))
     card = origins.target_card(Origin(origin.folder, None), part)
     tokenizer, eos = target.open_tokenizer(part), frozenset(card.eos_ids)

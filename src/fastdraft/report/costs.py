@@ -9,7 +9,14 @@ from typing import NamedTuple
 from fastdraft.cost.size import ModelSize
 from fastdraft.cost.training import training_flops
 from fastdraft.draft import DraftCard
+from fastdraft.energy import Spent, spent
 from fastdraft.report.read import Account, Row, Step
+
+TOLD = (
+    "Energy is what the machine’s counters told: of whole CPU packages (cpu), with all else that ran on them, and of "
+    "the GPU at work (cuda); not of memory, power supply or other machines. Time and energy of stages other than "
+    "training are those since their last start."
+)
 
 
 class StageCost(NamedTuple):
@@ -22,6 +29,7 @@ class StageCost(NamedTuple):
     flops: float | None = None
     mfu: float | None = None
     memory_bytes: float | None = None
+    energy: Spent = Spent(None, "")
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -39,13 +47,29 @@ def total_seconds(found: Sequence[StageCost]) -> float:
     return sum(cost.seconds or 0.0 for cost in found)
 
 
+def total_energy(accounts: Sequence[Account]) -> Spent:
+    """Of all finished stages of these runs."""
+    return spent([step.card.cost.joules for account in accounts for step in account.steps if step.card])
+
+
+def energy_note(total: Spent) -> str:
+    """What the figures of energy are, or why there are none."""
+    if total.joules is not None:
+        return TOLD
+    if total.of:
+        return "Energy: not known, the machine’s energy counters could not be read."
+    return "Energy: not known, it was not recorded."
+
+
 def _cost(account: Account, step: Step) -> StageCost:
     rows = account.metrics.get(step.name, [])
-    seen = {"mfu": _median(rows, "mfu"), "memory_bytes": _most(rows, "memory_bytes")}
+    mfu, memory_bytes = _median(rows, "mfu"), _most(rows, "memory_bytes")
     if step.card is None:
-        return StageCost(step.name, step.state, tokens=int(rows[-1]["tokens"]) if rows else 0, **seen)
+        tokens = int(rows[-1]["tokens"]) if rows else 0
+        return StageCost(step.name, step.state, tokens=tokens, mfu=mfu, memory_bytes=memory_bytes)
     flops = _flops(account, step.name, step.card) if isinstance(step.card, DraftCard) else None
-    return StageCost(step.name, step.state, step.card.cost.seconds, step.card.cost.tokens, flops, **seen)
+    cost, energy = step.card.cost, spent([step.card.cost.joules])
+    return StageCost(step.name, step.state, cost.seconds, cost.tokens, flops, mfu, memory_bytes, energy)
 
 
 def _flops(account: Account, phase: str, card: DraftCard) -> float | None:

@@ -20,7 +20,7 @@ from fastdraft.evaluate.marked import ACCEPTED, BONUS, CORRECTED, MarkedTask, Ma
 from fastdraft.evaluate.records import Estimate, JudgeResult
 from fastdraft.extras import need
 from fastdraft.report import compared, figures
-from fastdraft.report.costs import costs, total_seconds
+from fastdraft.report.costs import costs, energy_note, total_energy, total_seconds
 from fastdraft.report.drawn import plotly
 from fastdraft.report.figures import Figure
 from fastdraft.report.paper import PAPER
@@ -86,6 +86,8 @@ def one(account: Account) -> str:
         "costs": found,
         "seconds": total_seconds(found),
         "flops": sum(cost.flops or 0 for cost in found) or None,
+        "energy": total_energy([account]),
+        "energy_note": energy_note(total_energy([account])),
         "metered": any(cost.mfu is not None or cost.memory_bytes is not None for cost in found),
         "machines": list(dict.fromkeys(str(command.get("device")) for command in account.commands)),
         "data": _data(account.written) if account.written else {},
@@ -107,6 +109,8 @@ def several(accounts: Sequence[Account], compact: bool) -> str:
         "notes": [f"{name}: {note}" for name, account in zip(names, accounts, strict=True) for note in account.notes],
         "rows": [_row(*each) for each in zip(names, accounts, verdicts, strict=True)],
         "compact": compact,
+        "energy": total_energy(accounts),
+        "energy_note": energy_note(total_energy(accounts)),
         "against": [] if compact else compared.against_first(accounts, names),
         "rates": [] if compact else _rates(accounts),
         "differing": [] if compact else compared.differing(accounts),
@@ -211,6 +215,7 @@ def _row(name: str, account: Account, told: Verdict | None) -> dict[str, Any]:
         "parameters": drafts[-1].shape.parameters if drafts else None,
         "verdict": told,
         "seconds": sum(step.card.cost.seconds for step in account.steps if step.card),
+        "energy": total_energy([account]),
         "state": ", ".join(f"{step.name} {step.state}" for step in account.missing) or "finished",
     }
 

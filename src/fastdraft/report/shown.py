@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+from fastdraft.energy import in_words
 from fastdraft.evaluate.records import Estimate, Gap
 
 # What would be obeyed or not be seen: control and format characters (of writing direction among them), halves of
@@ -77,6 +78,11 @@ def power(number: float | None) -> str:
     return f"{mantissa} × 10{''.join('⁰¹²³⁴⁵⁶⁷⁸⁹'[int(digit)] for digit in str(int(exponent)))}"
 
 
+def energy(joules: float | None) -> str:
+    """In the unit that fits."""
+    return "–" if joules is None else in_words(joules)
+
+
 def share(number: float | None) -> str:
     """Per cent."""
     return "–" if number is None else f"{number:.1%}"
@@ -84,5 +90,5 @@ def share(number: float | None) -> str:
 
 FILTERS = {
     **{"visible": visible, "in_line": in_line, "interval": estimate, "signed": signed, "duration": duration},
-    **{"count": count, "size": size, "power": power, "share": share},
+    **{"count": count, "size": size, "power": power, "share": share, "energy": energy},
 }

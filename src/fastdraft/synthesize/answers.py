@@ -1,7 +1,11 @@
-"""An OpenAI-compatible server's answer as a completion: token ids as they were produced, their log-probabilities."""
+"""An OpenAI-compatible server's answer as a completion: token ids as they were produced, their log-probabilities.
+
+What differs from server to server is read here: vLLM names tokens by ids, llama-server gives each an `id`.
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,16 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from fastdraft.corpus.shards import Tokens
 from fastdraft.errors import ServerError
 from fastdraft.recipe import ServerPart
-from fastdraft.synthesize.completions import Completion, LogProbabilities
-from fastdraft.synthesize.write import Decoding, Keyed
+from fastdraft.synthesize.alternatives import likeliest_of
+from fastdraft.synthesize.completions import Completion, LogProbabilities, Top
+from fastdraft.synthesize.write import Decoding, Keyed, Unusable
 
 AS_ID = "token_id:"
 NOT_INVERSE = "text that decoding and encoding do not give back"
 NO_LOGP = np.empty(0, np.float32)
-
-
-class Unusable(Exception):
-    """Why no row can be made of an answer."""
 
 
 def answer_of(
@@ -43,15 +44,19 @@ def answer_of(
         )
     choice = content["choices"][0]
     stopped = choice.get("finish_reason") == "stop"
+    top = None
     if part.text_only:
         tokens, logp = tokens_of_text(str(choice.get("text", "")), tokenizer), NO_LOGP
     else:
         tokens, logp = _tokens(choice, url), _logp(choice, url)
         _refuse_unsound(tokens, logp)
+        top = _top(choice, tokens, decoding.top_logprobs, url)
+        _refuse_unknown(tokens, top, decoding.vocab_rows)
     tokens, logp = _with_end(
         tokens[: decoding.completion_tokens], logp[: decoding.completion_tokens], stopped, decoding
     )
-    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index)
+    top = _of_first(top, len(tokens))
+    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index, top)
 
 
 def tokens_of_text(text: str, tokenizer: PreTrainedTokenizerFast) -> Tokens:
@@ -99,13 +104,62 @@ def _logp(choice: dict[str, Any], url: str) -> LogProbabilities:
         raise Unusable("log-probabilities that are no numbers") from None
 
 
+def _top(choice: dict[str, Any], tokens: Tokens, known_tokens: int, url: str) -> Top | None:
+    """The likeliest tokens at each place, by their ids; None where the server gives too few, which is warned of."""
+    if not known_tokens or not len(tokens):
+        return None
+    places = _alternatives(choice, url)
+    if len(places) != len(tokens):
+        raise Unusable("likeliest tokens that are not there for each token")
+    top = likeliest_of(places, known_tokens)
+    if top is None:
+        warnings.warn(
+            f"{url} gives fewer than {known_tokens} likeliest tokens at some places: the target reads those rows",
+            stacklevel=2,
+        )
+    return top
+
+
+def _alternatives(choice: dict[str, Any], url: str) -> list[dict[int, float]]:
+    """What a server says of each place; ServerError where it names tokens by texts, which several ids may share."""
+    logprobs = choice.get("logprobs") or {}
+    if content := logprobs.get("content"):
+        places = [[(of.get("id"), of.get("logprob")) for of in token.get("top_logprobs") or []] for token in content]
+    else:
+        places = [[(_id(name), of[name]) for name in of or {}] for of in logprobs.get("top_logprobs") or []]
+    if not any(places) or any(name is None for place in places for name, _ in place):
+        raise ServerError(
+            f"{url} gives no likeliest tokens by their ids, and several ids may share a text\n"
+            f"  do: use a server that names ids (vLLM, llama-server), or set synthesize.top_logprobs_from=target"
+        )
+    try:
+        return [{int(name): float(logp) for name, logp in place} for place in places]
+    except (TypeError, ValueError):
+        raise Unusable("likeliest tokens that are no numbers") from None
+
+
+def _id(name: str) -> str | None:
+    """What stands behind `token_id:`; None in any other name."""
+    return name.removeprefix(AS_ID) if name.startswith(AS_ID) else None
+
+
+def _of_first(top: Top | None, tokens: int) -> Top | None:
+    """Those of the first tokens; None where there are fewer, behind which an end was put."""
+    return None if top is None or len(top.ids) < tokens else Top(top.ids[:tokens], top.logp[:tokens])
+
+
 def _refuse_unsound(tokens: Tokens, logp: LogProbabilities) -> None:
     if len(tokens) != len(logp):
         raise Unusable("log-probabilities that are not one for each token")
     if not (np.isfinite(logp) & (logp <= 0)).all():
         raise Unusable("log-probabilities above zero, infinite or NaN")
-    if (tokens < 0).any():
-        raise Unusable("token ids below zero")
+
+
+def _refuse_unknown(tokens: Tokens, top: Top | None, vocab_rows: int | None) -> None:
+    """Ids that no embedding has would stop the training that reads them."""
+    highest = max(tokens.max(initial=0), 0 if top is None else int(top.ids.max()))
+    if (tokens < 0).any() or (vocab_rows is not None and highest >= vocab_rows):
+        raise Unusable("token ids that the target's vocabulary has not")
 
 
 def _with_end(

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastdraft.extras import need
+from fastdraft.progress import unsaid
 from fastdraft.run import finished_last
 from fastdraft.synthesize.completions import Completion, Keys
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
+from fastdraft.target import false_alarms
 
 MODEL = "openvino_model.xml"
 # The law is that of float32 arithmetic; the defaults (bf16, 8-bit cache) are another model's.
 STRICT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 CACHE_GIGABYTES = 2
+# Said in every export: optimum-intel 2.0 asks a configuration for its type by the name of before transformers 5.0, and
+# torch's tracer reads all that a model has, the loss of one that no one trains among it.
+OF_TRACING = ("`torch_dtype` is deprecated", "`loss_type=None` was set in the config")
 
 
 class OpenVino:
@@ -86,12 +92,19 @@ def exported(target: Path, scratch: Path) -> Path:
     folder = scratch / "openvino"
     if not (folder / MODEL).is_file():
         optimum = need("optimum.intel", "openvino")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's word to exporters about tracing, not to users
+        with tracing(target):
             model = optimum.OVModelForCausalLM.from_pretrained(target, export=True, compile=False, load_in_8bit=False)
         with finished_last(folder) as part:
             model.save_pretrained(part)
     return folder
+
+
+@contextmanager
+def tracing(folder: Path) -> Iterator[None]:
+    """Without torch's and transformers' words to exporters, which tell users nothing; the model lies in `folder`."""
+    with warnings.catch_warnings(), unsaid("transformers", *OF_TRACING, *false_alarms(folder)):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _finished(genai: Any, handle: Any) -> bool:

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft.corpus.shards import Tokens
 from fastdraft.recipe import RecordedPart
-from fastdraft.synthesize.answers import NO_LOGP, Unusable, tokens_of_text
+from fastdraft.synthesize.answers import NO_LOGP, tokens_of_text
 from fastdraft.synthesize.completions import Completion, Keys, Law, LogProbabilities
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
 from fastdraft.synthesize.tables import Row, local_rows, sound_text
-from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
+from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
 
 DUPLICATE = "exact duplicates"
 

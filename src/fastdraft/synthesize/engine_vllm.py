@@ -1,10 +1,14 @@
 """The engine `vllm`: vLLM offline, on GPUs. Token ids in, token ids out; log-probabilities of the processed law.
 
+vLLM has one mode for all that it says, and the likeliest tokens are kept raw: where they are asked for, all is raw, and
+rows whose law is another are rescored.
+
 Written to vLLM's interface of 2025 (LLM.generate, SamplingParams, logprobs_mode); not yet run on a GPU.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,23 +17,24 @@ from typing import Any
 import numpy as np
 
 from fastdraft.extras import need
+from fastdraft.synthesize.alternatives import likeliest_of
 from fastdraft.synthesize.completions import Completion, Keys
-from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
+from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
 
 
 class Vllm:
     """The target in vLLM, in this process."""
 
-    # processed_logprobs are those after temperature, top-k and top-p; greedy rows have 0 (set below).
-    logp: Logp = "law"
-
     def __init__(self, folder: Path, dtype: str, trust_remote_code: bool, decoding: Decoding) -> None:
         self._vllm, self._decoding = need("vllm", "vllm"), decoding
+        self.logp: Logp = "raw" if decoding.top_logprobs else "law"
         self._model = self._vllm.LLM(
             model=str(folder),
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            logprobs_mode="processed_logprobs",
+            # Before or after temperature, top-k and top-p; greedy rows have 0 (set below).
+            logprobs_mode="raw_logprobs" if decoding.top_logprobs else "processed_logprobs",
+            max_logprobs=max(decoding.top_logprobs, 1),  # otherwise 20
             generation_config="vllm",  # not the model's own: it may set a top-k or a penalty
             seed=decoding.seed,
         )
@@ -40,7 +45,8 @@ class Vllm:
         while asked := list(islice(waiting, self._decoding.shard_prompts)):
             prompts = [{"prompt_token_ids": row.request.prompt.tolist()} for row in asked]
             outputs = self._model.generate(prompts, [self._settings(row) for row in asked], use_tqdm=False)
-            yield Shard([_answer(row, output.outputs[0]) for row, output in zip(asked, outputs, strict=True)])
+            answers = zip(asked, [output.outputs[0] for output in outputs], strict=True)
+            yield _shard(answers, self._decoding.top_logprobs)
 
     def _settings(self, row: Keyed) -> Any:
         law = row.request.law
@@ -51,16 +57,32 @@ class Vllm:
             max_tokens=self._decoding.completion_tokens,
             stop_token_ids=sorted(self._decoding.eos),
             seed=int(row.key, 16) % 2**31,
-            logprobs=0,  # of the sampled token alone
+            logprobs=self._decoding.top_logprobs,  # beside the sampled token's
             detokenize=False,
         )
 
 
-def _answer(row: Keyed, output: Any) -> Completion:
+def _shard(answers: Iterable[tuple[Keyed, Any]], top_logprobs: int) -> Shard:
+    rows: list[Completion] = []
+    refused: Counter[str] = Counter()
+    for row, output in answers:
+        try:
+            rows.append(_answer(row, output, top_logprobs))
+        except Unusable as unusable:
+            refused[str(unusable)] += 1
+    return Shard(rows, refused)
+
+
+def _answer(row: Keyed, output: Any, top_logprobs: int) -> Completion:
     tokens = np.array(output.token_ids, np.int64)
     if row.request.law.greedy:
         logp = np.zeros(len(tokens), np.float32)
     else:
         pairs = zip(output.token_ids, output.logprobs, strict=True)
         logp = np.minimum(np.array([of_step[token].logprob for token, of_step in pairs], np.float32), 0)
-    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index)
+    if not np.isfinite(logp).all():
+        raise Unusable("log-probabilities above zero, infinite or NaN")
+    top = None
+    if top_logprobs:
+        top = likeliest_of([{i: of.logprob for i, of in step.items()} for step in output.logprobs], top_logprobs)
+    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index, top)

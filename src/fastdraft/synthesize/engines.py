@@ -60,9 +60,12 @@ def vllm(setup: Setup) -> Engine:
 
 
 def server(setup: Setup) -> Engine:
-    """OpenAI-compatible servers."""
+    """OpenAI-compatible servers; they are asked for likeliest tokens where the recipe says that theirs are raw."""
     assert setup.part.server is not None, "the recipe says so"
-    return Servers(setup.part.server, setup.decoding, target.open_tokenizer(setup.target))
+    decoding = setup.decoding
+    if setup.part.top_logprobs_from != "server":
+        decoding = decoding._replace(top_logprobs=0)
+    return Servers(setup.part.server, decoding, target.open_tokenizer(setup.target))
 
 
 def recorded(setup: Setup) -> Engine:

@@ -28,20 +28,18 @@ CONTEXT = "prompt and answer longer than the target's context"
 def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel], top_logprobs: int = 0) -> Rescore:
     """What to do with an engine's rows: nothing, or ask the target, which is opened when the first row needs it.
 
-    It is asked for the likeliest tokens too, where so many are wanted and the engine did not give them.
+    It is asked for what the engine did not say: log p under the law, where `wanted`, and so many likeliest tokens.
     """
-    if logp == "law" and not top_logprobs:
+    if not top_logprobs and (logp == "law" or (logp == "none" and not wanted)):
         return as_given
-    if not wanted and not top_logprobs:
-        return as_given if logp == "none" else without_wrong_logp
     opened: list[PreTrainedModel] = []
 
     def complete(row: Completion) -> bool:
-        return (row.top is not None or not top_logprobs) and (logp == "law" or _is_known(row, logp))
+        return (row.top is not None or not top_logprobs) and (not wanted or logp == "law" or len(row.logp) > 0)
 
     def rescore(rows: Sequence[Completion]) -> Shard:
-        known = [row for row in rows if complete(row)]
-        asked = [row for row in rows if not complete(row)]
+        given = list(rows) if logp == "law" else [under_law(row, logp) for row in rows]
+        known, asked = [row for row in given if complete(row)], [row for row in given if not complete(row)]
         if asked and not opened:
             opened.append(target())
         scored = rescored(opened[0], asked, top_logprobs) if asked else Shard([])
@@ -50,16 +48,12 @@ def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel], to
     return rescore
 
 
-def without_wrong_logp(rows: Sequence[Completion]) -> Shard:
-    """Rows whose raw log-probabilities are left out where they are not those of the law."""
-    none = np.empty(0, np.float32)
-    return Shard([row if _is_known(row, "raw") else replace(row, logp=none) for row in rows])
-
-
-def _is_known(row: Completion, logp: Logp) -> bool:
-    """Are a row's log-probabilities those of its law? Raw ones are, where the law changes nothing."""
-    unchanged = row.law.temperature == 1 and row.law.top_k == 0 and row.law.top_p == 1
-    return logp == "raw" and unchanged and len(row.logp) == len(row.tokens)
+def under_law(row: Completion, logp: Logp) -> Completion:
+    """A row without log-probabilities, unless they are raw and its law changes nothing; a greedy row's are 0."""
+    if row.law.greedy:
+        return replace(row, logp=np.zeros(len(row.tokens), np.float32))
+    raw_is_law = logp == "raw" and row.law.temperature == 1 and row.law.top_k == 0 and row.law.top_p == 1
+    return row if raw_is_law and len(row.logp) == len(row.tokens) else replace(row, logp=np.empty(0, np.float32))
 
 
 def rescored(target: PreTrainedModel, rows: Sequence[Completion], top_logprobs: int = 0) -> Shard:

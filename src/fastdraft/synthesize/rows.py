@@ -6,7 +6,9 @@ Dimensions: T tokens of a row, K tokens of a stored law.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,60 +17,70 @@ from torch import Tensor
 from fastdraft.corpus.order import IGNORED, Record, unknown
 from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.on_disk import Index, OnDisk
 
 
 class CompletionRows:
     """One row per completion, all of T tokens; `cut` counts the completions of which the end did not fit.
 
-    A completion whose prompt fills a row is left out, with a warning: one of many recorded ones is no reason to stop.
-    CorpusError where that leaves none.
+    They come a shard at a time, and are read from a file in `folder` when asked for. A completion whose prompt fills a
+    row is left out, with a warning: one of many recorded ones is no reason to stop. CorpusError where that leaves none.
     """
 
-    def __init__(self, completions: Sequence[Completion], sequence_tokens: int) -> None:
-        fitting = [row for row in completions if len(row.prompt) <= sequence_tokens]
-        if len(fitting) < len(completions):
-            longest = max(len(row.prompt) for row in completions)
-            found = (
-                f"a prompt of {longest} tokens leaves no place for its completion in a sequence of {sequence_tokens}"
-            )
-            if not fitting:
-                raise CorpusError(f"{found}\n  do: raise `align.sequence_tokens` or lower `synthesize.prompt_tokens`")
-            left_out = len(completions) - len(fitting)
-            warnings.warn(f"{found}: {left_out} of {len(completions)} completions are left out", stacklevel=2)
-        completions = self._completions = fitting
-        self._length, self.rows = sequence_tokens, len(fitting)
-        self.labels = sum(min(len(row.tokens), sequence_tokens - len(row.prompt) + 1) for row in completions)
-        self.cut = sum(len(row.prompt) + len(row.tokens) > sequence_tokens + 1 for row in completions)
+    SAID: ClassVar[bool] = False
+
+    def __init__(self, shards: Iterable[Sequence[Completion]], sequence_tokens: int, folder: Path) -> None:
+        self._completions = OnDisk(shards, folder, self.SAID)
+        self._fitting, self._length = _fitting(self._completions.index, sequence_tokens), sequence_tokens
+        index = self._completions.index[self._fitting]
+        self.rows = len(index)
+        self.labels = int(np.minimum(index["tokens"], sequence_tokens - index["prompt"] + 1).sum())
+        self.cut = int((index["prompt"] + index["tokens"] > sequence_tokens + 1).sum())
 
     def row(self, index: int) -> tuple[Tensor, Tensor]:
         """inputs_T, labels_T; the labels of prompt and padding are IGNORED."""
-        completion = self._completions[index]
-        text = torch.cat([torch.from_numpy(completion.prompt), torch.from_numpy(completion.tokens)])
+        row = self._fitting[index]
+        text = torch.from_numpy(self._completions.text(row).astype(np.int64))
         inputs, labels = text[:-1][: self._length], text[1:][: self._length]
         inputs_T, labels_T = torch.zeros(self._length, dtype=torch.long), torch.full((self._length,), IGNORED)
         inputs_T[: len(inputs)], labels_T[: len(labels)] = inputs, labels
-        labels_T[: len(completion.prompt) - 1] = IGNORED
+        labels_T[: self._completions.place(row).prompt - 1] = IGNORED
         return inputs_T, labels_T
 
 
 class RecordedCompletions(CompletionRows):
     """The same rows with what the target said of them when it wrote them; `known` rows have any of it."""
 
-    def __init__(self, completions: Sequence[Completion], sequence_tokens: int) -> None:
-        super().__init__(completions, sequence_tokens)
-        self.known_tokens = max((row.top.known_tokens for row in self._completions if row.top), default=0)
-        self.known = sum(len(row.logp) > 0 for row in self._completions)
+    SAID: ClassVar[bool] = True
+
+    def __init__(self, shards: Iterable[Sequence[Completion]], sequence_tokens: int, folder: Path) -> None:
+        super().__init__(shards, sequence_tokens, folder)
+        index = self._completions.index[self._fitting]
+        self.known_tokens = int(index["known"].max(initial=0))
+        self.known = int((index["logp"] > 0).sum())
 
     def record(self, index: int) -> Record:
         """What is known of a row's labels, NaN where a label is IGNORED."""
-        completion, found = self._completions[index], unknown(self._length, self.known_tokens)
-        start = len(completion.prompt) - 1
-        place = slice(start, min(start + len(completion.tokens), self._length))
-        count = place.stop - start
-        if len(completion.logp):
-            found.logp_BT[place] = torch.from_numpy(completion.logp[:count])
-        found.temperature_BT[place] = completion.law.temperature
-        if completion.top is not None and completion.top.known_tokens == self.known_tokens:
-            found.top_ids_BTK[place] = torch.from_numpy(completion.top.ids[:count].astype(np.int64))
-            found.top_logp_BTK[place] = torch.from_numpy(completion.top.logp[:count].astype(np.float32))
+        row, found = self._fitting[index], unknown(self._length, self.known_tokens)
+        place, (logp, top) = self._completions.place(row), self._completions.said(row)
+        labels = slice(place.prompt - 1, min(place.prompt - 1 + place.tokens, self._length))
+        count = labels.stop - labels.start
+        if place.logp:
+            found.logp_BT[labels] = torch.from_numpy(logp[:count].copy())
+        found.temperature_BT[labels] = place.temperature
+        if self.known_tokens and place.known == self.known_tokens:
+            found.top_ids_BTK[labels] = torch.from_numpy(top.ids[:count].astype(np.int64))
+            found.top_logp_BTK[labels] = torch.from_numpy(top.logp[:count].astype(np.float32))
         return found
+
+
+def _fitting(index: Index, sequence_tokens: int) -> Index:
+    """The places of the completions that a row has room for; CorpusError where there are others alone."""
+    fitting = np.flatnonzero(index["prompt"] <= sequence_tokens)
+    if left_out := len(index) - len(fitting):
+        longest = int(index["prompt"].max())
+        found = f"a prompt of {longest} tokens leaves no place for its completion in a sequence of {sequence_tokens}"
+        if not len(fitting):
+            raise CorpusError(f"{found}\n  do: raise `align.sequence_tokens` or lower `synthesize.prompt_tokens`")
+        warnings.warn(f"{found}: {left_out} of {len(index)} completions are left out", stacklevel=4)
+    return fitting

@@ -22,7 +22,7 @@ Logp = Literal["law", "raw", "none"]
 class Decoding(NamedTuple):
     """How requests are answered; `end` is the one of `eos` that is put where an engine leaves it out.
 
-    `top_logprobs`: so many likeliest tokens are kept for each token of an answer.
+    `top_logprobs`: so many likeliest tokens are kept for each token of an answer. `vocab_rows`: ids are below it.
     """
 
     completion_tokens: int
@@ -32,11 +32,16 @@ class Decoding(NamedTuple):
     batch_prompts: int
     end: int | None = None
     top_logprobs: int = 0
+    vocab_rows: int | None = None
 
     @property
     def shard_prompts(self) -> int:
         """Rows of a shard: what a kill may cost. Of fewer, more places would stand empty at the end of each."""
         return 4 * self.batch_prompts
+
+
+class Unusable(Exception):
+    """Why no row can be made of an answer."""
 
 
 class Keyed(NamedTuple):

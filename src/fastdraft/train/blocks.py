@@ -24,12 +24,13 @@ from fastdraft.train.head import ChunkLoss, finished
 class Blocks:
     """Expected target forwards over the recorded continuation of each row, with a weight."""
 
-    def __init__(self, batch: Batch, gamma: int, weight: float) -> None:
+    def __init__(self, batch: Batch, gamma: int, weight: float, decay: float = 1.0) -> None:
         assert batch.record is not None, "the recipe has rows with records where an objective wants them"
         self._logp_BT, temperature_BT = batch.record.logp_BT, batch.record.temperature_BT
         self._temperature_N1 = temperature_BT.where(temperature_BT > 0, 1.0).flatten()[:, None]
         self._known_BT = ~self._logp_BT.isnan()
-        self._labels_N, self._gamma, self._weight = batch.labels_BT.flatten().clamp(min=0), gamma, weight
+        self._labels_N = batch.labels_BT.flatten().clamp(min=0)
+        self._gamma, self._weight, self._decay = gamma, weight, decay
 
     def beside(self, other: ChunkLoss) -> TwoPass:
         """These forwards and another loss."""
@@ -45,7 +46,7 @@ class Blocks:
         first_B1 = self._known_BT.int().argmax(1, keepdim=True)  # a continuation stands in one piece
         places_BT = (first_B1 + torch.arange(logq_BT.shape[1], device=logq_BT.device)).clamp(max=logq_BT.shape[1] - 1)
         logp_BN, logq_BN = self._logp_BT.nan_to_num().gather(1, places_BT), logq_BT.gather(1, places_BT)
-        return divergence.block_length(logp_BN, logq_BN, lengths_B, self._gamma)
+        return divergence.block_length(logp_BN, logq_BN, lengths_B, self._gamma, self._decay)
 
     def _settled(self, logq_N: Tensor, other: ChunkLoss) -> ChunkLoss:
         """The chunks' loss, once log q of all labels is known."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastdraft import processes
+from fastdraft.energy import Joules
 from fastdraft.errors import CheckpointError
 from fastdraft.run import OLD, PART, finished_last, recover, remove
 from fastdraft.train.optim import OptimizerSet
@@ -36,6 +37,7 @@ class Progress:
 
     `skipped` steps were drawn and not taken: their loss was no number. The highest block efficiency was measured so
     many measures ago, at `best_step` where that one is to be kept (else 0); `end_step` is where the phase ends early.
+    `joules`: of all processes, up to the last checkpoint; None where nobody looked at them from the first step on.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Progress:
     best_block_efficiency: float = 0.0
     measures_since_best: int = 0
     end_step: int | None = None
+    joules: Joules | None = None
 
 
 def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Progress) -> None:

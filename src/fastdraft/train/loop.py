@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fastdraft import processes
+from fastdraft import energy, processes
 from fastdraft.corpus.ahead import Stream
 from fastdraft.corpus.document import Portion
 from fastdraft.corpus.order import IGNORED, Batch
@@ -84,7 +84,7 @@ def train(phase: Phase) -> Progress:
     """
     training = begin(phase)
     progress = checkpoint.restore(phase.folder, phase.model, training.optimizers) or Progress(
-        0, 0, tuple(phase.mixture.position), 0.0
+        0, 0, tuple(phase.mixture.position), 0.0, joules={}
     )
     phase.mixture.position = list(progress.position)
     bar = Bar(phase.name, phase.part.train_tokens, "tokens", progress.tokens)
@@ -123,7 +123,8 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
     phase, part = training.phase, training.phase.part
     begun, saved = time.monotonic() - progress.seconds, time.monotonic()
     phase.total_steps = choosing.steps_in_all(progress, phase.planned_steps)
-    with sigterm_noted() as asked_to_stop:
+    before, meter = progress.joules, energy.Meter(energy.counters(phase.device))
+    with meter, sigterm_noted() as asked_to_stop:
         while progress.step < phase.total_steps:
             row = _metered_step(training, progress.step)
             progress = _after(progress, row, phase.mixture, time.monotonic() - begun)
@@ -138,6 +139,7 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
             stop, due = processes.any_of(asked_to_stop(), due)
             if due or stop or last or progress.best_step == progress.step:
                 metrics.sync()
+                progress = replace(progress, joules=energy.added(before, energy.over_processes(meter.joules())))
                 checkpoint.save(phase.folder, phase.model, training.optimizers, progress)
                 saved = time.monotonic()
             if stop:

@@ -55,7 +55,9 @@ def weighted(part: TrainPart, target: PreTrainedModel | None, batch: Batch) -> C
         return masked_sum(torch.stack(losses).sum(0), mask_N[place]).total
 
     weight = part.objectives.get("block_length")
-    return loss_of if weight is None else Blocks(batch, part.block_gamma, weight).beside(loss_of)
+    if weight is None:
+        return loss_of
+    return Blocks(batch, part.block_gamma, weight, part.block_decay).beside(loss_of)
 
 
 def _terms(part: TrainPart, target: PreTrainedModel | None, batch: Batch) -> Iterator[TokenLoss]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fastdraft.evaluate.records import Estimate
 from fastdraft.export.records import ExportCard, Proof
+from fastdraft.export.terms import in_a_line
 from fastdraft.export.usage import USAGE
 
 
@@ -18,6 +19,7 @@ def handed_over(folder: Path, card: ExportCard) -> RenderableType:
     size = sum(card.files.values())
     head = [f"{folder}: {card.format}, weights {card.weights}, {size:,} bytes in {len(card.files)} files"]
     head += [f"note: {note}" for note in card.notes]
+    head.append(in_a_line(card.target_licence))
     head += [f"accepted by {accepted.engine}: {accepted.why}" for accepted in card.accepted]
     parts: list[RenderableType] = [Text("\n".join([*head, *_proof(card.proof)]))]
     if card.proof.kept:

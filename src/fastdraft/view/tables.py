@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fastdraft.energy import Spent, in_words, spent
 from fastdraft.evaluate.records import Estimate, GammaResult, JudgeResult, TaskResult
 from fastdraft.records import Cost
 
@@ -73,16 +74,25 @@ def judged(verdicts: Mapping[str, Sequence[JudgeResult]]) -> RenderableType:
 
 
 def costs(by_stage: Mapping[str, Cost]) -> RenderableType:
-    """Seconds, tokens and tokens per second of every stage."""
+    """Seconds, tokens and tokens per second of every stage, and energy where the machine told."""
     table = Table(title="Cost")
     table.add_column("stage")
-    for name in ("seconds", "tokens", "tokens/s"):
+    total = spent([cost.joules for cost in by_stage.values()])
+    for name in ("seconds", "tokens", "tokens/s", *(["energy"] if total.joules is not None else [])):
         table.add_column(name, justify="right")
     for stage, cost in by_stage.items():
         rate = f"{cost.tokens_per_second:,.0f}" if cost.tokens else "-"
-        table.add_row(stage, f"{cost.seconds:.1f}", f"{cost.tokens:,}" if cost.tokens else "-", rate)
-    table.add_row("all", f"{sum(cost.seconds for cost in by_stage.values()):.1f}", "", "", style="bold")
+        row = stage, f"{cost.seconds:.1f}", f"{cost.tokens:,}" if cost.tokens else "-", rate
+        table.add_row(*row, *_energy(spent([cost.joules]), total))
+    seconds = sum(cost.seconds for cost in by_stage.values())
+    table.add_row("all", f"{seconds:.1f}", "", "", *_energy(total, total), style="bold")
     return table
+
+
+def _energy(found: Spent, total: Spent) -> list[str]:
+    """The cell of a column that is there where any stage was told its energy."""
+    known = "-" if found.joules is None else f"{in_words(found.joules)} ({found.of})"
+    return [] if total.joules is None else [known]
 
 
 def usage(target: Path | str, draft: Path) -> RenderableType:
