@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from fastdraft import start
 from fastdraft.artefacts.completions import CompletionsCard
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.draft import DraftCard
@@ -50,7 +51,8 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 # What an arm changes; `earlier.KEY` is that key of every phase before alignment that the recipe has, `tokens: align`
 # gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, `own_text` aligns on the
 # texts that prompts were taken from, and `mixed` makes one phase of PT and CP. The paper starts from random weights,
-# every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there.
+# every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
+# the first weights out of the target, which suits targets as small as these.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 ARMS: dict[str, dict[str, Any]] = {
     PAPER: {"draft.start": "random", **CROSS_ENTROPY},
@@ -86,6 +88,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
     "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
     "no_pt_more_stored_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, **STORED},
+    "prune_ce": {**CROSS_ENTROPY, "prune": True},
+    "prune_stored_half": {"align.objective": HALF, "prune": True, **STORED},
+    "prune_kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF, "prune": True},
+    "prune_no_pt_stored_half": {"align.objective": HALF, "tokens": "align", "prune": True, **STORED},
+    "prune_no_pt_more_stored_half": {
+        **{"align.objective": HALF, "tokens": "align", "prompts": 8, "prune": True},
+        **STORED,
+    },
 }
 
 
@@ -121,6 +131,13 @@ def mixed(parts: dict[str, TrainPart]) -> dict[str, float]:
     return {name: round(weight) for name, weight in weights.items()}
 
 
+def pruned(recipe: Recipe) -> dict[str, object]:
+    """The recipe's own shape, cut out of the target."""
+    shape = start.shape_of(recipe.target, recipe.draft)
+    sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
+    return {"draft.start": f"prune:{recipe.target.path}"} | {f"draft.{size}": getattr(shape, size) for size in sizes}
+
+
 def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
     """A recipe's keys for an arm."""
     recipe = resolve(path).recipe
@@ -131,6 +148,8 @@ def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
         **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
         "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
     }
+    if change.pop("prune", False):
+        keys |= pruned(recipe)
     if change.pop("mixed", False) and "continue" in parts:
         keys |= {"pretrain.mix": mixed(parts), "continue": "null"}
         tokens["pretrain"] += tokens.pop("continue")
