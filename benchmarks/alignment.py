@@ -37,10 +37,20 @@ from fastdraft.stages import key_of, road
 
 # The second target lies beside the repository; it is left out where it is absent.
 TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stories260k.yaml")}
+# What every arm begins with, whatever the recipe has become: phases as in the paper, which aligns least, and no law.
+BEGINNING: dict[str, dict[str, Any]] = {
+    "demo": {
+        **{"pretrain.train_tokens": 1_400_000, "continue.train_tokens": 1_500_000, "align.train_tokens": 1_000_000},
+        "synthesize.prompts": 2048,
+    },
+    "stories260k": {"pretrain.train_tokens": 500_000, "align.train_tokens": 2_000_000, "synthesize.prompts": 3200},
+}
+WORDS = {"align.objective": "cross_entropy", "align.target_law": "live", "synthesize.top_logprobs": 0}
 GAMMAS = (3, 5)
 TEMPERATURES = (0.0, 0.6, 1.0)
 REFERENCES = PAPER, SAME_START = "paper", "ce"
 HALF = "{forward_kl: 0.5, total_variation: 0.5}"
+SERVED = "{0.0: 1, 1.0: 3}"
 STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
 EARLIER = ("pretrain", "continue")
 # The target's parameters for each of the draft's.
@@ -54,9 +64,10 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 # every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
 # the first weights out of the target, which suits targets as small as these.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
+AS_PAPER = {**CROSS_ENTROPY, "synthesize.temperatures": "{0.0: 1, 0.6: 1, 0.8: 1, 1.0: 1}"}
 ARMS: dict[str, dict[str, Any]] = {
-    PAPER: {"draft.start": "random", **CROSS_ENTROPY},
-    SAME_START: CROSS_ENTROPY,
+    PAPER: {"draft.start": "random", **AS_PAPER},
+    SAME_START: AS_PAPER,
     "kl": {"align.objective": "forward_kl"},
     "tv": {"align.objective": "total_variation"},
     "half": {"align.objective": HALF},
@@ -79,8 +90,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "kl_more": {"align.objective": "forward_kl", "prompts": 4},
     "stored_kl_more": {"align.objective": "forward_kl", "prompts": 4, **STORED},
     "kl_at_1": {"align.objective": "forward_kl", "synthesize.temperatures": "{1.0: 1}"},
-    "ce_own_text": {**CROSS_ENTROPY, "own_text": True},
-    "ce_more": {**CROSS_ENTROPY, "prompts": 4},
+    "ce_own_text": {**AS_PAPER, "own_text": True},
+    "ce_more": {**AS_PAPER, "prompts": 4},
     "ce_greedy": {**CROSS_ENTROPY, "synthesize.temperatures": "{0.0: 1}"},
     "ce_at_1": {**CROSS_ENTROPY, "synthesize.temperatures": "{1.0: 1}"},
     "no_pt": {"align.objective": "cross_entropy", "tokens": "align"},
@@ -88,12 +99,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
     "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
     "no_pt_more_stored_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, **STORED},
-    "prune_ce": {**CROSS_ENTROPY, "prune": True},
-    "prune_stored_half": {"align.objective": HALF, "prune": True, **STORED},
+    "prune_ce": {**AS_PAPER, "prune": True},
     "prune_kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF, "prune": True},
+    "prune_stored_half": {"align.objective": HALF, "prune": True, **STORED},
     "prune_no_pt_stored_half": {"align.objective": HALF, "tokens": "align", "prune": True, **STORED},
-    "prune_no_pt_more_stored_half": {
-        **{"align.objective": HALF, "tokens": "align", "prompts": 8, "prune": True},
+    "prune_no_pt_stored_half_served": {
+        **{"align.objective": HALF, "tokens": "align", "prune": True, "synthesize.temperatures": SERVED},
         **STORED,
     },
 }
@@ -138,12 +149,14 @@ def pruned(recipe: Recipe) -> dict[str, object]:
     return {"draft.start": f"prune:{recipe.target.path}"} | {f"draft.{size}": getattr(shape, size) for size in sizes}
 
 
-def overrides(path: Path, arm: str, seed: int, share: float) -> list[str]:
-    """A recipe's keys for an arm."""
-    recipe = resolve(path).recipe
+def overrides(target: str, arm: str, seed: int, share: float) -> list[str]:
+    """The keys of a target's recipe for an arm."""
+    beginning = WORDS | BEGINNING[target]
+    recipe = resolve(TARGETS[target], [f"{key}={value}" for key, value in beginning.items()]).recipe
     parts, change = phases(recipe), dict(ARMS[arm])
     tokens = {name: round(part.train_tokens * share) for name, part in parts.items()}
     keys: dict[str, object] = {
+        **WORDS,
         **{"seed": seed, "name": "alignment", "evaluate.judge_prompts": 0, "evaluate.measure_prompts": 0},
         **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
         "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
@@ -191,7 +204,7 @@ def share_with(others: list[Path], folder: Path, keys: dict[str, str]) -> None:
 
 def made(target: str, arm: str, seed: int, share: float, threads: int, root: Path) -> Run:
     """One run, from its folder where it is done."""
-    given = overrides(TARGETS[target], arm, seed, share)
+    given = overrides(target, arm, seed, share)
     folder = root / target / f"seed-{seed}" / arm
     recipe = resolve(TARGETS[target], given).recipe
     folder.mkdir(parents=True, exist_ok=True)

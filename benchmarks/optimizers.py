@@ -25,8 +25,8 @@ from runs import spread, table
 
 # What of each way is tried: its own rate. Under Muon AdamW's is the demo's.
 TRIED: dict[str, dict[str, tuple[float, ...]]] = {
-    "muon": {"muon_learning_rate": (0.01, 0.02, 0.04)},
-    "adamw": {"learning_rate": (0.0015, 0.003, 0.006)},
+    "muon": {"muon_learning_rate": (0.01, 0.02, 0.04, 0.08)},
+    "adamw": {"learning_rate": (0.0015, 0.003, 0.006, 0.012, 0.024)},
 }
 NAMES = {"muon": "Muon + AdamW", "adamw": "AdamW"}
 MEASURES = 16

@@ -90,7 +90,7 @@ def test_the_cost_is_that_of_the_chosen_recipe(bare):
 def test_training_against_the_live_target_costs_its_forwards(bare):
     """2 N of a target 22 times the draft, beside 6 n of the draft."""
     plain = resolve(RECIPES / "demo.yaml", []).recipe
-    live = resolve(RECIPES / "demo.yaml", ["align.objective=forward_kl"]).recipe
+    live = resolve(RECIPES / "demo.yaml", ["align.target_law=live"]).recipe
     flops = [make_plan(bare, 50, recipe, SETTING).stages[-1].flops for recipe in (plain, live)]
     assert flops[1] > 5 * flops[0]
 

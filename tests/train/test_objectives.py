@@ -247,11 +247,11 @@ def test_unknown_names_and_weights_that_are_not_positive_are_refused(found):
         (["pretrain.objective=block_length"], "pretrain has objective block_length, which texts of a corpus have no"),
         (["pretrain.objective={sampled_total_variation: 1, forward_kl: 1}"], "objective sampled_total_variation"),
         (
-            ["align.objective=forward_kl", "align.target_law=stored"],
+            ["align.objective=forward_kl", "align.target_law=stored", "synthesize.top_logprobs=0"],
             r"align has target_law stored; give synthesize.top",
         ),
         (
-            ["align.target_law=stored", "synthesize.top_logprobs=5"],
+            ["align.objective=cross_entropy", "align.target_law=stored"],
             "target_law is stored; give an objective of the law",
         ),
         (

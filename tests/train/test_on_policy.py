@@ -92,4 +92,4 @@ def test_a_draft_in_shards_cannot_continue():
 
     demo = Path(__file__).parents[2] / "recipes" / "demo.yaml"
     with pytest.raises(RecipeError, match=r"align.on_policy needs the whole draft[^\0]*\n  do: "):
-        resolve(demo, ["align.objective=forward_kl", "align.on_policy=0.3", "parallel=fsdp"])
+        resolve(demo, ["align.target_law=live", "align.on_policy=0.3", "parallel=fsdp"])

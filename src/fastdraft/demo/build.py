@@ -4,8 +4,9 @@ python -m fastdraft.demo.build tokenizer    # tokenizer and config.json, from th
 fastdraft run recipes/demo-target.yaml      # the weights, by the same loop that trains drafts
 python -m fastdraft.demo.build package      # bf16 weights, held-out lists and model card, into the package
 
-Its draft, of the playground: `make demo`, then
-fastdraft export runs/demo --format huggingface --weights bf16 --out src/fastdraft/demo/draft
+Its draft, of the playground and for timing beside a stand-in (benchmarks/stand_in.py):
+fastdraft run recipes/demo-draft.yaml
+fastdraft export runs/demo-draft --format huggingface --weights bf16 --out src/fastdraft/demo/draft
 """
 
 from __future__ import annotations
