@@ -50,7 +50,8 @@ GAMMAS = (3, 5)
 TEMPERATURES = (0.0, 0.6, 1.0)
 REFERENCES = PAPER, SAME_START = "paper", "ce"
 HALF = "{forward_kl: 0.5, total_variation: 0.5}"
-SERVED = "{0.0: 1, 1.0: 3}"
+WITH_WORDS = "{cross_entropy: 0.5, forward_kl: 0.25, total_variation: 0.25}"
+SERVED, PAPERS = "{0.0: 1, 1.0: 3}", "{0.0: 1, 0.6: 1, 0.8: 1, 1.0: 1}"
 STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
 EARLIER = ("pretrain", "continue")
 # The target's parameters for each of the draft's.
@@ -64,7 +65,7 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 # every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
 # the first weights out of the target, which suits targets as small as these.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
-AS_PAPER = {**CROSS_ENTROPY, "synthesize.temperatures": "{0.0: 1, 0.6: 1, 0.8: 1, 1.0: 1}"}
+AS_PAPER = {**CROSS_ENTROPY, "synthesize.temperatures": PAPERS}
 ARMS: dict[str, dict[str, Any]] = {
     PAPER: {"draft.start": "random", **AS_PAPER},
     SAME_START: AS_PAPER,
@@ -106,6 +107,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "prune_no_pt_stored_half_served": {
         **{"align.objective": HALF, "tokens": "align", "prune": True, "synthesize.temperatures": SERVED},
         **STORED,
+    },
+    "prune_no_pt_stored_with_words": {
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "synthesize.temperatures": PAPERS},
+        **STORED,
+    },
+    "prune_no_pt_more_stored_with_words": {
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "synthesize.temperatures": PAPERS},
+        **{"prompts": 8, **STORED},
     },
 }
 

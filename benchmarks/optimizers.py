@@ -135,6 +135,8 @@ def sooner_table(runs: Sequence[Run]) -> str:
 
 def draw(runs: Sequence[Run], figure: Any) -> None:
     """A curve for each seed: what is measured down, tokens and seconds across."""
+    from matplotlib.ticker import EngFormatter
+
     grid = figure.subplots(len(CURVES), 2, sharex="col", sharey="row")
     for line, (curve, name) in zip(grid, CURVES.items(), strict=True):
         for axes, by in zip(line, ("tokens", "seconds"), strict=True):
@@ -146,6 +148,7 @@ def draw(runs: Sequence[Run], figure: Any) -> None:
     grid[0][0].legend()
     for axes, by in zip(grid[-1], ("tokens", "seconds of training"), strict=True):
         axes.set_xlabel(by)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def main() -> None:
