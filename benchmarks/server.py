@@ -22,6 +22,7 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -191,7 +192,8 @@ def bare(port: int, bodies: Sequence[bytes], in_flight: int) -> Callable[[], int
     async def everything() -> None:
         await asyncio.gather(*(connection() for _ in range(in_flight)))
 
-    asyncio.run(everything())
+    with ThreadPoolExecutor(1) as thread:  # a loop of its own, whatever runs in the caller's thread
+        thread.submit(asyncio.run, everything()).result()
     return lambda: sum(len(json.loads(answer)["choices"][0]["token_ids"]) for answer in answers)
 
 
