@@ -1,5 +1,7 @@
 """`fastdraft play`: the packaged pair on a terminal, and what it refuses."""
 
+import re
+
 import pytest
 
 from fastdraft.artefacts.handover import accepted
@@ -17,7 +19,10 @@ def test_without_a_page(fastdraft, temperature):
     arguments = ["--prompt", "def f(x):\n", "--tokens", "13", "--temperature", temperature]
     ended = fastdraft("play", "--terminal", *arguments)
     assert ended.code == 0, ended.err
-    assert ended.out.count("13 tokens in") == 2
+    written = [int(count) for count in re.findall(r"\b(\d+) tokens in", ended.out)]
+    assert len(written) == 2
+    # A sampled text may come to its end before.
+    assert written == [13, 13] if temperature == 0 else max(written) <= 13
     assert "tokens a target forward" in ended.out
     assert ("The texts are equal, token for token." in " ".join(ended.out.split())) == (temperature == 0)
 
