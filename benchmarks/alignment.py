@@ -65,21 +65,22 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 # every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
 # the first weights out of the target, which suits targets as small as these.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
-AS_PAPER = {**CROSS_ENTROPY, "synthesize.temperatures": PAPERS}
+SERVED_AS_PAPER = {"synthesize.temperatures": PAPERS}
+AS_PAPER = {**CROSS_ENTROPY, **SERVED_AS_PAPER}
 ARMS: dict[str, dict[str, Any]] = {
     PAPER: {"draft.start": "random", **AS_PAPER},
     SAME_START: AS_PAPER,
-    "kl": {"align.objective": "forward_kl"},
-    "tv": {"align.objective": "total_variation"},
-    "half": {"align.objective": HALF},
-    "js": {"align.objective": "jensen_shannon"},
-    "reverse_kl": {"align.objective": "reverse_kl"},
-    "half_rows": {"align.objective": HALF, "align.temperature": "rows"},
-    "half_on_policy": {"align.objective": HALF, "align.on_policy": 0.3},
-    "sampled_tv": {"align.objective": "sampled_total_variation"},
-    "ce_sampled_tv": {"align.objective": "{cross_entropy: 0.5, sampled_total_variation: 1}"},
-    "block": {"align.objective": "block_length"},
-    "ce_block": {"align.objective": "{cross_entropy: 0.2, block_length: 1}"},
+    "kl": {"align.objective": "forward_kl", **SERVED_AS_PAPER},
+    "tv": {"align.objective": "total_variation", **SERVED_AS_PAPER},
+    "half": {"align.objective": HALF, **SERVED_AS_PAPER},
+    "js": {"align.objective": "jensen_shannon", **SERVED_AS_PAPER},
+    "reverse_kl": {"align.objective": "reverse_kl", **SERVED_AS_PAPER},
+    "half_rows": {"align.objective": HALF, "align.temperature": "rows", **SERVED_AS_PAPER},
+    "half_on_policy": {"align.objective": HALF, "align.on_policy": 0.3, **SERVED_AS_PAPER},
+    "sampled_tv": {"align.objective": "sampled_total_variation", **SERVED_AS_PAPER},
+    "ce_sampled_tv": {"align.objective": "{cross_entropy: 0.5, sampled_total_variation: 1}", **SERVED_AS_PAPER},
+    "block": {"align.objective": "block_length", **SERVED_AS_PAPER},
+    "ce_block": {"align.objective": "{cross_entropy: 0.2, block_length: 1}", **SERVED_AS_PAPER},
     "stored_kl": {"align.objective": "forward_kl", **STORED},
     "stored_half": {"align.objective": HALF, **STORED},
     "kl_kl": {"earlier.objective": "forward_kl", "align.objective": "forward_kl"},
@@ -109,11 +110,11 @@ ARMS: dict[str, dict[str, Any]] = {
         **STORED,
     },
     "prune_no_pt_stored_with_words": {
-        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "synthesize.temperatures": PAPERS},
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, **SERVED_AS_PAPER},
         **STORED,
     },
     "prune_no_pt_more_stored_with_words": {
-        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "synthesize.temperatures": PAPERS},
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, **SERVED_AS_PAPER},
         **{"prompts": 8, **STORED},
     },
 }

@@ -39,6 +39,7 @@ class Counted(Engine):
     readers_of: Readers
     spoils = staticmethod(lambda tokens, _: tokens)
     drafts = True
+    draft_seconds, block_seconds = DRAFT_SECONDS, staticmethod(block_seconds)
     asked: list
 
     @classmethod
@@ -73,7 +74,7 @@ class _Counted:
     def complete(self, asked, arm):
         self.engine.asked.append(arm)
         target, draft = self.engine.readers_of
-        ids, blocks, seconds, first, drafted = asked.prompt.tolist(), [], 0.0, 0.0, 0
+        ids, blocks, seconds, first, drafted, drafting = asked.prompt.tolist(), [], 0.0, 0.0, 0, 0.0
         end = len(ids) + asked.tokens
         while len(ids) < end:
             count = arm.gamma if arm.kind == "draft" and blocks else 0
@@ -88,16 +89,11 @@ class _Counted:
                     break
             drafted += count
             blocks.append(emitted)
+            drafting += self.factor * count * DRAFT_SECONDS
             seconds += self.factor * (count * DRAFT_SECONDS + block_seconds(count + 1))
             first = first or seconds
         tokens = self.engine.spoils(np.array(ids[len(asked.prompt) :]), arm)
-        return Timed(tokens, seconds, first, tuple(blocks), drafted if self.engine.drafts else 0)
-
-    def draft_step(self):
-        return self.factor * DRAFT_SECONDS
-
-    def target_step(self, tokens):
-        return self.factor * block_seconds(tokens)
+        return Timed(tokens, seconds, first, tuple(blocks), drafted if self.engine.drafts else 0, drafting)
 
 
 @pytest.fixture

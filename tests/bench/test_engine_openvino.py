@@ -20,6 +20,7 @@ from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TOKENS, EOS = 23, 8191
+EACH = dict.fromkeys((1, 3), 1e-2)
 PROMPTS = [np.array([305, 507, 711, 305, 507]), np.array([17, 1999])]
 
 
@@ -39,7 +40,7 @@ def exact(files):
 
 def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
     target, draft = OpenVino.readers(files)
-    steps = Steps(setting="", draft_seconds=1e-3, target_seconds=dict.fromkeys((1, 2, 4), 1e-2))
+    steps = Steps(setting="", temperature=0, target_seconds=1e-2, draft_seconds=EACH, block_seconds=EACH)
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
         asked = Asked(prompt, Law(0.0), TOKENS)
@@ -60,9 +61,17 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
         assert 1.05 < said.block_efficiency < 1 + gamma
 
 
-def test_steps_take_time(exact):
-    assert 0 < exact.draft_step() < 1
-    assert 0 < exact.target_step(3) < 1
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("gamma", [1, 3, 5])
+def test_blocks_are_whole_up_to_the_end_and_the_draft_takes_a_part_of_them(exact, temperature, gamma):
+    asked = Asked(PROMPTS[0], Law(temperature), TOKENS)
+    alone, timed = (exact.complete(asked, arm) for arm in (NONE, Arm("draft", gamma)))
+    assert 0 <= gamma * (len(timed.blocks) - 1) - timed.drafted <= sum(range(gamma + 1))
+    if timed.sizes_known:
+        left = TOKENS - np.cumsum(timed.blocks)[:-1]
+        assert timed.drafted == np.minimum(gamma, left - 1).sum()
+    assert 0 < timed.drafting_seconds < timed.seconds_behind < timed.seconds
+    assert alone.drafting_seconds == 0
 
 
 def test_what_the_engine_refuses_is_an_error_of_ours(files, tmp_path):

@@ -29,7 +29,7 @@ def opened(files):
 def test_the_three_ways_write_the_same(opened):
     plain, *others = (opened.complete(Asked(PROMPT, Law(0.0), TOKENS), arm) for arm in (NONE, LOOKUP, Arm("draft", 3)))
     assert plain.blocks == (1,) * TOKENS
-    assert plain.drafted == 0
+    assert (plain.drafted, plain.drafting_seconds) == (0, 0.0)
     for found in others:
         assert found.tokens.tolist() == plain.tokens.tolist()
         assert sum(found.blocks) == TOKENS
@@ -46,6 +46,7 @@ def test_blocks_are_the_judges_forwards(opened, files, gamma):
     assert max(found.blocks) <= gamma + 1
     assert max(found.blocks) > 1
     assert 0 < found.drafted <= gamma * len(found.blocks)
+    assert 0 < found.drafting_seconds < found.seconds_behind
 
 
 def test_a_seed_is_a_sampled_text(opened):

@@ -18,9 +18,12 @@ def greedy_cells(engine, files, plan):
 
 def test_measured_is_predicted(counted, files, plan):
     """The very same blocks, and with them the speed-up, to the last digit."""
-    steps, cells = greedy_cells(counted, files, plan())
+    (steps,), cells = greedy_cells(counted, files, plan())
     assert [(cell.task, cell.temperature) for cell in cells] == [("text", 0.0), ("code", 0.0)]
-    assert set(steps.target_seconds) == {1, 2, 4}
+    assert (steps.setting, steps.temperature) == ("fast", 0.0)
+    assert steps.target_seconds == pytest.approx(counted.block_seconds(1))
+    assert steps.draft_seconds == pytest.approx(dict.fromkeys((1, 3), counted.draft_seconds))
+    assert steps.block_seconds == pytest.approx({gamma: counted.block_seconds(gamma + 1) for gamma in (1, 3)})
     for cell in cells:
         assert [(arm.arm, arm.gamma) for arm in cell.arms] == [("none", 0), ("lookup", 5), ("draft", 1), ("draft", 3)]
         for arm in cell.drafts:
@@ -44,7 +47,8 @@ def test_all_arms_take_turns_forwards_and_back(counted, files, plan):
     wanted = plan(tasks={"text": plan().tasks["text"]})
     greedy_cells(counted, files, wanted)
     arms = [NONE, LOOKUP, Arm("draft", 1), Arm("draft", 3)]
-    assert counted.asked == arms + 2 * arms + 2 * arms[::-1]
+    steps = [NONE, Arm("draft", 1), Arm("draft", 3)]
+    assert counted.asked == arms + steps + steps[::-1] + steps + 2 * arms + 2 * arms[::-1]
 
 
 def test_an_engine_that_ignores_the_draft_is_an_error(counted, files, plan):

@@ -120,12 +120,11 @@ def _timed(pair: Bench) -> tuple[list[Steps], list[Cell], Equality]:
     check(exact, parted)
     equality = Equality(setting=exact, texts=texts, equal=texts - len(parted), near_ties=tuple(parted))
     found = [measured(pair, setting, [Law(0.0)]) for setting in engine.settings]
-    steps, cells = [each[0] for each in found], [cell for each in found for cell in each[1]]
     sampled = [law for law in pair.plan.laws if not law.greedy]
     if sampled:
-        best = next(setting for setting in engine.settings if setting.name == fastest(cells)[0])
-        cells += measured(pair, best, sampled)[1]
-    return steps, cells, equality
+        name, _ = fastest([cell for _, cells in found for cell in cells])
+        found.append(measured(pair, next(setting for setting in engine.settings if setting.name == name), sampled))
+    return [each for steps, _ in found for each in steps], [cell for _, cells in found for cell in cells], equality
 
 
 def _prompts(wish: Wish, origin: Origin, part: TargetPart, context_tokens: int) -> Mapping[str, Sequence[Tokens]]:

@@ -77,7 +77,7 @@ def _looked_up(cell: Cell) -> ArmResult:
 
 
 def _prediction(cells: Sequence[Cell], gamma: int) -> Iterator[str]:
-    """One pass and steps timed alone, beside what was measured."""
+    """One pass and measured steps, beside what was measured of whole texts."""
     for cell in cells:
         arm = cell.at("draft", gamma)
         if arm.predicted is not None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, cast
 
@@ -29,7 +28,6 @@ from fastdraft.extras import need
 from fastdraft.manifest import describe
 
 EXTRA = "llamacpp"
-STEP_REPEATS, CONTEXT_TOKENS = 7, 32
 
 
 class LlamaCpp(Engine):
@@ -101,15 +99,8 @@ class OpenedLlamaCpp:
         behind = [place - len(asked.prompt) for place in proposer.places] if proposer else [*range(1, len(tokens))]
         ends = [0, *(place for place in behind if place < len(tokens)), len(tokens)]
         blocks = tuple(after - before for before, after in pairwise(ends))
-        return Timed(np.array(tokens, np.int64), seconds, first, blocks, proposer.drafted if proposer else 0)
-
-    def draft_step(self) -> float:
-        """An evaluation of one token by the draft."""
-        return _step(self._draft, 1)
-
-    def target_step(self, tokens: int) -> float:
-        """An evaluation of so many tokens by the target."""
-        return _step(self._target("draft" if tokens > 1 else "none"), tokens)
+        drafted, drafting = (proposer.drafted, proposer.seconds) if proposer else (0, 0.0)
+        return Timed(np.array(tokens, np.int64), seconds, first, blocks, drafted, drafting)
 
     def _target(self, kind: str) -> Any:
         """With a draft the binding wants the logits of all tokens, which a target without one does not pay for."""
@@ -132,13 +123,15 @@ class OpenedLlamaCpp:
 
 
 class _Proposer:
-    """Counts what passes: `places`, the length of the text at each proposal, and the tokens proposed."""
+    """Counts what passes: `places`, the length of the text at each proposal, tokens proposed, seconds taken."""
 
     def __init__(self, decoding: Any) -> None:
-        self._decoding, self.places, self.drafted = decoding, list[int](), 0
+        self._decoding, self.places, self.drafted, self.seconds = decoding, list[int](), 0, 0.0
 
     def __call__(self, input_ids: npt.NDArray[np.intc], /, **_: Any) -> npt.NDArray[np.intc]:
+        started = perf_counter()
         found: npt.NDArray[np.intc] = self._decoding(input_ids)
+        self.seconds += perf_counter() - started
         self.places.append(len(input_ids))
         self.drafted += len(found)
         return found
@@ -181,15 +174,3 @@ def _logits(files: Files, folder: Path) -> Logits:
         return torch.from_numpy(model.scores[: len(text)].copy())
 
     return logits
-
-
-def _step(model: Any, tokens: int) -> float:
-    """Seconds of an evaluation of so many tokens with others behind them: the median."""
-    taken = []
-    for _ in range(STEP_REPEATS):
-        model.reset()
-        model.eval([1] * CONTEXT_TOKENS)
-        started = perf_counter()
-        model.eval([2] * tokens)
-        taken.append(perf_counter() - started)
-    return median(taken)

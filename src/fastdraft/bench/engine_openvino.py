@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedModel
 
-from fastdraft.bench.openvino import STRICT, logits_of, open_folder, pipeline_seconds
+from fastdraft.bench.openvino import STRICT, logits_of, open_folder
 from fastdraft.bench.reading import Reader
 from fastdraft.bench.timed import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
 from fastdraft.corpus.shards import Tokens
@@ -30,7 +30,6 @@ from fastdraft.extras import need
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 # For keys and values of both models; the engine gives the draft its share.
 CACHE_GIGABYTES = 1
-STEP_TOKENS, STEP_REPEATS = 16, 3
 
 
 class OpenVino(Engine):
@@ -106,14 +105,6 @@ class OpenedOpenVino:
         pipeline, inputs, config = self._prepared(asked, arm)
         pipeline.generate(inputs, config, streamer)
 
-    def draft_step(self) -> float:
-        """Of the draft alone in a pipeline of its own."""
-        return pipeline_seconds(self._draft, 1, STEP_TOKENS, STEP_REPEATS)
-
-    def target_step(self, tokens: int) -> float:
-        """Of the target in the pipeline without a draft."""
-        return pipeline_seconds(self._plain, tokens, STEP_TOKENS, STEP_REPEATS)
-
     def _prepared(self, asked: Asked, arm: Arm) -> tuple[Any, Any, Any]:
         """The arm's pipeline and its arguments."""
         pipeline = {"none": self._plain, "lookup": self._lookup, "draft": self._drafting}[arm.kind]
@@ -131,10 +122,6 @@ class OpenedOpenVino:
     @cached_property
     def _plain(self) -> Any:
         return _opened(self._files.target, self._files.device, **self._scheduled)
-
-    @cached_property
-    def _draft(self) -> Any:
-        return _opened(self._files.draft, self._files.device, **self._scheduled)
 
     @cached_property
     def _lookup(self) -> Any:
@@ -176,20 +163,20 @@ def _batch(prompt: Tokens) -> tuple[Tokens, Tokens]:
 
 
 def _timed(result: Any, seconds: float) -> Timed:
-    """What the engine counted; where its sizes of blocks are not those of the text, their number from what it accepted.
+    """What the engine counted; where its sizes of blocks are not those of the text, their number alone.
 
-    Sampled, a block with a rejection is counted with one token too many.
+    Sampled, a block with a rejection is counted with one token too many, and accepted tokens with too few.
     """
     tokens = np.array(result.tokens[0], np.int64)
     sizes = tuple(map(int, result.perf_metrics.raw_metrics.m_batch_sizes))
     first, extended = float(result.perf_metrics.get_ttft().mean) * 1e-3, result.extended_perf_metrics
-    drafted = 0 if extended is None else int(extended.get_num_draft_tokens())
-    if sum(sizes) == len(tokens):
+    known = sum(sizes) == len(tokens)
+    blocks = sizes if known else (1, *_even(len(tokens) - 1, len(sizes) - 1))
+    if extended is None:
         # Prompt lookup: no counter of its own; a block of n emitted tokens has n - 1 that were proposed, at least.
-        return Timed(tokens, seconds, first, sizes, drafted if extended is not None else sum(sizes) - len(sizes))
-    behind = len(tokens) - 1
-    blocks = behind - int(extended.get_num_accepted_tokens()) if extended is not None else len(sizes) - 1
-    return Timed(tokens, seconds, first, (1, *_even(behind, blocks)), drafted, sizes_known=False)
+        return Timed(tokens, seconds, first, blocks, len(tokens) - len(blocks), sizes_known=known)
+    drafting = 1e-6 * sum(map(float, extended.draft_model_metrics.raw_metrics.m_durations[1:]))  # the prompt's first
+    return Timed(tokens, seconds, first, blocks, int(extended.get_num_draft_tokens()), drafting, known)
 
 
 def _even(tokens: int, blocks: int) -> list[int]:

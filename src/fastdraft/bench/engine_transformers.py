@@ -93,7 +93,7 @@ class OpenedTransformers:
         """By `generate`; forwards of the target are watched."""
         draft = self._draft if arm.kind == "draft" else None
         lookup = {"prompt_lookup_num_tokens": arm.gamma, "max_matching_ngram_size": LOOKUP_NGRAM}
-        with torch.random.fork_rng(), _watched(self._target) as forwards:
+        with torch.random.fork_rng(), _watched(self._target) as forwards, _watched(self._draft) as steps:
             torch.manual_seed(asked.seed)
             started = perf_counter()
             tokens = generated(
@@ -107,15 +107,9 @@ class OpenedTransformers:
         blocks = tuple(after - before for before, after in pairwise(ends))
         read = sum(forward.tokens for forward in forwards)
         drafted = read - len(asked.prompt) - (len(forwards) - 1)
-        return Timed(tokens, seconds, forwards[0].ended - started, blocks, drafted)
-
-    def draft_step(self) -> float:
-        """A forward of the draft."""
-        return step_seconds(self._draft, 1)
-
-    def target_step(self, tokens: int) -> float:
-        """A forward of the target."""
-        return step_seconds(self._target, tokens)
+        first = forwards[0].ended
+        drafting = sum(step.ended - step.began for step in steps if step.began > first)
+        return Timed(tokens, seconds, first - started, blocks, drafted, drafting)
 
 
 @torch.inference_mode()
@@ -133,8 +127,9 @@ def step_seconds(model: PreTrainedModel, block_tokens: int) -> float:
 
 
 class _Forward(NamedTuple):
-    """One forward of the target: tokens in its cache, tokens read, when it ended."""
+    """One forward: when it began, tokens in its cache, tokens read, when it ended."""
 
+    began: float
     past: int
     tokens: int
     ended: float
@@ -143,12 +138,13 @@ class _Forward(NamedTuple):
 @contextmanager
 def _watched(model: PreTrainedModel) -> Iterator[list[_Forward]]:
     """A list that grows by one entry with each forward of the model."""
-    begun: list[tuple[int, int]] = []
+    begun: list[tuple[float, int, int]] = []
     forwards: list[_Forward] = []
 
     def before(_: Any, __: Any, given: dict[str, Any]) -> None:
         cache = given.get("past_key_values")
-        begun.append((cache.get_seq_length() if cache is not None else 0, given["input_ids"].shape[1]))
+        past = cache.get_seq_length() if cache is not None else 0
+        begun.append((perf_counter(), past, given["input_ids"].shape[1]))
 
     def after(*_: Any) -> None:
         if model.device.type != "cpu":

@@ -30,11 +30,7 @@ def step_seconds(folder: Path, block_tokens: int = 1, tokens: int = TOKENS, repe
 
     One token: steps of a greedy completion of `tokens`. More: forwards over a block with nothing before it.
     """
-    return pipeline_seconds(open_folder(folder), block_tokens, tokens, repeats)
-
-
-def pipeline_seconds(pipeline: Any, block_tokens: int = 1, tokens: int = TOKENS, repeats: int = REPEATS) -> float:
-    """The same of an LLMPipeline that is open."""
+    pipeline = open_folder(folder)
     if block_tokens > 1:
         return block_seconds(pipeline, block_tokens, repeats)
     return median(decode_seconds(pipeline, tokens) for _ in range(repeats))

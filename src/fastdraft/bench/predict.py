@@ -1,4 +1,4 @@
-"""What one pass over the target's own text, and steps timed alone, say of a pair before the two are timed together.
+"""What one pass over the target's own text, and measured steps, say of a pair before its texts are timed.
 
 Dimensions: B texts, N tokens of the longest one.
 """
@@ -24,14 +24,14 @@ def predictions(
     steps: Steps,
     skipped_tokens: int,
 ) -> dict[int, Predicted]:
-    """By gamma. `skipped_tokens` of each text come before the first block."""
+    """By gamma that has steps. `skipped_tokens` of each text come before the first block."""
     accept_BN, lengths_B = acceptances(draft, texts)
     accept_BN, lengths_B = accept_BN[:, skipped_tokens:], (lengths_B - skipped_tokens).clamp(min=0)
     found = {}
-    for gamma in gammas:
+    for gamma in (gamma for gamma in gammas if gamma in steps.block_seconds):
         counts = acceptance.chain(accept_BN, lengths_B, gamma)
         tau = float(acceptance.block_efficiency(counts))
-        times = steps.draft_seconds, steps.target_seconds[1], steps.target_seconds[gamma + 1]
+        times = steps.draft_seconds[gamma], steps.target_seconds, steps.block_seconds[gamma]
         found[gamma] = Predicted(
             block_efficiency=tau,
             position_acceptance=tuple(acceptance.position_acceptance(counts).tolist()),

@@ -7,7 +7,7 @@ from statistics import median
 
 from fastdraft.evaluate.records import Result
 
-VERSION = 1
+VERSION = 2
 
 
 class Spread(Result):
@@ -99,11 +99,17 @@ class Equality(Result):
 
 
 class Steps(Result):
-    """Measured seconds of steps: the draft's on one token, the target's on so many at once, by setting."""
+    """Seconds of steps where they are taken: while a pair decodes under a setting and a law.
+
+    `target_seconds`: of the target on one token, without a draft. By gamma, `draft_seconds` of a drafted token and
+    `block_seconds` of all else that a block takes: the target on gamma + 1 tokens, and the engine's own work.
+    """
 
     setting: str
-    draft_seconds: float
-    target_seconds: dict[int, float]
+    temperature: float
+    target_seconds: float
+    draft_seconds: dict[int, float]
+    block_seconds: dict[int, float]
 
 
 class Model(Result):

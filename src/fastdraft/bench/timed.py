@@ -30,9 +30,9 @@ NONE, LOOKUP = Arm("none"), Arm("lookup", LOOKUP_TOKENS)
 class Timed(NamedTuple):
     """One completion. `blocks`: tokens that each target forward emitted, the prompt's first.
 
-    `seconds` are those of the whole call, `first_seconds` those until the first forward's tokens were there. `drafted`:
-    tokens that were proposed, as the engine counts them. `sizes_known` is false where only the number of blocks and
-    their sum are the engine's own.
+    `seconds` are those of the whole call, `first_seconds` those until the first forward's tokens were there,
+    `drafting_seconds` those that the draft took behind it. `drafted`: tokens that were proposed, as the engine counts
+    them. `sizes_known` is false where only the number of blocks and their sum are the engine's own.
     """
 
     tokens: Tokens
@@ -40,7 +40,13 @@ class Timed(NamedTuple):
     first_seconds: float
     blocks: tuple[int, ...]
     drafted: int
+    drafting_seconds: float = 0.0
     sizes_known: bool = True
+
+    @property
+    def seconds_behind(self) -> float:
+        """Those behind the first forward, whose tokens are the prompt's."""
+        return self.seconds - self.first_seconds
 
 
 class Asked(NamedTuple):
@@ -78,12 +84,6 @@ class Opened(Protocol):
 
     def complete(self, asked: Asked, arm: Arm) -> Timed:
         """A prompt completed alone, nothing of it known from before."""
-
-    def draft_step(self) -> float:
-        """Seconds of the draft's step on one token."""
-
-    def target_step(self, tokens: int) -> float:
-        """Seconds of the target's step on so many tokens."""
 
 
 class Engine(ABC):

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdraft.bench.records import ArmResult, BenchResult, Cell, Equality, Model
+from fastdraft.view.tables import law
 
 COLUMNS = (
     *("decoding", "ms a token", "first, ms", "speed-up [least, greatest]", "predicted"),
@@ -62,7 +63,7 @@ def _cell(cell: Cell) -> Table:
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.task}, {'greedy' if cell.temperature == 0 else f'T = {cell.temperature:g}'}, {cell.setting}"
+    return f"{cell.task}, {law(cell.temperature)}, {cell.setting}"
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
@@ -102,11 +103,15 @@ def _positions(cell: Cell) -> Table:
 
 
 def _steps(result: BenchResult) -> Table:
-    columns = ["setting", "draft, 1", *(f"target, {tokens}" for tokens in result.steps[0].target_seconds)]
-    table = _table("Steps timed alone, on so many tokens, ms", columns)
+    gammas = [arm.gamma for arm in result.cells[0].drafts]
+    columns = ["setting", "no draft", *(f"gamma {gamma}" for gamma in gammas)]
+    table = _table(
+        "Steps while decoding, ms: one token without a draft; a drafted token | the rest of a block", columns
+    )
     for steps in result.steps:
-        times = (f"{1e3 * seconds:.3g}" for seconds in steps.target_seconds.values())
-        table.add_row(steps.setting, f"{1e3 * steps.draft_seconds:.3g}", *times)
+        pairs = ((steps.draft_seconds.get(gamma), steps.block_seconds.get(gamma)) for gamma in gammas)
+        times = (" | ".join("-" if each is None else f"{1e3 * each:.3g}" for each in pair) for pair in pairs)
+        table.add_row(f"{steps.setting}, {law(steps.temperature)}", f"{1e3 * steps.target_seconds:.3g}", *times)
     return table
 
 
