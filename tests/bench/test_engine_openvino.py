@@ -40,7 +40,7 @@ def exact(files):
 
 def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
     target, draft = OpenVino.readers(files)
-    steps = Steps(setting="", temperature=0, target_seconds=1e-2, draft_seconds=EACH, block_seconds=EACH)
+    steps = [Steps(setting="", temperature=0, repeat=0, target_seconds=1, draft_seconds=EACH, block_seconds=EACH)]
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
         asked = Asked(prompt, Law(0.0), TOKENS)

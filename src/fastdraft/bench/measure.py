@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from fastdraft.errors import BenchError
 from fastdraft.progress import Bar
 from fastdraft.synthesize.completions import Completion, Law
 
-WARM_UP_TOKENS, STEP_ROUNDS = 16, 3
+WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,13 @@ def measured(bench: Bench, setting: Setting, laws: Sequence[Law]) -> tuple[list[
     """All arms under some laws in one setting; BenchError where a draft is given and not used, or no text goes on."""
     pair, plan = bench.engine.open(bench.files, setting), bench.plan
     _warm_up(pair, plan)
-    every, cells = [], []
+    every: list[Steps] = []
+    cells: list[Cell] = []
     for law in laws:
-        steps = _steps(pair, plan, law, setting.name)
         runs = _runs(pair, plan, law, setting.name)
         _check(bench.engine, plan, runs)
-        every.append(steps)
+        steps = [_steps(plan, law, setting.name, runs, repeat) for repeat in range(plan.repeats)]
+        every += steps
         cells += [_cell(bench, law, task, runs, steps) for task in plan.tasks]
     return every, cells
 
@@ -99,39 +99,6 @@ def _warm_up(pair: Opened, plan: Plan) -> None:
     prompt = next(iter(plan.tasks.values()))[0]
     for arm in plan.arms:
         pair.complete(Asked(prompt, plan.laws[0], min(plan.tokens, WARM_UP_TOKENS)), arm)
-
-
-def _steps(pair: Opened, plan: Plan, law: Law, where: str) -> Steps:
-    """Medians over rounds, each arm on the first prompt of every task: texts that are not those that are timed.
-
-    Timed while the pair decodes, not each model alone. In OpenVINO GenAI a draft of 2M beside a target of 292M takes
-    .33 ms a token alone; behind a block of the target .9, or 1.7 where it has two tokens to read, and .8 after those:
-    caches hold the target's weights, and kernels change with the number of tokens. A block of 4 so took 3.0 ms for 1.3.
-    """
-    arms, rounds = [NONE, *(Arm("draft", gamma) for gamma in plan.gammas)], []
-    with Bar(f"steps, {where}", STEP_ROUNDS, "rounds") as bar:
-        for number in range(STEP_ROUNDS):
-            seed = plan.seed + plan.repeats + number
-            asked = [Asked(prompts[0], law, plan.tokens, seed) for prompts in plan.tasks.values()]
-            turns = arms[:: -1 if number % 2 else 1]
-            rounds.append({arm: [pair.complete(each, arm) for each in asked] for arm in turns})
-            bar.advance(1)
-    blocks = {gamma: [_block(of[Arm("draft", gamma)]) for of in rounds] for gamma in plan.gammas}
-    known = {gamma: list(filter(None, found)) for gamma, found in blocks.items() if any(found)}
-    return Steps(
-        setting=where,
-        temperature=law.temperature,
-        target_seconds=median(_pace(of[NONE]) for of in rounds),
-        draft_seconds={gamma: median(draft for draft, _ in found) / gamma for gamma, found in known.items()},
-        block_seconds={gamma: median(rest for _, rest in found) for gamma, found in known.items()},
-    )
-
-
-def _block(runs: Sequence[Timed]) -> tuple[float, float] | None:
-    """Seconds of a block that are the draft's, and the others; None where all texts end before their first block."""
-    blocks = sum(len(run.blocks) - 1 for run in runs)
-    drafting, behind = sum(run.drafting_seconds for run in runs), sum(run.seconds_behind for run in runs)
-    return (drafting / blocks, (behind - drafting) / blocks) if blocks else None
 
 
 def _runs(pair: Opened, plan: Plan, law: Law, where: str) -> Runs:
@@ -166,7 +133,34 @@ def _check(engine: type[Engine], plan: Plan, runs: Runs) -> None:
             )
 
 
-def _cell(bench: Bench, law: Law, task: str, runs: Runs, steps: Steps) -> Cell:
+def _steps(plan: Plan, law: Law, where: str, runs: Runs, repeat: int) -> Steps:
+    """Of one repeat, over all tasks: what a step takes is a matter of the pair, not of the text.
+
+    Taken from the runs themselves: a machine's speed moves by a tenth within seconds, and a model alone is faster. In
+    OpenVINO GenAI a draft of 2M beside a target of 292M takes .33 ms a token alone; behind a block of the target .9, or
+    1.7 where it has two tokens to read, and .8 after those: caches hold the target's weights, and kernels change with
+    the number of tokens. Four tokens so took 3.0 ms for 1.3.
+    """
+    of = {arm: [run for task in plan.tasks for run in _of(runs, plan, repeat, task, arm)] for arm in plan.arms}
+    blocks = {gamma: _block(of[Arm("draft", gamma)]) for gamma in plan.gammas}
+    return Steps(
+        setting=where,
+        temperature=law.temperature,
+        repeat=repeat,
+        target_seconds=_pace(of[NONE]),
+        draft_seconds={gamma: block[0] / gamma for gamma, block in blocks.items() if block},
+        block_seconds={gamma: block[1] for gamma, block in blocks.items() if block},
+    )
+
+
+def _block(runs: Sequence[Timed]) -> tuple[float, float] | None:
+    """Seconds of a block that are the draft's, and the others; None where all texts end before their first block."""
+    blocks = sum(len(run.blocks) - 1 for run in runs)
+    drafting, behind = sum(run.drafting_seconds for run in runs), sum(run.seconds_behind for run in runs)
+    return (drafting / blocks, (behind - drafting) / blocks) if blocks else None
+
+
+def _cell(bench: Bench, law: Law, task: str, runs: Runs, steps: Sequence[Steps]) -> Cell:
     plan, engine = bench.plan, bench.engine
     texts = [
         Completion("", prompt, run.tokens, np.empty(0, np.float32), law)
@@ -177,7 +171,7 @@ def _cell(bench: Bench, law: Law, task: str, runs: Runs, steps: Steps) -> Cell:
     known = scored(bench.readers.target, texts, engine.greedy_draft)
     said = predictions(bench.readers.draft, known, plan.gammas, steps, _skipped(engine))
     arms = [_arm(bench, arm, law, task, runs, said.get(arm.gamma)) for arm in plan.arms]
-    return Cell(setting=steps.setting, task=task, temperature=law.temperature, arms=tuple(arms))
+    return Cell(setting=steps[0].setting, task=task, temperature=law.temperature, arms=tuple(arms))
 
 
 def _arm(bench: Bench, arm: Arm, law: Law, task: str, runs: Runs, predicted: Predicted | None) -> ArmResult:

@@ -1,4 +1,4 @@
-"""What one pass over the target's own text, and measured steps, say of a pair before its texts are timed.
+"""What one pass over the target's own text, and steps as they were measured, say of a pair's speed.
 
 Dimensions: B texts, N tokens of the longest one.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 
 from transformers import PreTrainedModel
 
@@ -21,21 +22,24 @@ def predictions(
     draft: PreTrainedModel,
     texts: Sequence[Completion],
     gammas: Sequence[int],
-    steps: Steps,
+    steps: Sequence[Steps],
     skipped_tokens: int,
 ) -> dict[int, Predicted]:
-    """By gamma that has steps. `skipped_tokens` of each text come before the first block."""
+    """By gamma; a speed-up is the median over repeats, each of which has its steps.
+
+    `skipped_tokens` of each text come before the first block. A gamma whose texts end before it is left out.
+    """
     accept_BN, lengths_B = acceptances(draft, texts)
     accept_BN, lengths_B = accept_BN[:, skipped_tokens:], (lengths_B - skipped_tokens).clamp(min=0)
     found = {}
-    for gamma in (gamma for gamma in gammas if gamma in steps.block_seconds):
+    for gamma in (gamma for gamma in gammas if all(gamma in of.block_seconds for of in steps)):
         counts = acceptance.chain(accept_BN, lengths_B, gamma)
         tau = float(acceptance.block_efficiency(counts))
-        times = steps.draft_seconds[gamma], steps.target_seconds, steps.block_seconds[gamma]
+        times = [(of.draft_seconds[gamma], of.target_seconds, of.block_seconds[gamma]) for of in steps]
         found[gamma] = Predicted(
             block_efficiency=tau,
             position_acceptance=tuple(acceptance.position_acceptance(counts).tolist()),
-            speedup=acceptance.speedup(tau, gamma, *times),
+            speedup=median(acceptance.speedup(tau, gamma, *of_repeat) for of_repeat in times),
         )
     return found
 

@@ -99,7 +99,7 @@ class Equality(Result):
 
 
 class Steps(Result):
-    """Seconds of steps where they are taken: while a pair decodes under a setting and a law.
+    """Seconds of steps where they are taken: while a pair decodes under a setting and a law, in one repeat.
 
     `target_seconds`: of the target on one token, without a draft. By gamma, `draft_seconds` of a drafted token and
     `block_seconds` of all else that a block takes: the target on gamma + 1 tokens, and the engine's own work.
@@ -107,6 +107,7 @@ class Steps(Result):
 
     setting: str
     temperature: float
+    repeat: int
     target_seconds: float
     draft_seconds: dict[int, float]
     block_seconds: dict[int, float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
+from statistics import median
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -106,13 +107,21 @@ def _steps(result: BenchResult) -> Table:
     gammas = [arm.gamma for arm in result.cells[0].drafts]
     columns = ["setting", "no draft", *(f"gamma {gamma}" for gamma in gammas)]
     table = _table(
-        "Steps while decoding, ms: one token without a draft; a drafted token | the rest of a block", columns
+        "Steps, ms, medians over repeats: one token without a draft; a drafted token | the rest of a block", columns
     )
-    for steps in result.steps:
-        pairs = ((steps.draft_seconds.get(gamma), steps.block_seconds.get(gamma)) for gamma in gammas)
-        times = (" | ".join("-" if each is None else f"{1e3 * each:.3g}" for each in pair) for pair in pairs)
-        table.add_row(f"{steps.setting}, {law(steps.temperature)}", f"{1e3 * steps.target_seconds:.3g}", *times)
+    for setting, temperature in dict.fromkeys((steps.setting, steps.temperature) for steps in result.steps):
+        found = [steps for steps in result.steps if (steps.setting, steps.temperature) == (setting, temperature)]
+        alone = _middle(steps.target_seconds for steps in found)
+        drafted = (_middle(steps.draft_seconds.get(gamma) for steps in found) for gamma in gammas)
+        others = (_middle(steps.block_seconds.get(gamma) for steps in found) for gamma in gammas)
+        table.add_row(f"{setting}, {law(temperature)}", alone, *map(" | ".join, zip(drafted, others, strict=True)))
     return table
+
+
+def _middle(seconds: Iterable[float | None]) -> str:
+    """The median over repeats, in ms; a dash where there is none."""
+    known = [each for each in seconds if each is not None]
+    return f"{1e3 * median(known):.3g}" if known else "-"
 
 
 def _advice(result: BenchResult) -> Iterator[Text]:
