@@ -133,6 +133,7 @@ def test_a_runs_own_evaluation_is_a_recording(asked, fastdraft):
     shutil.copytree(asked / "away", asked / "tuned")
     (asked / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
     check_refused(fastdraft("evaluate", DRAFT, "--data", own, "--target", "tuned"), "evaluate was written by target")
+    check_refused(fastdraft("evaluate", DRAFT, "--keep", own, "--target", "tuned", *QUICK), "nothing is added")
     card = run / "target" / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"digest": "0123456789abcdef"}))
     check_refused(fastdraft("evaluate", DRAFT, "--data", own), "was not made with", "0123456789abcdef")

@@ -101,6 +101,11 @@ def trained_for(origin: Origin) -> str | None:
 
 def _written(wish: Wish, part: TargetPart, places: dict[str, Origin]) -> tuple[Path, Recording]:
     """What the target writes, or has written before."""
+    if wish.keep is not None and is_own(wish.keep):
+        raise RecordingError(
+            f"{wish.keep} is what a run wrote for its own evaluation, to which nothing is added\n"
+            f"  do: score on it with --data {wish.keep}, or --keep another folder"
+        )
     tokenizer = target.open_tokenizer(part)
     vocabulary, rows = vocabulary_digest(spelled(tokenizer)), target.open_config(part).get_text_config().vocab_size
     for name, origin in places.items():
