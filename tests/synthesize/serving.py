@@ -55,7 +55,7 @@ class Serving:
         """Listen; on the same port as before."""
         handler = type("Handler", (_Handler,), {"serving": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
-        self._server.daemon_threads = True
+        self._server.daemon_threads = False  # closing waits for what still computes
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -63,10 +63,10 @@ class Serving:
         """Die: connections are cut."""
         if self._server is not None:
             self._server.shutdown()
-            self._server.server_close()
             for connection in self._connections:
                 with suppress(OSError):  # the client has left already
                     connection.shutdown(socket.SHUT_RDWR)
+            self._server.server_close()
             self._server, self._connections = None, []
 
     def die_for(self, seconds: float) -> None:
