@@ -82,7 +82,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "block": {"align.objective": "block_length", **SERVED_AS_PAPER},
     "ce_block": {"align.objective": "{cross_entropy: 0.2, block_length: 1}", **SERVED_AS_PAPER},
     "stored_kl": {"align.objective": "forward_kl", **STORED},
-    "stored_half": {"align.objective": HALF, **STORED},
+    "stored_half": {"align.objective": HALF, **SERVED_AS_PAPER, **STORED},
     "stored_with_words": {"align.objective": WITH_WORDS, **SERVED_AS_PAPER, **STORED},
     "kl_kl": {"earlier.objective": "forward_kl", "align.objective": "forward_kl"},
     "kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF},

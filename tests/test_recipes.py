@@ -102,7 +102,10 @@ def test_a_recipe_is_named_as_its_file_and_takes_its_data_from_the_hub(path: Pat
 
 @pytest.mark.parametrize("path", SIZED, ids=lambda path: path.name)
 def test_a_recipe_goes_the_papers_way(path: Path) -> None:
-    """PT 5B of text; CP 5B of code and 2.5B of text; the target's answers, greedy and at three temperatures."""
+    """PT 5B of text; CP 5B of code and 2.5B of text; the target's answers, greedy and at three temperatures.
+
+    The paper's own drafts are aligned to the answers' words, all others to the stored law beside them.
+    """
     recipe = resolve(path).recipe
     pretrain, later, written, align = recipe.pretrain, recipe.continue_, recipe.synthesize, recipe.align
     assert None not in (pretrain, later, written, align)
@@ -112,7 +115,13 @@ def test_a_recipe_goes_the_papers_way(path: Path) -> None:
     assert recipe.corpus["text"].path == "HuggingFaceFW/fineweb"
     assert set(written.temperatures) == {0.0, 0.6, 0.8, 1.0}
     assert len(set(written.temperatures.values())) == 1
-    assert (align.mix, align.objective) == ({"synthetic": 1.0}, "cross_entropy")
+    assert align.mix == {"synthetic": 1.0}
+    assert (pretrain.objective, later.objective) == ("cross_entropy", "cross_entropy")
+    if path.stem in PAPERS:
+        assert (align.objective, written.top_logprobs) == ("cross_entropy", 0)
+    else:
+        assert align.objective == {"cross_entropy": 0.5, "forward_kl": 0.25, "total_variation": 0.25}
+        assert (align.target_law, written.top_logprobs) == ("stored", 16)
 
 
 @pytest.mark.parametrize("name", PAPERS)

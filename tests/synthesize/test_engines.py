@@ -1,5 +1,7 @@
 """The table of engines: each gives the same kind of rows; what is not installed says so."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoConfig, LlamaForCausalLM
 
 from fastdraft.errors import MissingExtra
 from fastdraft.maths.law import warp
@@ -98,12 +101,26 @@ def test_ray_writes_the_same_bits(setup_of, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:")  # vLLM's own
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-def test_vllm_writes_rows_under_their_law(setup_of, tmp_path):
-    setup = setup_of("vllm")
-    rows = list(written(setup, CompletionStore(tmp_path)).values())
-    for row, again in zip(rows, rescored(setup.open_target(), rows).rows, strict=True):
-        np.testing.assert_allclose(row.logp, again.logp, atol=2e-2)
+def test_vllm_writes_rows_under_their_law(setup_of, tiny_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; otherwise nearly all of a machine without a GPU
+    wide = AutoConfig.from_pretrained(tiny_files / "target", head_dim=32)  # the least that vLLM 0.32.0 has on a CPU
+    shutil.copytree(tiny_files / "target", tmp_path / "wide")
+    LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
+
+    def setup(engine):
+        return replace(setup_of(engine), target=TargetPart(path=str(tmp_path / "wide")))
+
+    rows = written(setup("vllm"), CompletionStore(tmp_path / "a"))
+    ours = written(setup("transformers"), CompletionStore(tmp_path / "b"))
+    assert set(rows) == set(ours)
+    greedy = [key for key, row in ours.items() if row.law.greedy]
+    equal = sum(np.array_equal(ours[key].tokens, rows[key].tokens) for key in greedy)
+    assert equal >= len(greedy) - 1, "near ties apart"
+    again = rescored(setup("vllm").open_target(), list(rows.values())).rows
+    for row, scored in zip(rows.values(), again, strict=True):
+        np.testing.assert_allclose(row.logp, scored.logp, atol=2e-3)
 
 
 def test_weights_in_bf16_are_the_model_that_p_is_of(setup_of):
@@ -122,8 +139,9 @@ def test_the_in_process_engine_gives_nothing_that_is_stored(setup_of):
 class OfflineVllm:
     """What the engine asks of vLLM, as vLLM documents it, answered by a target of transformers."""
 
-    def __init__(self, model, asked):
+    def __init__(self, model, asked, cpu=False):
         self.model, self.asked = model, asked
+        self.platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: cpu))
 
     def LLM(self, **settings):
         self.asked.update(settings)
@@ -150,6 +168,16 @@ class OfflineVllm:
             for law_V, token in zip(law_NV, written.tokens.tolist(), strict=True)
         ]
         return SimpleNamespace(token_ids=written.tokens.tolist(), logprobs=said)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_vllm_reads_each_prompt_at_once_on_a_cpu(setup_of, monkeypatch, cpu):
+    asked: dict[str, object] = {}
+    monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(None, asked, cpu))
+    monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
+    ENGINES["vllm"](setup_of("vllm"))
+    assert asked.get("enable_chunked_prefill") == (False if cpu else None), "elsewhere vLLM decides"
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
 
 
 @pytest.mark.parametrize("known", [0, 7])

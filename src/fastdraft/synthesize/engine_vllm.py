@@ -1,13 +1,14 @@
-"""The engine `vllm`: vLLM offline, on GPUs. Token ids in, token ids out; log-probabilities of the processed law.
+"""The engine `vllm`: vLLM offline. Token ids in, token ids out; log-probabilities of the processed law.
 
 vLLM has one mode for all that it says, and the likeliest tokens are kept raw: where they are asked for, all is raw, and
 rows whose law is another are rescored.
 
-Written to vLLM's interface of 2025 (LLM.generate, SamplingParams, logprobs_mode); not yet run on a GPU.
+Run with vLLM 0.32.0 as it is built for CPUs (docs/synthesis.md); not yet on a GPU.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -26,6 +27,7 @@ class Vllm:
     """The target in vLLM, in this process."""
 
     def __init__(self, folder: Path, dtype: str, trust_remote_code: bool, decoding: Decoding) -> None:
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # its log; results are printed to stdout
         self._vllm, self._decoding = need("vllm", "vllm"), decoding
         self.logp: Logp = "raw" if decoding.top_logprobs else "law"
         self._model = self._vllm.LLM(
@@ -37,6 +39,8 @@ class Vllm:
             max_logprobs=max(decoding.top_logprobs, 1),  # otherwise 20
             generation_config="vllm",  # not the model's own: it may set a top-k or a penalty
             seed=decoding.seed,
+            # On a CPU vLLM 0.32.0 dies of a seeded request whose prompt it reads in pieces (set_offset of a generator).
+            **({"enable_chunked_prefill": False} if self._vllm.platforms.current_platform.is_cpu() else {}),
         )
 
     def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
