@@ -142,10 +142,16 @@ class OfflineVllm:
     def __init__(self, model, asked, cpu=False):
         self.model, self.asked = model, asked
         self.platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: cpu))
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self._shutdown))
+        self.opened = self.closed = 0
 
     def LLM(self, **settings):
         self.asked.update(settings)
+        self.opened += 1
         return self
+
+    def _shutdown(self):
+        self.closed += 1
 
     def SamplingParams(self, **settings):
         return SimpleNamespace(**settings)
@@ -170,14 +176,43 @@ class OfflineVllm:
         return SimpleNamespace(token_ids=written.tokens.tolist(), logprobs=said)
 
 
-@pytest.mark.parametrize("cpu", [True, False])
-def test_vllm_reads_each_prompt_at_once_on_a_cpu(setup_of, monkeypatch, cpu):
-    asked: dict[str, object] = {}
-    monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(None, asked, cpu))
+@pytest.mark.parametrize(
+    ("cpu", "known", "rescore", "own"),
+    [
+        (True, 0, True, {"enable_chunked_prefill": False}),
+        (True, 3, True, {"enable_chunked_prefill": False}),
+        (False, 0, True, {}),
+        (False, 3, False, {}),
+        (False, 3, True, {"gpu_memory_utilization": 0.45}),
+    ],
+)
+def test_vllm_reads_prompts_whole_on_a_cpu_and_leaves_room_on_a_gpu(setup_of, monkeypatch, cpu, known, rescore, own):
+    setup = setup_of("vllm", top_logprobs=known, rescore=rescore)
+    setup, asked = replace(setup, decoding=setup.decoding._replace(top_logprobs=known)), {}
+    monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(setup.open_target(), asked, cpu))
     monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
-    ENGINES["vllm"](setup_of("vllm"))
-    assert asked.get("enable_chunked_prefill") == (False if cpu else None), "elsewhere vLLM decides"
+    next(ENGINES["vllm"](setup).shards(keyed(requests(), setup.decoding), Keys()))
+    names = "enable_chunked_prefill", "gpu_memory_utilization"
+    assert {name: asked[name] for name in names if name in asked} == own, "the rest is vLLM's own"
     assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+
+
+def test_vllm_is_opened_for_what_is_missing_and_closed_behind_it(setup_of, monkeypatch):
+    setup = setup_of("vllm")
+    vllm = OfflineVllm(setup.open_target(), {})
+    monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
+    rows, stored = list(keyed(requests(), setup.decoding)), Keys()
+    engine = ENGINES["vllm"](setup)
+    assert (vllm.opened, vllm.closed) == (0, 0)
+    assert sum(len(shard.rows) for shard in engine.shards(rows, stored)) == len(rows)
+    assert (vllm.opened, vllm.closed) == (1, 1)
+    stopped = engine.shards(rows, stored)
+    next(stopped)
+    stopped.close()
+    assert (vllm.opened, vllm.closed) == (2, 2)
+    stored.add(row.key for row in rows)
+    assert not list(engine.shards(rows, stored))
+    assert vllm.opened == 2
 
 
 @pytest.mark.parametrize("known", [0, 7])

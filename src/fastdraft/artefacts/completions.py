@@ -63,7 +63,8 @@ def make_completions(journey: Journey, folder: Path) -> Made:
     part = journey.recipe.synthesize
     assert part is not None, "a stage without a part is not on the road"
     setup, store, left_out = _setup(journey, part, folder), CompletionStore(folder / "completions"), Counter[str]()
-    requests = _Counted(_training_requests(journey, setup, left_out))
+    own = _own_instructions(setup)  # with an engine of their own: a device may not hold the target twice
+    requests = _Counted(_training_requests(journey, setup, own, left_out))
     engine = ENGINES[part.engine](setup)
     with Bar("synthesize", part.prompts, "completions", len(store.stored())) as bar:
         rows = keyed(requests, setup.decoding)
@@ -143,19 +144,21 @@ def _fields(part: SynthesizePart, engine: Engine, found: Quality) -> dict[str, o
 # Prompts.
 
 
-def _training_requests(journey: Journey, setup: Setup, left_out: Counter[str]) -> Iterator[Request]:
-    """Prompts of each source in its share, under each law in its share."""
+def _training_requests(
+    journey: Journey, setup: Setup, own: Sequence[Completion], left_out: Counter[str]
+) -> Iterator[Request]:
+    """Prompts of each source in its share, under each law in its share; `own` are instructions of the target."""
     part = setup.part
     laws = {_law(temperature, part): weight for temperature, weight in part.temperatures.items()}
     leaks: list[Leaks] = []
-    for number, (source, weight) in enumerate(sorted(part.mix.items())):
-        count = round(part.prompts * weight / sum(part.mix.values()))
+    for number, source in enumerate(sorted(part.mix)):
+        count = _count(part, source)
         if source in journey.recipe.corpus:
             generator = np.random.default_rng([journey.recipe.seed, number])
             shards = journey.shards(source, "train")
             prompts: Iterable[Tokens] = document_prompts(shards, count, part.prompt_tokens, 1, generator)
         elif source != "recorded":
-            prompts = _instructions(source, setup, count, left_out)
+            prompts = _instructions(source, setup, own, count, left_out)
         else:
             continue
         if source not in journey.recipe.corpus or part.leak_tasks:
@@ -164,26 +167,46 @@ def _training_requests(journey: Journey, setup: Setup, left_out: Counter[str]) -
         yield from repeated(over_laws(prompts, laws), part.answers_per_prompt)
 
 
-def _instructions(source: str, setup: Setup, count: int, left_out: Counter[str]) -> Iterable[Tokens]:
-    """Prompts of a named set, or those that the target writes itself."""
-    longest = min(setup.part.longest_prompt_tokens, setup.context_tokens - setup.part.completion_tokens)
+def _count(part: SynthesizePart, source: str) -> int:
+    """Prompts of a source."""
+    return round(part.prompts * part.mix[source] / sum(part.mix.values()))
+
+
+def _instructions(
+    source: str, setup: Setup, own: Sequence[Completion], count: int, left_out: Counter[str]
+) -> Iterable[Tokens]:
+    """Prompts of a named set, or those that the target has written itself."""
     tokenizer = target.open_tokenizer(setup.target)
     if source in setup.part.prompt_sets:
-        return instruction_prompts(setup.part.prompt_sets[source], tokenizer, count, longest, left_out)
-    turn = magpie.turn_of(tokenizer)
-    tokens = longest - len(turn.opening) - len(turn.closing)
+        named = setup.part.prompt_sets[source]
+        return instruction_prompts(named, tokenizer, count, _longest_prompt(setup), left_out)
+    return magpie.magpie_prompts(magpie.turn_of(tokenizer), own, count, left_out)
+
+
+def _longest_prompt(setup: Setup) -> int:
+    """In tokens."""
+    return min(setup.part.longest_prompt_tokens, setup.context_tokens - setup.part.completion_tokens)
+
+
+def _own_instructions(setup: Setup) -> list[Completion]:
+    """The instructions that the target writes itself where the mix has `magpie`, in the order asked."""
+    if "magpie" not in setup.part.mix.keys() - setup.part.prompt_sets.keys():
+        return []
+    turn = magpie.turn_of(target.open_tokenizer(setup.target))
+    tokens = _longest_prompt(setup) - len(turn.opening) - len(turn.closing)
     how = setup.decoding._replace(completion_tokens=tokens, eos=setup.decoding.eos | {turn.end}, top_logprobs=0)
-    asked = list(keyed(magpie.instruction_requests(turn, round(count * MAGPIE_SPARE)), how))
-    written = _written(replace(setup, decoding=how), asked)
-    return magpie.magpie_prompts(turn, written, count, left_out)
+    requests = magpie.instruction_requests(turn, round(_count(setup.part, "magpie") * MAGPIE_SPARE))
+    return _written(replace(setup, decoding=how), list(keyed(requests, how)))
 
 
 def _written(setup: Setup, asked: Sequence[Keyed]) -> list[Completion]:
-    """The instructions that the target writes, from their own store or else from the engine, in the order asked."""
+    """From their own store, or else from the engine, which is opened for what is missing alone."""
     store = CompletionStore(setup.scratch.parent / "instructions")
-    with Bar("magpie", len(asked), "instructions", len(store.stored())) as bar:
-        as_they_are: Callable[[Sequence[Completion]], Shard] = Shard
-        write(ENGINES[setup.part.engine](setup), asked, store, setup.decoding, bar, as_they_are)
+    stored = store.stored()
+    with Bar("magpie", len(asked), "instructions", len(stored)) as bar:
+        if any(row.key not in stored for row in asked):
+            as_they_are: Callable[[Sequence[Completion]], Shard] = Shard
+            write(ENGINES[setup.part.engine](setup), asked, store, setup.decoding, bar, as_they_are)
     return sorted(store.read(), key=lambda row: row.index)
 
 

@@ -56,7 +56,8 @@ def openvino(setup: Setup) -> Engine:
 def vllm(setup: Setup) -> Engine:
     """vLLM in this process."""
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[setup.part.precision]
-    return Vllm(target.folder_of(setup.target), dtype, setup.target.trust_remote_code, setup.decoding)
+    read_again = setup.part.rescore and setup.decoding.top_logprobs > 0  # rows are raw then
+    return Vllm(target.folder_of(setup.target), dtype, setup.target.trust_remote_code, setup.decoding, read_again)
 
 
 def server(setup: Setup) -> Engine:
