@@ -110,6 +110,10 @@ ARMS: dict[str, dict[str, Any]] = {
         **{"align.objective": HALF, "tokens": "align", "prune": True, "synthesize.temperatures": SERVED},
         **STORED,
     },
+    "prune_no_pt_stored_half_as_paper": {
+        **{"align.objective": HALF, "tokens": "align", "prune": True, **SERVED_AS_PAPER},
+        **STORED,
+    },
     "prune_no_pt_stored_with_words": {
         **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, **SERVED_AS_PAPER},
         **STORED,
