@@ -54,6 +54,8 @@ WITH_WORDS = "{cross_entropy: 0.5, forward_kl: 0.25, total_variation: 0.25}"
 SERVED, PAPERS = "{0.0: 1, 1.0: 3}", "{0.0: 1, 0.6: 1, 0.8: 1, 1.0: 1}"
 STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
 EARLIER = ("pretrain", "continue")
+# About as many parameters (80 304 for 81 264) in twice the layers.
+DEEP = {"stories260k": {"draft.layers": 4, "draft.intermediate_size": 48}}
 # The target's parameters for each of the draft's.
 PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-3-mini / 120M": 3821 / 120}
 # Student's t, 97.5 %, by the number of seeds.
@@ -63,7 +65,7 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 # gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, `own_text` aligns on the
 # texts that prompts were taken from, and `mixed` makes one phase of PT and CP. The paper starts from random weights,
 # every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
-# the first weights out of the target, which suits targets as small as these.
+# the first weights out of the target, which suits targets as small as these; `deep` takes the layers of DEEP.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 SERVED_AS_PAPER = {"synthesize.temperatures": PAPERS}
 AS_PAPER = {**CROSS_ENTROPY, **SERVED_AS_PAPER}
@@ -112,6 +114,10 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "prune_no_pt_stored_half_as_paper": {
         **{"align.objective": HALF, "tokens": "align", "prune": True, **SERVED_AS_PAPER},
+        **STORED,
+    },
+    "prune_deep_no_pt_stored_half_as_paper": {
+        **{"align.objective": HALF, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
         **STORED,
     },
     "prune_no_pt_stored_with_words": {
@@ -178,6 +184,8 @@ def overrides(target: str, arm: str, seed: int, share: float) -> list[str]:
     }
     if change.pop("prune", False):
         keys |= pruned(recipe)
+    if change.pop("deep", False):
+        keys |= DEEP[target]
     if change.pop("mixed", False) and "continue" in parts:
         keys |= {"pretrain.mix": mixed(parts), "continue": "null"}
         tokens["pretrain"] += tokens.pop("continue")
@@ -363,7 +371,7 @@ def main() -> None:
     runs: list[Run] = []
     for target in here(asked.targets):
         for seed in asked.seeds:
-            for arm in arms:
+            for arm in (arm for arm in arms if target in DEEP or "deep" not in ARMS[arm]):
                 runs.append(made(target, arm, seed, asked.share, asked.threads, asked.folder))
                 print(f"{target}, seed {seed}, {arm}: {runs[-1].seconds:.0f} s of training", file=sys.stderr)
                 (asked.folder / "report.md").write_text(report(runs, asked.share) + "\n", encoding="utf-8")
