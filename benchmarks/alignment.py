@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -146,6 +147,11 @@ class Run(NamedTuple):
     def cost(self, ratio: float) -> float:
         """Trained tokens, and the target's forwards in units of them."""
         return self.trained + (self.read_by_target + self.written_by_target) * 2 * ratio / 6
+
+
+def known(target: str, arms: Iterable[str]) -> list[str]:
+    """Those of the arms that this target has."""
+    return [arm for arm in arms if target in DEEP or "deep" not in ARMS[arm]]
 
 
 def phases(recipe: Recipe) -> dict[str, TrainPart]:
@@ -371,7 +377,7 @@ def main() -> None:
     runs: list[Run] = []
     for target in here(asked.targets):
         for seed in asked.seeds:
-            for arm in (arm for arm in arms if target in DEEP or "deep" not in ARMS[arm]):
+            for arm in known(target, arms):
                 runs.append(made(target, arm, seed, asked.share, asked.threads, asked.folder))
                 print(f"{target}, seed {seed}, {arm}: {runs[-1].seconds:.0f} s of training", file=sys.stderr)
                 (asked.folder / "report.md").write_text(report(runs, asked.share) + "\n", encoding="utf-8")
