@@ -9,10 +9,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastdraft.artefacts.completions import CompletionsCard
+from fastdraft.artefacts.completions import CompletionsCard, make_completions
+from fastdraft.artefacts.journey import Journey
 from fastdraft.recipe import TargetPart
 from fastdraft.records import read_card
+from fastdraft.resolve import resolve
 from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.synthesize.engines import ENGINES
 from fastdraft.target import open_model, open_tokenizer
 from fastdraft.view.written import written
 
@@ -50,8 +53,29 @@ def test_the_report_of_the_road(finished):
     assert sorted(report["entropy_nats"]) == ["0.6", "0.8", "1"]
 
 
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """When the engine in this process was opened, and when it had written all."""
+    events, make = [], ENGINES["transformers"]
+
+    def opened(setup: Any) -> Any:
+        engine = make(setup)
+        write = engine.shards
+
+        def shards(*given: Any) -> Any:
+            yield from write(*given)
+            events.append("done")
+
+        engine.shards = shards
+        events.append("opened")
+        return engine
+
+    monkeypatch.setitem(ENGINES, "transformers", opened)
+    return events
+
+
 @pytest.mark.slow
-def test_instructions_and_magpie_and_several_answers(tiny, synthesized):
+def test_instructions_and_magpie_and_several_answers(tiny, synthesized, watched, monkeypatch):
     (tiny / "target" / "chat_template.jinja").write_text(CHAT)
     rows = [{"prompt": f"{word} seven walks house"} for word in ("under", "never", "cloud", "song", "yellow")]
     held_out = (tiny / "text" / "0.txt").read_text().split("\n---\n")
@@ -70,6 +94,10 @@ def test_instructions_and_magpie_and_several_answers(tiny, synthesized):
         "batch_prompts": 5,
     }
     card, found = synthesized(part)
+    monkeypatch.chdir(tiny)
+    recipe = resolve(Path(RUN) / "resolved.yaml").recipe
+    make_completions(Journey(recipe, Path(RUN), torch.device("cpu")), tiny / "again")
+    assert watched == 2 * ["opened", "done"], "a device may not hold the target twice"
     report = card["quality"]
     assert report["written"] == report["asked"] == len(found)
     assert {row.index for row in found if row.law.greedy} == {0}
