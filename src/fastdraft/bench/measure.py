@@ -139,7 +139,7 @@ def _steps(plan: Plan, law: Law, where: str, runs: Runs, repeat: int) -> Steps:
     Taken from the runs themselves: a machine's speed moves by a tenth within seconds, and a model alone is faster. In
     OpenVINO GenAI a draft of 2M beside a target of 292M takes .33 ms a token alone; behind a block of the target .9, or
     1.7 where it has two tokens to read, and .8 after those: caches hold the target's weights, and kernels change with
-    the number of tokens. Four tokens so took 3.0 ms for 1.3.
+    the number of tokens. Four tokens so took 3.7 ms for 1.3.
     """
     of = {arm: [run for task in plan.tasks for run in _of(runs, plan, repeat, task, arm)] for arm in plan.arms}
     blocks = {gamma: _block(of[Arm("draft", gamma)]) for gamma in plan.gammas}
