@@ -7,7 +7,7 @@ import pytest
 
 from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Completion, Law
-from fastdraft.synthesize.quality import LOOP, quality, scripts, without_loops
+from fastdraft.synthesize.quality import LOOP, UNTOLD, language, quality, without_loops
 from fastdraft.synthesize.write import Shard
 
 
@@ -49,8 +49,8 @@ def test_every_share_is_counted(decoding):
     assert found.looping_share == 1 / 6
     assert found.entropy_nats == {"0.6": 0.5, "1": 0.5}
     assert found.without_logp == 1
-    assert found.scripts["Cyrillic"] == pytest.approx(2 / (11 + 11 + 10 + 40 + 2))
-    assert sum(found.scripts.values()) == pytest.approx(1)
+    assert found.languages[UNTOLD] == 5 / 6
+    assert sum(found.languages.values()) == pytest.approx(1)
 
 
 def test_nothing_to_train_on_stops(decoding):
@@ -65,5 +65,17 @@ def test_answers_that_loop_can_be_dropped_and_are_counted():
     assert shard.refused == Counter({"a": 1, LOOP: 1})
 
 
-def test_letters_are_counted_by_script():
-    assert scripts("ab, 12 вг 漢") == Counter({"Latin": 2, "Cyrillic": 2, "Cjk": 1})
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("The draft proposes tokens, and the target checks them.", "en"),
+        ("Der Entwurf schlägt Wörter vor, und das Ziel prüft sie.", "de"),
+        ("Le modèle propose des mots, et la cible les vérifie.", "fr"),
+        ("Черновик предлагает слова, а цель их проверяет.", "ru"),
+        ("草稿模型提出若干个词，目标模型一次检查它们，输出完全一致。", "zh"),
+        ("Far too few letters.", UNTOLD),
+        ("1 + 2 = 3; " * 13, UNTOLD),
+    ],
+)
+def test_the_language_of_an_answer(text, code):
+    assert language(text) == code

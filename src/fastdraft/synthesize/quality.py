@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import py3langid
 import xxhash
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerFast
@@ -18,9 +18,12 @@ from fastdraft.synthesize.loops import loops, repeats
 from fastdraft.synthesize.write import Decoding, Shard
 
 NEAR_RUN_TOKENS, NEAR_SHARE = 8, 0.5
-# Near duplicates and scripts are looked for among so many rows: what they need grows with each.
+# Near duplicates and languages are looked for among so many rows: what they need grows with each.
 ROWS_LOOKED_AT = 100_000
 ROWS_DECODED = 2_000
+# Of fewer letters no language can be told.
+FEWEST_LETTERS = 20
+UNTOLD = "too short to tell"
 LOOP = "answers that loop: more than a quarter of their runs of 8 tokens occurred before"
 
 
@@ -46,8 +49,8 @@ class Quality(BaseModel):
     # Mean of -log p under the law, in nats a token, over sampled rows whose log-probabilities are known.
     entropy_nats: dict[str, float]
     without_logp: int
-    # Of the letters of the first rows.
-    scripts: dict[str, float]
+    # Of the first answers, by the code of the language (ISO 639-1).
+    languages: dict[str, float]
 
 
 class _Counts:
@@ -59,7 +62,7 @@ class _Counts:
         self.lengths: Counter[int] = Counter()
         self.nats: defaultdict[float, float] = defaultdict(float)
         self.sampled: Counter[float] = Counter()
-        self.scripts: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
         self._answers: set[int] = set()
         self._runs: set[int] = set()
 
@@ -77,7 +80,7 @@ class _Counts:
         if self.rows <= ROWS_LOOKED_AT:
             self._duplicates(row)
         if self.rows <= ROWS_DECODED:
-            self.scripts.update(scripts(str(tokenizer.decode(row.tokens, skip_special_tokens=True))))
+            self.languages[language(str(tokenizer.decode(row.tokens, skip_special_tokens=True)))] += 1
 
     def _entropy(self, row: Completion) -> None:
         self.without_logp += not len(row.logp)
@@ -116,7 +119,7 @@ def quality(
             f"refused: {dict(refused)}\n  wanted: some of each\n"
             f"  do: check the prompts, the engine and the fields of the rows"
         )
-    letters, rows = counts.scripts.total(), counts.rows
+    told, rows = counts.languages.total(), counts.rows
     return Quality(
         asked=asked,
         written=rows,
@@ -133,7 +136,7 @@ def quality(
         repeated_8grams=counts.repeated / max(counts.runs, 1),
         entropy_nats={f"{t:g}": counts.nats[t] / counts.sampled[t] for t in sorted(counts.sampled)},
         without_logp=counts.without_logp,
-        scripts={name: count / letters for name, count in counts.scripts.most_common(5)},
+        languages={name: count / told for name, count in counts.languages.most_common(5)},
     )
 
 
@@ -144,7 +147,9 @@ def without_loops(shard: Shard) -> Shard:
     return Shard(kept, refused)
 
 
-def scripts(text: str) -> Counter[str]:
-    """The letters of a text by their script: Latin, Cyrillic, CJK, ... as their Unicode names begin."""
-    letters = (unicodedata.name(letter, "unknown").split()[0] for letter in text if letter.isalpha())
-    return Counter(name.capitalize() for name in letters)
+def language(text: str) -> str:
+    """The likeliest language of a text, by its ISO 639-1 code; a program is in that of its names and comments."""
+    if sum(map(str.isalpha, text)) < FEWEST_LETTERS:
+        return UNTOLD
+    code: str = py3langid.classify(text)[0]
+    return code

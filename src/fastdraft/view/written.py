@@ -29,5 +29,5 @@ def rows(engine: str, log_probabilities: str, found: Quality) -> dict[str, str]:
         "duplicates, exact and near": f"{found.exact_duplicates:,}, {found.near_duplicates:,}",
         "answers that loop": f"{found.looping_share:.1%}; {found.repeated_8grams:.1%} of runs of 8 tokens repeat",
         "nats a token": ", ".join(f"{nats:.2f} at T = {t}" for t, nats in found.entropy_nats.items()) or "unknown",
-        "scripts": ", ".join(f"{name} {share:.1%}" for name, share in found.scripts.items()) or "no letters",
+        "languages": ", ".join(f"{name} {share:.1%}" for name, share in found.languages.items()),
     }
