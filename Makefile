@@ -1,9 +1,12 @@
 # make demo | make test | make check | make docs; `make setup` is their common first step.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
 # Debian's, for tests in a real browser.
 CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+# Comes as source: six minutes of one core, without the library for pictures, which nothing here uses.
+LLAMA_CPP := CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) -e '.[llamacpp]'
 
 .PHONY: setup setup-dev demo test test-fast check docs
 
@@ -12,11 +15,12 @@ setup-dev: .venv/dev
 
 .venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e .
+	$(INSTALL) -e .
 	touch $@
 
 .venv/dev: .venv/base
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0 -e '.[dev,docs,openvino,play,ray,report,view]'
+	$(INSTALL) -e '.[dev,docs,openvino,play,ray,report,view]'
+	if command -v c++ >/dev/null; then $(LLAMA_CPP); else echo 'no C++ compiler: the tests of llama.cpp will be skipped'; fi
 	$(CHROMIUM) || echo 'no chromium: the tests that need a browser will be skipped'
 	touch $@
 
