@@ -200,3 +200,19 @@ def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesi
     tokenizer = open_tokenizer(TargetPart(path=str(tiny / "target")))
     asked = "\n".join(row["prompt"] for row in rows)
     assert not [text for row in found if len(text := tokenizer.decode(row.prompt).strip()) > 30 and text in asked]
+
+
+def test_a_prompt_of_two_sets_is_asked_once_and_a_set_that_ends_early_is_told_of(tiny, fastdraft):
+    rows = [json.dumps({"prompt": f"river {number} walks"}) for number in range(11)]
+    (tiny / "one.jsonl").write_text("\n".join(rows[:7]))
+    (tiny / "two.jsonl").write_text("\n".join(rows[4:]))
+    sets = {name: {"source": "jsonl", "path": f"{name}.jsonl"} for name in ("one", "two", "few")}
+    sets["few"]["path"] = "one.jsonl"
+    part = {"mix": {"one": 7, "two": 13, "few": 0.1}, "prompt_sets": sets, "prompts": 20, "completion_tokens": 3}
+    keys = ["align=null", "evaluate=null", "pretrain=null", "continue=null"]
+    ended = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part | {'temperatures': {1.0: 1}})}", *keys)
+    assert ended.code == 0, ended.err
+    assert "synthesize: two gives 4 prompts, wanted 13" in ended.err
+    report = json.loads((tiny / RUN / "synthesize" / "quality.json").read_text())
+    assert (report["asked"], report["written"]) == (11, 11)
+    assert report["prompts_left_out"] == {"prompts that were there before": 3}

@@ -23,11 +23,11 @@ from fastdraft.recipe import EvaluatePart, SynthesizePart
 from fastdraft.records import Card, read_card
 from fastdraft.run import write_json
 from fastdraft.synthesize import magpie
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
 from fastdraft.synthesize.engines import ENGINES, Setup
 from fastdraft.synthesize.leaks import REASON, Leaks
 from fastdraft.synthesize.prompt_sets import instruction_prompts
-from fastdraft.synthesize.prompts import document_prompts, over_laws, repeated
+from fastdraft.synthesize.prompts import distinct, document_prompts, over_laws, repeated
 from fastdraft.synthesize.quality import Quality, quality, without_loops
 from fastdraft.synthesize.rescore import rescorer
 from fastdraft.synthesize.write import Decoding, Engine, Keyed, Rescore, Shard, keyed, write
@@ -151,20 +151,23 @@ def _training_requests(
     part = setup.part
     laws = {_law(temperature, part): weight for temperature, weight in part.temperatures.items()}
     leaks: list[Leaks] = []
+    seen = Keys()
     for number, source in enumerate(sorted(part.mix)):
         count = _count(part, source)
         if source in journey.recipe.corpus:
             generator = np.random.default_rng([journey.recipe.seed, number])
             shards = journey.shards(source, "train")
             prompts: Iterable[Tokens] = document_prompts(shards, count, part.prompt_tokens, 1, generator)
-        elif source != "recorded":
+        elif source != "recorded" and count:
             prompts = _instructions(source, setup, own, count, left_out)
         else:
             continue
         if source not in journey.recipe.corpus or part.leak_tasks:
             leaks = leaks or [Leaks(_evaluation_texts(journey, setup), part.leak_tokens)]
             prompts = _unleaked(prompts, leaks[0], left_out)
-        yield from repeated(over_laws(prompts, laws), part.answers_per_prompt)
+        if len(part.mix) > 1:
+            prompts = distinct(prompts, seen, left_out)
+        yield from repeated(over_laws(_fewer_said(prompts, source, count), laws), part.answers_per_prompt)
 
 
 def _count(part: SynthesizePart, source: str) -> int:
@@ -236,6 +239,16 @@ def _unleaked(prompts: Iterable[Tokens], leaks: Leaks, left_out: Counter[str]) -
             left_out[REASON] += 1
         else:
             yield prompt
+
+
+def _fewer_said(prompts: Iterable[Tokens], source: str, count: int) -> Iterator[Tokens]:
+    """The prompts; where a source has not given so many, that is said."""
+    given = 0
+    for prompt in prompts:
+        given += 1
+        yield prompt
+    if given < count:
+        say(f"synthesize: {source} gives {given:,} prompts, wanted {count:,}; quality.json says what was left out")
 
 
 def _law(temperature: float, part: SynthesizePart) -> Law:

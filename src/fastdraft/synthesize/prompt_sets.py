@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import xxhash
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.corpus.shards import Tokens
 from fastdraft.errors import CorpusError, TargetError
 from fastdraft.recipe import PromptSetPart
 from fastdraft.synthesize.completions import Keys
+from fastdraft.synthesize.prompts import SEEN, prompt_key
 from fastdraft.synthesize.tables import Row, hub_rows, local_rows, sound_text
 
 UNSOUND_SHARE = 0.01
@@ -42,8 +42,8 @@ def instruction_prompts(
             refused[row.fault or f"rows without a prompt in `{part.field}`"] += 1
         elif len(tokens) > longest_tokens:
             refused[f"prompts of more than {longest_tokens} tokens"] += 1
-        elif (key := xxhash.xxh3_64_hexdigest(tokens.tobytes())) in seen:
-            refused["prompts that were there before"] += 1
+        elif (key := prompt_key(tokens)) in seen:
+            refused[SEEN] += 1
         else:
             seen.add([key])
             yield tokens

@@ -6,6 +6,7 @@ files of an installation begin with the same notice).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -17,6 +18,8 @@ import xxhash
 from fastdraft.corpus.shards import Shards, Tokens
 from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Keys, Law, Request
+
+SEEN = "prompts that were there before"
 
 
 def document_prompts(
@@ -32,8 +35,7 @@ def document_prompts(
         if len(found) == count:
             return
         prompt = shards[start : start + prompt_tokens]
-        key = xxhash.xxh3_64_hexdigest(prompt.tobytes())
-        if key not in found:
+        if (key := prompt_key(prompt)) not in found:
             found.add([key])
             yield prompt
     if len(found) < count:
@@ -42,6 +44,22 @@ def document_prompts(
             f"prompts of {prompt_tokens} tokens with {completion_tokens_at_least} behind them, wanted {count:,}\n"
             f"  do: lower `prompts`, `prompt_tokens` or `completion_tokens`, or add documents to the source"
         )
+
+
+def distinct(prompts: Iterable[Tokens], seen: Keys, left_out: Counter[str]) -> Iterator[Tokens]:
+    """The prompts that are not in `seen`, which grows by them; how many were is counted in `left_out`."""
+    for prompt in prompts:
+        key = prompt_key(prompt)
+        if key in seen:
+            left_out[SEEN] += 1
+        else:
+            seen.add([key])
+            yield prompt
+
+
+def prompt_key(prompt: Tokens) -> str:
+    """The same for equal prompts."""
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(prompt, np.int64).tobytes())
 
 
 def over_laws(prompts: Iterable[Tokens], weights: Mapping[Law, float]) -> Iterator[Request]:
