@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import sys
+import threading
 from collections import Counter
 
 import numpy as np
@@ -164,3 +166,27 @@ def test_keys_are_a_set_at_any_size():
     assert len(found) == len(names) - 7
     assert all(name in found for name in names[:-7])
     assert not any(name in found for name in names[-7:])
+
+
+def test_a_key_is_found_while_others_are_added(monkeypatch):
+    """Servers are asked by one thread for what is not in the keys, and another adds those of their answers."""
+    monkeypatch.setattr(Keys, "NEWEST", 3)
+    found, names = Keys(), [f"{number:016x}" for number in range(1, 4001)]
+    added = [names[0]]
+    found.add(added)
+
+    def add() -> None:
+        for name in names[1:]:
+            found.add([name])
+            added.append(name)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    adding = threading.Thread(target=add)
+    adding.start()
+    missed = 0
+    while adding.is_alive():
+        missed += added[-1] not in found
+    adding.join()
+    sys.setswitchinterval(interval)
+    assert missed == 0

@@ -111,7 +111,10 @@ def row_key(request: Request, completion_tokens: int, seed: int, target_revision
 
 
 class Keys:
-    """A set of row keys at 8 bytes each: the sorted ones in an array, the newest ones apart."""
+    """A set of row keys at 8 bytes each: the sorted ones in an array, the newest ones apart.
+
+    One thread may add while others look: keys move from the newest to the sorted ones, and are looked for so.
+    """
 
     NEWEST = 1 << 16
 
@@ -124,15 +127,19 @@ class Keys:
 
     def __contains__(self, key: str) -> bool:
         number = int(key, 16)
-        place = int(np.searchsorted(self._sorted, np.uint64(number)))
-        return number in self._newest or (place < len(self._sorted) and int(self._sorted[place]) == number)
+        if number in self._newest:
+            return True
+        known = self._sorted
+        place = int(np.searchsorted(known, np.uint64(number)))
+        return place < len(known) and int(known[place]) == number
 
     def add(self, keys: Iterable[str]) -> None:
         """Some more keys."""
         self._newest.update(int(key, 16) for key in keys if key not in self)
         if len(self._newest) >= self.NEWEST:
             newest = np.fromiter(self._newest, np.uint64, len(self._newest))
-            self._sorted, self._newest = np.sort(np.concatenate([self._sorted, newest])), set()
+            self._sorted = np.sort(np.concatenate([self._sorted, newest]))
+            self._newest = set()
 
 
 class CompletionStore:
