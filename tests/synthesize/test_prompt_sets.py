@@ -82,6 +82,16 @@ def test_a_prompt_that_stands_in_an_evaluation_text_is_a_leak():
     assert text not in Leaks([], 13)
 
 
+def test_the_words_of_a_chat_template_make_no_leak():
+    opening, asked, other = np.arange(100, 130), np.arange(20), np.arange(40, 60)
+    chats = [np.concatenate([opening, words]) for words in (asked, other)]
+    assert chats[1] in Leaks([chats[0]], 5), "what the template says is most of a short prompt"
+    leaks = Leaks([chats[0]], 5, [opening])
+    assert chats[0] in leaks
+    assert chats[1] not in leaks
+    assert chats[0] in Leaks([asked], 5, [opening]), "half of its own words stand there without the template"
+
+
 def test_the_turn_of_a_user_is_what_the_template_puts_around(tokenizer):
     turn = turn_of(tokenizer)
     assert (tokenizer.decode(turn.opening), tokenizer.decode(turn.closing)) == ("<s><user>", "<t><a>")

@@ -26,7 +26,7 @@ from fastdraft.synthesize import magpie
 from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
 from fastdraft.synthesize.engines import ENGINES, Setup
 from fastdraft.synthesize.leaks import REASON, Leaks
-from fastdraft.synthesize.prompt_sets import instruction_prompts
+from fastdraft.synthesize.prompt_sets import chat_tokens, instruction_prompts
 from fastdraft.synthesize.prompts import distinct, document_prompts, over_laws, repeated
 from fastdraft.synthesize.quality import Quality, quality, without_loops
 from fastdraft.synthesize.rescore import rescorer
@@ -163,7 +163,7 @@ def _training_requests(
         else:
             continue
         if source not in journey.recipe.corpus or part.leak_tasks:
-            leaks = leaks or [Leaks(_evaluation_texts(journey, setup), part.leak_tokens)]
+            leaks = leaks or [Leaks(_evaluation_texts(journey, setup), part.leak_tokens, _chat_around(setup))]
             prompts = _unleaked(prompts, leaks[0], left_out)
         if len(part.mix) > 1:
             prompts = distinct(prompts, seen, left_out)
@@ -249,6 +249,12 @@ def _fewer_said(prompts: Iterable[Tokens], source: str, count: int) -> Iterator[
         yield prompt
     if given < count:
         say(f"synthesize: {source} gives {given:,} prompts, wanted {count:,}; quality.json says what was left out")
+def _chat_around(setup: Setup) -> list[Tokens]:
+    """What the target's chat template puts around a user's words, if it has one."""
+    tokenizer = target.open_tokenizer(setup.target)
+    return [chat_tokens(tokenizer, [{"role": "user", "content": "?"}])] if tokenizer.chat_template else []
+
+
 
 
 def _law(temperature: float, part: SynthesizePart) -> Law:

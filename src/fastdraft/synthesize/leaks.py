@@ -19,17 +19,24 @@ REASON = "prompts that stand in evaluation texts"
 
 
 class Leaks:
-    """Runs of n tokens of evaluation texts, at 8 bytes each."""
+    """Runs of n tokens of evaluation texts, at 8 bytes each.
 
-    def __init__(self, texts: Iterable[Tokens], run_tokens: int) -> None:
+    Runs of `common` texts say nothing, and are not counted: all chats begin with the words of their template.
+    """
+
+    def __init__(self, texts: Iterable[Tokens], run_tokens: int, common: Iterable[Tokens] = ()) -> None:
         self._run_tokens = run_tokens
-        found = [runs(text, run_tokens) for text in texts]
-        self._runs = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+        self._runs, self._common = _all_runs(texts, run_tokens), _all_runs(common, run_tokens)
 
     def __contains__(self, prompt: Tokens) -> bool:
         """Whether half of a prompt's runs stand in the evaluation texts."""
         own = runs(prompt, self._run_tokens)
+        own = own[~np.isin(own, self._common)]
         return len(own) > 0 and float(np.isin(own, self._runs).mean()) >= LEAKED_SHARE
+
+
+def _all_runs(texts: Iterable[Tokens], run_tokens: int) -> npt.NDArray[np.uint64]:
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(runs(text, run_tokens) for text in texts)]))
 
 
 def runs(tokens: Tokens, run_tokens: int) -> npt.NDArray[np.uint64]:
