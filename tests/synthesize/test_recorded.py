@@ -90,6 +90,7 @@ def test_text_with_markers_and_parquet_say_the_same(read, tmp_path):
     [
         ("{", "rows that are not JSON in UTF-8"),
         ("[1]", "rows that are no JSON objects"),
+        ("[" * 99_999, "rows that are not JSON in UTF-8"),
         ({"answer": "a"}, "rows without a prompt in `prompt`"),
         ({"prompt": "p", "answer": ""}, "rows without an answer in `answer`"),
         ({"prompt": "p", "answer": 7}, "rows without an answer in `answer`"),

@@ -69,7 +69,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
 def _parsed(line: bytes, place: str) -> Row:
     try:
         content = json.loads(line.decode("utf-8-sig"))
-    except ValueError:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         return Row(place, {}, "rows that are not JSON in UTF-8")
     return Row(place, content) if isinstance(content, dict) else Row(place, {}, "rows that are no JSON objects")
 
