@@ -129,6 +129,12 @@ def test_pieces_without_their_markers_are_counted(read, tmp_path):
     assert refused == Counter({"pieces without <start>": 1, "pieces without <end>": 1})
 
 
+@pytest.mark.parametrize("marker", ["start_marker", "end_marker"])
+def test_a_marker_of_no_letters_is_refused(marker):
+    with pytest.raises(ValueError, match=f"{marker}\n[^\0]*at least 1 character"):
+        RecordedPart.model_validate({"path": "a.txt", marker: ""})
+
+
 def test_an_answer_of_more_tokens_than_asked_for_is_cut(read, tmp_path):
     jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "abcdefgh"}])
     ((row,), _) = read(completion_tokens=5)

@@ -37,8 +37,8 @@ class RecordedPart(Part):
     logp_field: str | None = Field(
         None, description="Field of the log-probabilities of the answer's tokens, where they were kept."
     )
-    start_marker: str = Field("<start>", description="In text files: ends the prompt.")
-    end_marker: str = Field("<end>", description="In text files: ends the answer.")
+    start_marker: str = Field("<start>", min_length=1, description="In text files: ends the prompt.")
+    end_marker: str = Field("<end>", min_length=1, description="In text files: ends the answer.")
 
 
 class PromptSetPart(Part):
