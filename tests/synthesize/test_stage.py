@@ -156,6 +156,15 @@ def test_what_does_not_go_together_is_said_before_anything_is_run(synthesized, p
 def test_the_table_says_what_the_report_says(finished):
     card = read_card(finished / RUN / "synthesize", CompletionsCard)
     assert card.quality is not None
+def test_a_context_too_short_is_said_before_a_server_is_asked_for_more(synthesized):
+    """Also where the target's card was made before, by a recipe that asked for less."""
+    part = {"mix": {"text": 1}, "prompts": 3, "prompt_tokens": 7, "completion_tokens": 3, "batch_prompts": 5}
+    synthesized(part)
+    nobody = {"engine": "server", "server": {"urls": ["http://127.0.0.1:9/v1"], "model": "tiny"}}
+    told = synthesized(part | nobody | {"completion_tokens": 91}, code=2)
+    assert "a prompt and its completion take 98 tokens, the context of target holds 97\n  do: lower" in told
+
+
     report = card.quality.model_copy(update={"refused": {"HTTP 400": 5}})
     screen = Console(width=150, file=io.StringIO())
     screen.print(written(card.engine, card.log_probabilities, report))

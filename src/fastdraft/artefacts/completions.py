@@ -94,12 +94,24 @@ def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
         )
     _say_top(part, card)
     return Setup(
+    _refuse_too_long(part, card, any(source in journey.recipe.corpus for source in part.mix))
         journey.recipe.target, part, decoding(journey, part), journey.device, card.context_tokens, folder / "engine"
     )
 
 
 def _say_top(part: SynthesizePart, card: TargetCard) -> None:
     """What the likeliest tokens will take; TargetError where more are asked for than there are."""
+def _refuse_too_long(part: SynthesizePart, card: TargetCard, windows: bool) -> None:
+    """TargetError where a window of a document, or any prompt, and its answer may exceed the target's context."""
+    tokens = (part.prompt_tokens if windows else 1) + part.completion_tokens
+    if part.engine != "recorded" and tokens > card.context_tokens:
+        raise TargetError(
+            f"a prompt and its completion take {tokens:,} tokens, the context of {card.name} holds "
+            f"{card.context_tokens:,}\n"
+            f"  do: lower synthesize.completion_tokens{' or synthesize.prompt_tokens' if windows else ''}"
+        )
+
+
     if part.top_logprobs > card.vocab_rows:
         raise TargetError(
             f"synthesize.top_logprobs is {part.top_logprobs:,}, the vocabulary of {card.name} has "
