@@ -117,6 +117,7 @@ def test_recorded_answers_need_no_weights(tiny, synthesized):
     card, found = synthesized(part | {"temperatures": {1.0: 1}})
     assert (card["completions"], len(found)) == (29, 29)
     assert card["log_probabilities"] == "unknown for 29 rows"
+    assert (card["quality"]["asked"], card["quality"]["written"]) == (29, 29)
     assert card["ids"] == "texts tokenised again, each checked to decode to its text"
 
 

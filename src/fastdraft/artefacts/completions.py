@@ -69,7 +69,9 @@ def make_completions(journey: Journey, folder: Path) -> Made:
     with Bar("synthesize", part.prompts, "completions", len(store.stored())) as bar:
         rows = keyed(requests, setup.decoding)
         refused = write(engine, rows, store, setup.decoding, bar, _rescore(setup, engine))
-    found = _reported(setup, store, requests.count, refused, left_out, folder)
+    # Rows that exist already are asked of nobody: all that were read.
+    asked = requests.count if part.engine != "recorded" else len(store.stored()) + refused.total()
+    found = _reported(setup, store, asked, refused, left_out, folder)
     return Made(_fields(part, engine, found), found.tokens)
 
 
