@@ -218,6 +218,49 @@ def test_log_probabilities_that_cannot_be_are_counted(serve, requests, decoding,
     assert (rows, refused) == ({}, Counter({reason: 41}))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda answer: answer | {"choices": ["text"]},
+        changed(logprobs="none"),
+        changed(logprobs={"content": ["text"]}),
+        changed(logprobs={"token_logprobs": 7}),
+        changed(logprobs={"token_logprobs": [-1.0] * 11, "top_logprobs": 7}),
+    ],
+)
+def test_answers_of_another_form_are_counted(serve, requests, decoding, change):
+    server = serve(change=change, eos=frozenset())
+    rows, refused = ask(part(server), requests, decoding._replace(top_logprobs=5))
+    assert (rows, refused) == ({}, Counter({"answers that are not of OpenAI's form": 41}))
+
+
+def test_ids_beyond_all_numbers_are_counted(serve, requests, decoding):
+    rows, refused = ask(part(serve(change=changed(token_ids=[10**30]))), requests, decoding)
+    assert (rows, refused) == ({}, Counter({"token ids that are no numbers": 41}))
+
+
+def test_what_a_server_says_behind_an_end_of_text_is_cut(serve, requests, decoding):
+    server, ends = serve(eos=frozenset()), frozenset(range(0, 131, 5))
+    rows, _ = ask(part(server), requests, decoding._replace(eos=ends))
+    assert set(rows) == keys(requests, decoding)
+    assert all(not ends & set(row.tokens[:-1].tolist()) for row in rows.values())
+    assert {len(row.tokens) - len(row.logp) for row in rows.values()} == {0}
+    assert sum(int(row.tokens[-1]) in ends for row in rows.values()) >= 7
+    assert server.bodies[0]["stop_token_ids"] == sorted(ends)
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404", "405"])
+def test_a_server_that_wants_another_key_or_address_stops(serve, requests, decoding, status):
+    with pytest.raises(ServerError, match=rf"answered HTTP {status}: .*busy[^\0]*\n  do: check synthesize.server.urls"):
+        ask(part(serve(faults=lambda _: status)), requests, decoding)
+
+
+@pytest.mark.parametrize("url", ["", "a:8000/v1", "ftp://a/v1", "http:///v1", "http://a:99999/v1", "http://[/v1"])
+def test_an_address_that_is_none_is_refused_before_anything_is_run(url):
+    with pytest.raises(ValueError, match=r"urls\n[^\0]*wanted an address like http://localhost:8000/v1"):
+        ServerPart(urls=[url], model="tiny")
+
+
 def test_ids_are_found_where_other_servers_say_them(serve, requests, decoding):
     def as_names(answer: Any) -> Any:
         choice = answer["choices"][0]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from fastdraft.recipe.part import Part
 
@@ -26,6 +27,22 @@ class ServerPart(Part):
         description="Take answers that come without token ids: the text is tokenised again, rows that do not decode to "
         "it are dropped and counted, and there are no log-probabilities unless `rescore` finds them.",
     )
+
+    @field_validator("urls")
+    @classmethod
+    def _are_addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [url for url in urls if not _is_address(url)]:
+            raise ValueError(f"found {wrong[0]!r}, wanted an address like http://localhost:8000/v1")
+        return urls
+
+
+def _is_address(url: str) -> bool:
+    """Does it name a protocol, a host, and a port, if any, that there may be?"""
+    try:
+        address = urlsplit(url)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        return False
 
 
 class RecordedPart(Part):

@@ -31,10 +31,19 @@ def answer_of(
     tokenizer: PreTrainedTokenizerFast,
     url: str,
 ) -> Completion:
-    """The completion in an answer; Unusable where there is none.
+    """The completion in an answer, up to its first end-of-text token; Unusable where there is none.
 
     ServerError where the answer is another model's, or lacks token ids or log-probabilities: all others would too.
     """
+    try:
+        return _answer_of(content, row, part, decoding, tokenizer, url)
+    except (AttributeError, TypeError, KeyError):
+        raise Unusable("answers that are not of OpenAI's form") from None
+
+
+def _answer_of(
+    content: Any, row: Keyed, part: ServerPart, decoding: Decoding, tokenizer: PreTrainedTokenizerFast, url: str
+) -> Completion:
     if not isinstance(content, dict) or not isinstance(content.get("choices"), list) or not content["choices"]:
         raise Unusable("an answer without choices")
     if content.get("model") != part.model:
@@ -52,9 +61,8 @@ def answer_of(
         _refuse_unsound(tokens, logp)
         top = _top(choice, tokens, decoding.top_logprobs, url)
         _refuse_unknown(tokens, top, decoding.vocab_rows)
-    tokens, logp = _with_end(
-        tokens[: decoding.completion_tokens], logp[: decoding.completion_tokens], stopped, decoding
-    )
+    wanted = _wanted_tokens(tokens, decoding)
+    tokens, logp = _with_end(tokens[:wanted], logp[:wanted], stopped, decoding)
     top = _of_first(top, len(tokens))
     return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index, top)
 
@@ -85,7 +93,7 @@ def _tokens(choice: dict[str, Any], url: str) -> Tokens:
         )
     try:
         return np.array([int(token) for token in ids], np.int64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Unusable("token ids that are no numbers") from None
 
 
@@ -134,7 +142,7 @@ def _alternatives(choice: dict[str, Any], url: str) -> list[dict[int, float]]:
         )
     try:
         return [{int(name): float(logp) for name, logp in place} for place in places]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Unusable("likeliest tokens that are no numbers") from None
 
 
@@ -160,6 +168,12 @@ def _refuse_unknown(tokens: Tokens, top: Top | None, vocab_rows: int | None) -> 
     highest = max(tokens.max(initial=0), 0 if top is None else int(top.ids.max()))
     if (tokens < 0).any() or (vocab_rows is not None and highest >= vocab_rows):
         raise Unusable("token ids that the target's vocabulary has not")
+
+
+def _wanted_tokens(tokens: Tokens, decoding: Decoding) -> int:
+    """Those up to the first end-of-text token, which a server may not take for one, and not too many."""
+    ends = np.flatnonzero(np.isin(tokens, sorted(decoding.eos)))
+    return min(decoding.completion_tokens, int(ends[0]) + 1 if len(ends) else len(tokens))
 
 
 def _with_end(

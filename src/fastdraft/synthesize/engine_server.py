@@ -30,6 +30,8 @@ from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
 LONGEST_WAIT_SECONDS = 30.0
 # A server that answers so is asked again; any other refusal is meant for the request.
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+# A server that answers so says it to every request.
+CLOSED = frozenset({401, 403, 404, 405})
 
 
 class Refused(NamedTuple):
@@ -181,7 +183,7 @@ class _Work:
             answer = await server.client.get(f"{server.url}/models")
             answer.raise_for_status()
             names = [str(model["id"]) for model in answer.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             return f"{server.url}: {type(error).__name__}: {error}"
         if self._part.model not in names:
             raise ServerError(
@@ -237,6 +239,7 @@ class _Work:
             await self._failed(task, f"HTTP {answer.status_code}", answer.headers.get("retry-after"))
         elif answer.status_code != httpx.codes.OK:
             self._refuse_limit(server, answer)
+            self._refuse_closed(server, answer)
             await self._give_async(Refused(f"the server answered HTTP {answer.status_code}"))
         else:
             await self._read(server, task, answer)
@@ -263,6 +266,14 @@ class _Work:
                 f"synthesize.top_logprobs_from=target"
             )
 
+    def _refuse_closed(self, server: _Server, answer: httpx.Response) -> None:
+        """ServerError where a server wants another key, or has no such address."""
+        if answer.status_code in CLOSED:
+            raise ServerError(
+                f"{server.url}/completions answered HTTP {answer.status_code}: {answer.text[:200]}\n"
+                f"  do: check synthesize.server.urls, each with its /v1, and the key in synthesize.server.key_variable"
+            )
+
     async def _failed(self, task: _Task, why: str, retry_after: str | None = None) -> None:
         """Wait, and put the request back; after the last attempt its row is given up."""
         failures = task.failures + 1
@@ -283,6 +294,7 @@ class _Work:
             "model": self._part.model,
             "prompt": self._tokenizer.decode(prompt) if self._part.text_only else prompt,
             "max_tokens": self._decoding.completion_tokens,
+            "stop_token_ids": sorted(self._decoding.eos),
             "temperature": law.temperature,
             "top_p": law.top_p,
             "top_k": law.top_k or -1,
