@@ -147,16 +147,15 @@ def test_a_server_is_asked_and_its_rows_rescored(tiny, synthesized, serving):
         ({"recorded": {"path": "x"}, "mix": {"recorded": 1}}, "engine recorded and mix"),
         ({"engine": "openvino", "ray_workers": 2}, "ray_workers is for engine transformers, not openvino"),
         ({"mix": {"news": 1}}, "synthesize.mix names news"),
+        ({"mix": {"magpie": 1}, "longest_prompt_tokens": 5, "completion_tokens": 7}, "would have 2 tokens at most: a"),
         ({"top_k": 312, "prompt_tokens": 7, "completion_tokens": 7}, "synthesize.top_k is 312, the vocabulary of"),
     ],
 )
-def test_what_does_not_go_together_is_said_before_anything_is_run(synthesized, part, message):
+def test_what_does_not_go_together_is_said_before_anything_is_run(tiny, synthesized, part, message):
+    (tiny / "target" / "chat_template.jinja").write_text(CHAT)
     assert message in synthesized({"mix": {"text": 1}, "prompts": 3} | part, code=2)
 
 
-def test_the_table_says_what_the_report_says(finished):
-    card = read_card(finished / RUN / "synthesize", CompletionsCard)
-    assert card.quality is not None
 def test_a_context_too_short_is_said_before_a_server_is_asked_for_more(synthesized):
     """Also where the target's card was made before, by a recipe that asked for less."""
     part = {"mix": {"text": 1}, "prompts": 3, "prompt_tokens": 7, "completion_tokens": 3, "batch_prompts": 5}
@@ -166,6 +165,9 @@ def test_a_context_too_short_is_said_before_a_server_is_asked_for_more(synthesiz
     assert "a prompt and its completion take 98 tokens, the context of target holds 97\n  do: lower" in told
 
 
+def test_the_table_says_what_the_report_says(finished):
+    card = read_card(finished / RUN / "synthesize", CompletionsCard)
+    assert card.quality is not None
     report = card.quality.model_copy(update={"refused": {"HTTP 400": 5}})
     screen = Console(width=150, file=io.StringIO())
     screen.print(written(card.engine, card.log_probabilities, report))
@@ -226,3 +228,39 @@ def test_a_prompt_of_two_sets_is_asked_once_and_a_set_that_ends_early_is_told_of
     report = json.loads((tiny / RUN / "synthesize" / "quality.json").read_text())
     assert (report["asked"], report["written"]) == (11, 11)
     assert report["prompts_left_out"] == {"prompts that were there before": 3}
+
+
+@pytest.mark.slow
+def test_instructions_that_a_server_writes_end_with_the_users_turn(tiny, synthesized, serving):
+    """The server knows no end of a turn by itself; it is told, or what it says behind is cut."""
+    (tiny / "target" / "chat_template.jinja").write_text(CHAT)
+    with torch.random.fork_rng():
+        model = open_model(TargetPart(path=str(tiny / "target")), torch.device("cpu"))
+    end = int(open_tokenizer(TargetPart(path=str(tiny / "target")))("stone", add_special_tokens=False).input_ids[0])
+    server = serving.Serving(model, eos=frozenset())
+    answer = server.answer
+    server.answer = lambda body: ended_by(answer(body), end, 5)
+    part = {
+        "engine": "server",
+        "server": {"urls": [server.url], "model": "tiny"},
+        **{"mix": {"magpie": 1}, "prompts": 8, "completion_tokens": 7, "temperatures": {1.0: 1}},
+    }
+    card, found = synthesized(part | {"longest_prompt_tokens": 80})
+    server.stop()
+    assert len(found) == card["quality"]["asked"] == 8
+    assert all(end in body["stop_token_ids"] for body in server.bodies[:10])
+
+
+def ended_by(answer: dict[str, Any], token: int, place: int) -> dict[str, Any]:
+    """The same answer with another token at a place, and what was said behind it."""
+    ids = answer["choices"][0]["token_ids"]
+    ids[place] = token
+    return answer
+
+
+def test_where_all_prompts_are_left_out_it_is_said_why(tiny, synthesized):
+    rows = [{"prompt": document} for document in (tiny / "text" / "0.txt").read_text().split("\n---\n")]
+    (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {"mix": {"asked": 1}, "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl"}}, "prompts": 3}
+    part |= {"completion_tokens": 3, "leak_tokens": 5, "leak_tasks": ["humaneval=asked.jsonl"]}
+    assert "prompts left out: {'prompts that stand in evaluation texts': " in synthesized(part, code=2)

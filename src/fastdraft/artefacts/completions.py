@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ from fastdraft.synthesize.prompt_sets import chat_tokens, instruction_prompts
 from fastdraft.synthesize.prompts import distinct, document_prompts, over_laws, repeated
 from fastdraft.synthesize.quality import Quality, quality, without_loops
 from fastdraft.synthesize.rescore import rescorer
-from fastdraft.synthesize.write import Decoding, Engine, Keyed, Rescore, Shard, keyed, write
+from fastdraft.synthesize.write import Decoding, Engine, Keyed, Rescore, as_given, keyed, write
 from fastdraft.target import TargetCard
 
 LOGP = {
@@ -94,15 +94,13 @@ def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
             f"synthesize.top_k is {part.top_k:,}, the vocabulary of {card.name} has {card.vocab_rows:,} rows\n"
             f"  do: lower it; 0 keeps all tokens"
         )
+    _refuse_too_long(part, card, any(source in journey.recipe.corpus for source in part.mix))
     _say_top(part, card)
     return Setup(
-    _refuse_too_long(part, card, any(source in journey.recipe.corpus for source in part.mix))
         journey.recipe.target, part, decoding(journey, part), journey.device, card.context_tokens, folder / "engine"
     )
 
 
-def _say_top(part: SynthesizePart, card: TargetCard) -> None:
-    """What the likeliest tokens will take; TargetError where more are asked for than there are."""
 def _refuse_too_long(part: SynthesizePart, card: TargetCard, windows: bool) -> None:
     """TargetError where a window of a document, or any prompt, and its answer may exceed the target's context."""
     tokens = (part.prompt_tokens if windows else 1) + part.completion_tokens
@@ -114,6 +112,8 @@ def _refuse_too_long(part: SynthesizePart, card: TargetCard, windows: bool) -> N
         )
 
 
+def _say_top(part: SynthesizePart, card: TargetCard) -> None:
+    """What the likeliest tokens will take; TargetError where more are asked for than there are."""
     if part.top_logprobs > card.vocab_rows:
         raise TargetError(
             f"synthesize.top_logprobs is {part.top_logprobs:,}, the vocabulary of {card.name} has "
@@ -159,7 +159,7 @@ def _fields(part: SynthesizePart, engine: Engine, found: Quality) -> dict[str, o
 
 
 def _training_requests(
-    journey: Journey, setup: Setup, own: Sequence[Completion], left_out: Counter[str]
+    journey: Journey, setup: Setup, own: Iterable[Completion], left_out: Counter[str]
 ) -> Iterator[Request]:
     """Prompts of each source in its share, under each law in its share; `own` are instructions of the target."""
     part = setup.part
@@ -190,7 +190,7 @@ def _count(part: SynthesizePart, source: str) -> int:
 
 
 def _instructions(
-    source: str, setup: Setup, own: Sequence[Completion], count: int, left_out: Counter[str]
+    source: str, setup: Setup, own: Iterable[Completion], count: int, left_out: Counter[str]
 ) -> Iterable[Tokens]:
     """Prompts of a named set, or those that the target has written itself."""
     tokenizer = target.open_tokenizer(setup.target)
@@ -205,26 +205,39 @@ def _longest_prompt(setup: Setup) -> int:
     return min(setup.part.longest_prompt_tokens, setup.context_tokens - setup.part.completion_tokens)
 
 
-def _own_instructions(setup: Setup) -> list[Completion]:
-    """The instructions that the target writes itself where the mix has `magpie`, in the order asked."""
+def _own_instructions(setup: Setup) -> Iterable[Completion]:
+    """The instructions that the target writes itself where the mix has `magpie`, read a shard at a time.
+
+    They have a store of their own; the engine is opened for what is missing alone.
+    """
     if "magpie" not in setup.part.mix.keys() - setup.part.prompt_sets.keys():
         return []
     turn = magpie.turn_of(target.open_tokenizer(setup.target))
-    tokens = _longest_prompt(setup) - len(turn.opening) - len(turn.closing)
-    how = setup.decoding._replace(completion_tokens=tokens, eos=setup.decoding.eos | {turn.end}, top_logprobs=0)
-    requests = magpie.instruction_requests(turn, round(_count(setup.part, "magpie") * MAGPIE_SPARE))
-    return _written(replace(setup, decoding=how), list(keyed(requests, how)))
-
-
-def _written(setup: Setup, asked: Sequence[Keyed]) -> list[Completion]:
-    """From their own store, or else from the engine, which is opened for what is missing alone."""
+    count = round(_count(setup.part, "magpie") * MAGPIE_SPARE)
+    setup = replace(setup, decoding=_of_instructions(setup, turn))
     store = CompletionStore(setup.scratch.parent / "instructions")
+
+    def asked() -> Iterator[Keyed]:
+        return keyed(magpie.instruction_requests(turn, count), setup.decoding)
+
     stored = store.stored()
-    with Bar("magpie", len(asked), "instructions", len(stored)) as bar:
-        if any(row.key not in stored for row in asked):
-            as_they_are: Callable[[Sequence[Completion]], Shard] = Shard
-            write(ENGINES[setup.part.engine](setup), asked, store, setup.decoding, bar, as_they_are)
-    return sorted(store.read(), key=lambda row: row.index)
+    with Bar("magpie", count, "instructions", len(stored)) as bar:
+        if any(row.key not in stored for row in asked()):
+            write(ENGINES[setup.part.engine](setup), asked(), store, setup.decoding, bar, as_given)
+    return (row for shard in store.shards() for row in shard)
+
+
+def _of_instructions(setup: Setup, turn: magpie.Turn) -> Decoding:
+    """How the target writes instructions: up to the end of a user's turn; TargetError where it has no room for any."""
+    tokens = _longest_prompt(setup) - len(turn.opening) - len(turn.closing)
+    if tokens <= magpie.SHORTEST_TOKENS:
+        raise TargetError(
+            f"magpie's instructions would have {tokens} tokens at most: a prompt may take {_longest_prompt(setup)}, "
+            f"the chat template takes {len(turn.opening) + len(turn.closing)} of them\n"
+            f"  do: raise synthesize.longest_prompt_tokens, or lower synthesize.completion_tokens"
+        )
+    ends = setup.decoding.eos | {turn.end}
+    return setup.decoding._replace(completion_tokens=tokens, eos=ends, end=turn.end, top_logprobs=0)
 
 
 def _evaluation_texts(journey: Journey, setup: Setup) -> Iterator[Tokens]:
@@ -234,6 +247,12 @@ def _evaluation_texts(journey: Journey, setup: Setup) -> Iterator[Tokens]:
         tokenizer = target.open_tokenizer(setup.target)
         for task in tasks_of(setup.part.leak_tasks, tokenizer, context_tokens=sys.maxsize, prompts=sys.maxsize):
             yield from task.prompts
+
+
+def _chat_around(setup: Setup) -> list[Tokens]:
+    """What the target's chat template puts around a user's words, if it has one."""
+    tokenizer = target.open_tokenizer(setup.target)
+    return [chat_tokens(tokenizer, [{"role": "user", "content": "?"}])] if tokenizer.chat_template else []
 
 
 def _held_out(journey: Journey) -> Iterator[Tokens]:
@@ -263,12 +282,6 @@ def _fewer_said(prompts: Iterable[Tokens], source: str, count: int) -> Iterator[
         yield prompt
     if given < count:
         say(f"synthesize: {source} gives {given:,} prompts, wanted {count:,}; quality.json says what was left out")
-def _chat_around(setup: Setup) -> list[Tokens]:
-    """What the target's chat template puts around a user's words, if it has one."""
-    tokenizer = target.open_tokenizer(setup.target)
-    return [chat_tokens(tokenizer, [{"role": "user", "content": "?"}])] if tokenizer.chat_template else []
-
-
 
 
 def _law(temperature: float, part: SynthesizePart) -> Law:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft.corpus.shards import Tokens
 from fastdraft.errors import TargetError
-from fastdraft.synthesize.completions import Completion, Law, Request
+from fastdraft.synthesize.completions import Completion, Keys, Law, Request
+from fastdraft.synthesize.prompts import prompt_key
 
 MARK = "What stands here is the user's"
 LAW = Law(1.0)
@@ -62,7 +63,7 @@ def magpie_prompts(
     turn: Turn, instructions: Iterable[Completion], count: int, refused: Counter[str]
 ) -> Iterator[Tokens]:
     """Up to `count` distinct prompts made of instructions; why others are none is counted in `refused`."""
-    seen: set[bytes] = set()
+    seen = Keys()
     for row in instructions:
         if len(seen) == count:
             return
@@ -71,8 +72,8 @@ def magpie_prompts(
             refused["instructions without an end"] += 1
         elif len(words) < SHORTEST_TOKENS:
             refused[f"instructions of fewer than {SHORTEST_TOKENS} tokens"] += 1
-        elif words.tobytes() in seen:
+        elif (key := prompt_key(words)) in seen:
             refused["instructions that were there before"] += 1
         else:
-            seen.add(words.tobytes())
+            seen.add([key])
             yield np.concatenate([turn.opening, words, turn.closing])

@@ -116,7 +116,7 @@ def quality(
     if not 0 < share < 1:
         raise CorpusError(
             f"{counts.rows} rows with {counts.tokens} tokens of answers, {counts.prompt_tokens} of prompts; "
-            f"refused: {dict(refused)}\n  wanted: some of each\n"
+            f"refused: {dict(refused)}; prompts left out: {dict(left_out)}\n  wanted: some of each\n"
             f"  do: check the prompts, the engine and the fields of the rows"
         )
     told, rows = counts.languages.total(), counts.rows
