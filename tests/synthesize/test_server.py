@@ -432,6 +432,24 @@ def test_a_text_that_tokens_do_not_give_back_is_counted(serve, requests, decodin
     assert (rows, refused) == ({}, Counter({"text that decoding and encoding do not give back": 41}))
 
 
+def test_a_prompt_whose_text_gives_other_tokens_is_not_asked(serve, requests, decoding):
+    """A text that begins with 0 is read with other tokens than those that it was made of."""
+    server = serve(change=changed(token_ids=None, logprobs=None))
+    answer = server.answer
+    server.answer = lambda body: answer(body | {"prompt": [int(i) for i in body["prompt"].split()]})
+
+    class Misreader(Speller):
+        def __call__(self, text: str, **given: Any) -> Any:
+            return super().__call__(text.replace("7", "8") if text.startswith("0 ") else text, **given)
+
+    shards = Servers(part(server, text_only=True), decoding, Misreader()).shards(keyed(requests, decoding), Keys())
+    found = list(shards)
+    refused = sum((shard.refused for shard in found), Counter())
+    begun = sum(request.prompt[0] == 0 for request in requests)
+    assert refused == Counter({"prompts whose text gives other tokens": begun})
+    assert sum(len(shard.rows) for shard in found) == server.asked == 41 - begun > 9
+
+
 def test_what_is_stored_is_not_asked_for(serve, requests, decoding):
     server, stored = serve(), Keys()
     stored.add(sorted(keys(requests, decoding))[:30])

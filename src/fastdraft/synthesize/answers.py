@@ -20,6 +20,7 @@ from fastdraft.synthesize.write import Decoding, Keyed, Unusable
 
 AS_ID = "token_id:"
 NOT_INVERSE = "text that decoding and encoding do not give back"
+PROMPT_NOT_INVERSE = "prompts whose text gives other tokens"
 NO_LOGP = np.empty(0, np.float32)
 
 
@@ -73,6 +74,14 @@ def tokens_of_text(text: str, tokenizer: PreTrainedTokenizerFast) -> Tokens:
     if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
         raise Unusable(NOT_INVERSE)
     return np.array(ids, np.int64)
+
+
+def text_of_prompt(prompt: Tokens, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A prompt as a text; Unusable where a server that tokenises it would read other tokens."""
+    text = str(tokenizer.decode(prompt, clean_up_tokenization_spaces=False))
+    if tokenizer(text, add_special_tokens=False).input_ids != prompt.tolist():
+        raise Unusable(PROMPT_NOT_INVERSE)
+    return text
 
 
 def _tokens(choice: dict[str, Any], url: str) -> Tokens:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft.errors import ServerError
 from fastdraft.recipe import ServerPart
-from fastdraft.synthesize.answers import answer_of
+from fastdraft.synthesize.answers import answer_of, text_of_prompt
 from fastdraft.synthesize.completions import Completion, Keys
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
 
@@ -228,6 +228,9 @@ class _Work:
     async def _send(self, server: _Server, task: _Task) -> None:
         try:
             answer = await server.client.post(f"{server.url}/completions", json=self._body(task.row))
+        except Unusable as unusable:
+            await self._give_async(Refused(str(unusable)))
+            return
         except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError):
             server.reachable.clear()
             self._again.append(task)
@@ -289,10 +292,11 @@ class _Work:
     def _body(self, row: Keyed) -> dict[str, Any]:
         """What is asked. All that a server may have a default of its own for is said."""
         law = row.request.law
-        prompt = row.request.prompt.tolist()
+        prompt = row.request.prompt
         return {
             "model": self._part.model,
-            "prompt": self._tokenizer.decode(prompt) if self._part.text_only else prompt,
+            "prompt": text_of_prompt(prompt, self._tokenizer) if self._part.text_only else prompt.tolist(),
+            "add_special_tokens": False,  # to a text: a prompt has those that it wants
             "max_tokens": self._decoding.completion_tokens,
             "stop_token_ids": sorted(self._decoding.eos),
             "temperature": law.temperature,
