@@ -1,10 +1,13 @@
 """transformers, timed: what is counted is what the judge counts, and both ways to speculate write the target's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fastdraft.bench.engine_transformers import Transformers, step_seconds
+from fastdraft.bench.equality import Texts, check, difference
 from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files
 from fastdraft.evaluate.assisted import decode
 from fastdraft.synthesize.completions import Completion, Law
@@ -54,6 +57,21 @@ def test_a_seed_is_a_sampled_text(opened):
     assert texts[0] == texts[1] != texts[2]
     found = opened.complete(Asked(PROMPT, Law(0.7), TOKENS, 3), Arm("draft", 3))
     assert sum(found.blocks) == len(found.tokens) == TOKENS
+
+
+def test_rounded_weights_are_exact_in_fp32_arithmetic(files):
+    """In bf16 arithmetic a block and a single token differ by more than a near tie; the rounded weights stay."""
+    rounded = replace(files, target_weights="bf16", draft_weights="bf16")
+    exact, fast = (Transformers.open(rounded, setting) for setting in (Transformers.exact, *Transformers.settings))
+    reader, _ = Transformers.readers(rounded)
+    assert (reader.dtype, exact._target.dtype, fast._target.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    for weight, of_fast in zip(reader.parameters(), fast._target.parameters(), strict=True):
+        assert torch.equal(weight, of_fast.float())
+    plain = exact.complete(Asked(PROMPT, Law(0.0), TOKENS), NONE).tokens
+    for arm in (LOOKUP, Arm("draft", 3)):
+        drafted = exact.complete(Asked(PROMPT, Law(0.0), TOKENS), arm).tokens
+        found = difference(reader, "t", 0, arm, Texts(PROMPT, plain, drafted))
+        check(Transformers.exact.name, [found] if found else [])
 
 
 def test_a_step_takes_time(files):

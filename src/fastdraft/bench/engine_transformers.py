@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -35,8 +36,8 @@ class Transformers(Engine):
     rules = "transformers, generate"
     format = None
     weights = tuple(DTYPES)
-    settings = (Setting("as it is", {}, exact=True),)
-    exact = settings[0]
+    settings = (Setting("as it is", {}),)
+    exact = Setting("fp32 arithmetic", {}, exact=True)
     drafts_first = True
     keeps_law = True
     greedy_draft = False
@@ -56,12 +57,12 @@ class Transformers(Engine):
     @classmethod
     def open(cls, files: Files, setting: Setting) -> OpenedTransformers:
         """Both models on the device."""
-        return OpenedTransformers(files, *_models(files))
+        return OpenedTransformers(files, *_models(files, setting.exact))
 
     @classmethod
     def readers(cls, files: Files) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """The very models."""
-        return _models(files)
+        """Those of the exact setting."""
+        return _models(files, exact=True)
 
     @classmethod
     def option(cls, setting: Setting, gamma: int, device: str) -> str:
@@ -72,15 +73,19 @@ class Transformers(Engine):
         )
 
 
-@lru_cache(maxsize=1)
-def _models(files: Files) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Target and draft, each at the precision asked for it."""
-    found = (
-        load(folder, DTYPES[weights]).to(files.device).eval().requires_grad_(False)  # type: ignore[arg-type]
-        for folder, weights in ((files.target, files.target_weights), (files.draft, files.draft_weights))
-    )
-    target, draft = found
+def _models(files: Files, exact: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Target and draft, each with its weights at the precision asked for; exact: in fp32 arithmetic, also of these."""
+    sides = (files.target, files.target_weights), (files.draft, files.draft_weights)
+    target, draft = (_model(folder, weights, files.device, exact or weights == "fp32") for folder, weights in sides)
     return target, draft
+
+
+@lru_cache(maxsize=2)
+def _model(folder: Path, weights: str, device: str, fp32: bool) -> PreTrainedModel:
+    """A model, opened once for all that is asked of it in turn."""
+    model = load(folder, DTYPES[weights]).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    opened: PreTrainedModel = model.float() if fp32 else model
+    return opened
 
 
 class OpenedTransformers:
