@@ -61,6 +61,7 @@ def bench(
     """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma; and what to set."""
     from fastdraft.artefacts.benching import Wish, save
     from fastdraft.artefacts.benching import bench as timed
+    from fastdraft.progress import say
     from fastdraft.view import benches
 
     wish = Wish(
@@ -77,4 +78,4 @@ def bench(
     else:
         screen.print(benches.bench(result), highlight=False, markup=False)
     if keep:
-        screen.print(f"kept in {save(wish, result)}", markup=False, highlight=False)
+        say(f"kept in {save(wish, result)}")
