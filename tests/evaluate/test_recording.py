@@ -80,6 +80,19 @@ def test_any_part_is_read_without_the_target(model: LlamaForCausalLM, tmp_path: 
         recorded(tmp_path / "nowhere")
 
 
+def test_tasks_are_named_as_when_they_were_asked_for(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    """With commas, and all groups of a task by its name; what is not there is said with its whole law."""
+    asked = [task("a", 2), task("s:one", 2), task("s:two", 2)]
+    record(tmp_path, Opened(model).target, asked, [Law(0.7, 5, 0.9)], 7, 4)
+    for named, found in ((["a, s:two"], ["a", "s:two"]), (["s"], ["s:one", "s:two"]), (["s:one"], ["s:one"])):
+        assert [part.written.task for part in recorded(tmp_path, named).parts] == found
+    said = r"has no completions of temperature 0.7; it has a at temperature 0.7, top-k 5, top-p 0.9; s:one"
+    with pytest.raises(RecordingError, match=said):
+        recorded(tmp_path, laws=[Law(0.7)])
+    with pytest.raises(RecordingError, match=r"has no completions of b, s:six; it has a"):
+        recorded(tmp_path, ["a,b", "s:six"])
+
+
 def test_a_folder_is_of_one_target(model: LlamaForCausalLM, tmp_path: Path) -> None:
     record(tmp_path, Opened(model).target, [task("a", 2)], LAWS[:1], 7, 4)
     with pytest.raises(

@@ -129,12 +129,16 @@ def recorded(folder: Path, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) 
 
 
 def chosen(folder: Path, card: RecordingCard, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) -> Recording:
-    """Of what a card says lies in a folder: these tasks and laws, otherwise all; RecordingError where one is absent."""
-    wanted = [w for w in card.written if (not tasks or w.task in tasks) and (not laws or w.law in laws)]
-    absent = [str(name) for name in {*tasks} - {w.task for w in wanted}]
-    absent += [f"temperature {law.temperature:g}" for law in {*laws} - {w.law for w in wanted}]
+    """Of what a card says lies in a folder: these tasks and laws, otherwise all; RecordingError where one is absent.
+
+    Commas may separate tasks, and `spec-bench` is all its groups, as in `tasks_of`.
+    """
+    names = {name.strip() for argument in tasks for name in argument.split(",")}
+    wanted = [w for w in card.written if (not names or names & _names(w)) and (not laws or w.law in laws)]
+    absent = [*names - {name for w in wanted for name in _names(w)}]
+    absent += [_said(law) for law in {*laws} - {w.law for w in wanted}]
     if absent or not wanted:
-        there = "; ".join(f"{w.task} at temperature {w.temperature:g}" for w in card.written)
+        there = "; ".join(f"{w.task} at {_said(w.law)}" for w in card.written)
         raise RecordingError(
             f"{folder} has no completions of {', '.join(sorted(absent))}; it has {there}\n"
             f"  do: ask for those, or record more with --target {card.target.name} --keep FOLDER"
@@ -177,6 +181,17 @@ def _recorded(
         left_out={why: out.rows for why, out in task.left_out.items()},
     )
     return Recorded(written, rows)
+
+
+def _names(written: Written) -> set[str]:
+    """What a task may be called: a group also by what it is a group of."""
+    return {written.task, written.task.partition(":")[0]}
+
+
+def _said(law: Law) -> str:
+    """A law in words."""
+    more = [f"top-k {law.top_k}"] * bool(law.top_k) + [f"top-p {law.top_p:g}"] * (law.top_p < 1)
+    return ", ".join([f"temperature {law.temperature:g}", *more])
 
 
 def _place(written: Written) -> tuple[str, Law]:
