@@ -59,9 +59,12 @@ def test_an_engine_that_ignores_the_draft_is_an_error(counted, files, plan):
         greedy_cells(counted, files, plan())
 
 
-def test_a_target_that_says_nothing_cannot_be_timed(counted, files, plan):
-    counted.spoils = staticmethod(lambda tokens, _: tokens[:1])
-    with pytest.raises(BenchError, match="task text: the target ends every text at its first token.*\n  do: choose"):
+@pytest.mark.parametrize(("arm", "said"), [(NONE, "none, gamma 0"), (Arm("draft", 3), "draft, gamma 3")])
+def test_what_ends_with_its_first_forward_cannot_be_timed(counted, files, plan, arm, said):
+    """One arm is enough: a time a token of no tokens would be a speed-up out of nothing."""
+    counted.spoils = staticmethod(lambda tokens, of: tokens[:1] if of == arm else tokens)
+    wanted = f"task text, {said}: every text ends with its first forward.*\n  do: raise --tokens"
+    with pytest.raises(BenchError, match=wanted):
         greedy_cells(counted, files, plan())
 
 

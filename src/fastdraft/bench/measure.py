@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -118,18 +119,19 @@ def _runs(pair: Opened, plan: Plan, law: Law, where: str) -> Runs:
 
 
 def _check(engine: type[Engine], plan: Plan, runs: Runs) -> None:
-    """BenchError where a draft is ignored, or the target ends all texts of a task at their first token."""
+    """BenchError where no text of a task goes on behind its first forward, or a draft is ignored."""
+    for repeat, task, arm in product(range(plan.repeats), plan.tasks, plan.arms):
+        if all(len(run.tokens) == run.blocks[0] for run in _of(runs, plan, repeat, task, arm)):
+            raise BenchError(
+                f"task {task}, {arm.kind}, gamma {arm.gamma}: every text ends with its first forward, and nothing "
+                f"behind it can be timed\n  do: raise --tokens or --prompts, or choose other prompts with --tasks"
+            )
     for arm in plan.arms:
         if arm.kind == "draft" and not sum(run.drafted for key, run in runs.items() if key[3] == arm):
             raise BenchError(
                 f"{engine.name} was given the draft at gamma {arm.gamma}, and proposed not one token: it ignores the "
-                f"draft\n  do: check the engine's version; docs/deploy.md has the options of each"
-            )
-    for task in plan.tasks:
-        if all(len(run.tokens) < 2 for key, run in runs.items() if key[1] == task):
-            raise BenchError(
-                f"task {task}: the target ends every text at its first token, and nothing behind it can be timed\n"
-                f"  do: choose other prompts with --tasks"
+                f"draft\n  do: raise --tokens where texts are too short for a block, else check the engine's version; "
+                f"docs/deploy.md has the options of each"
             )
 
 
@@ -148,16 +150,16 @@ def _steps(plan: Plan, law: Law, where: str, runs: Runs, repeat: int) -> Steps:
         temperature=law.temperature,
         repeat=repeat,
         target_seconds=_pace(of[NONE]),
-        draft_seconds={gamma: block[0] / gamma for gamma, block in blocks.items() if block},
-        block_seconds={gamma: block[1] for gamma, block in blocks.items() if block},
+        draft_seconds={gamma: block[0] / gamma for gamma, block in blocks.items()},
+        block_seconds={gamma: block[1] for gamma, block in blocks.items()},
     )
 
 
-def _block(runs: Sequence[Timed]) -> tuple[float, float] | None:
-    """Seconds of a block that are the draft's, and the others; None where all texts end before their first block."""
+def _block(runs: Sequence[Timed]) -> tuple[float, float]:
+    """Seconds of a block that are the draft's, and the others."""
     blocks = sum(len(run.blocks) - 1 for run in runs)
     drafting, behind = sum(run.drafting_seconds for run in runs), sum(run.seconds_behind for run in runs)
-    return (drafting / blocks, (behind - drafting) / blocks) if blocks else None
+    return drafting / blocks, (behind - drafting) / blocks
 
 
 def _cell(bench: Bench, law: Law, task: str, runs: Runs, steps: Sequence[Steps]) -> Cell:
@@ -211,7 +213,7 @@ def _of(runs: Runs, plan: Plan, repeat: int, task: str, arm: Arm) -> list[Timed]
 def _pace(runs: Sequence[Timed]) -> float:
     """Seconds a token behind the first forward, pooled over prompts."""
     seconds = sum(run.seconds_behind for run in runs)
-    return seconds / max(sum(len(run.tokens) - run.blocks[0] for run in runs), 1)
+    return seconds / sum(len(run.tokens) - run.blocks[0] for run in runs)
 
 
 def _shares(blocks: Sequence[int], gamma: int) -> tuple[float, ...]:

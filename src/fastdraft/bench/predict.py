@@ -27,12 +27,12 @@ def predictions(
 ) -> dict[int, Predicted]:
     """By gamma; a speed-up is the median over repeats, each of which has its steps.
 
-    `skipped_tokens` of each text come before the first block. A gamma whose texts end before it is left out.
+    `skipped_tokens` of each text come before the first block.
     """
     accept_BN, lengths_B = acceptances(draft, texts)
     accept_BN, lengths_B = accept_BN[:, skipped_tokens:], (lengths_B - skipped_tokens).clamp(min=0)
     found = {}
-    for gamma in (gamma for gamma in gammas if all(gamma in of.block_seconds for of in steps)):
+    for gamma in gammas:
         counts = acceptance.chain(accept_BN, lengths_B, gamma)
         tau = float(acceptance.block_efficiency(counts))
         times = [(of.draft_seconds[gamma], of.target_seconds, of.block_seconds[gamma]) for of in steps]
