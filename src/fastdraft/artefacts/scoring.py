@@ -108,7 +108,7 @@ def _within(given: Material, drafts: list[Subjected]) -> Iterator[Recorded]:
         if not kept:
             raise RecordingError(
                 f"all {len(part.completions)} texts of {part.written.task} are longer than the draft's context of "
-                f"{tokens} tokens\n  do: leave the task out with --tasks, or lower --completion-tokens"
+                f"{tokens} tokens\n  do: leave the task out with --tasks, or record shorter texts"
             )
         yield part._replace(completions=kept)
 

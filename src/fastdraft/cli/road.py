@@ -194,7 +194,7 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise RecipeError(
             f"device: found {name}, which torch cannot use here ({str(error).splitlines()[0]})\n"
-            f"  do: set device=auto, which is {found} on this machine"
+            f"  do: set device=auto, or --device auto, which is {found} on this machine"
         ) from error
     if not processes.launched():
         return device
