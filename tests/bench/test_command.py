@@ -83,12 +83,15 @@ def test_a_bench_of_another_draft_is_left_out(road, fastdraft):
 
 @pytest.mark.slow
 def test_prompts_of_a_file(road, fastdraft):
-    (road / "own.jsonl").write_text('{"prompt": "river stone"}\n{"prompt": "yellow wolf walks"}\n')
+    """One that leaves no room in the context is left out, and that is said."""
+    rows = ["river stone", "river stone walks " * 50, "yellow wolf walks"]
+    (road / "own.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     shutil.copytree(road / DRAFT, road / "bare")
     refused(fastdraft("bench", "target", "bare", *QUICK), "nothing beside bare says which prompts", "add --tasks")
     ended = fastdraft("bench", "target", "bare", *QUICK, "--tasks", "own.jsonl", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["prompts"] == {"own.jsonl": 2}
+    assert "own.jsonl: 1 prompts of more than 86 tokens; left out, first own.jsonl:2" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -99,10 +102,12 @@ def test_prompts_of_a_file(road, fastdraft):
         (["--engine", "transformers", "--weights", "int8"], ["transformers has no weights `int8`", "fp32, bf16, fp16"]),
         (["--engine", "transformers", "--gammas", "0-3"], ["--gammas: found 0-3"]),
         (["--engine", "transformers", "--tokens", 91], ["exceed the context of 97 tokens", "lower --tokens"]),
+        (["--engine", "transformers", "--tokens", 99, "--tasks", "own.jsonl"], ["of at most 0 tokens", "--tokens"]),
         (["--engine", "transformers", "--tasks", "humanevil"], ["no task `humanevil`; did you mean `humaneval`?"]),
     ],
 )
 def test_a_mistake_stops_before_any_work(road, fastdraft, more, said):
+    (road / "own.jsonl").write_text('{"prompt": "river stone"}\n')
     refused(fastdraft("bench", "target", DRAFT, *more), *said)
 
 

@@ -131,6 +131,8 @@ def test_no_prompt_at_all_stops(tmp_path, tokenizer):
         TaskError, match=r"humaneval: no row[^\0]*1 prompts of more than 40 tokens, first [^\0]*\n  do: "
     ):
         tasks_of([f"humaneval={file}"], tokenizer, 53, completion_tokens=13)
+    with pytest.raises(TaskError, match=r"of at most 0 tokens \(context 53, completion 99\)\n.*of `bench`: --tokens"):
+        tasks_of([f"humaneval={file}"], tokenizer, 53, completion_tokens=99)
     file.write_text('{"category": "rag"}\n')
     with pytest.raises(TaskError, match=r"it has no row of this task"):
         tasks_of([f"spec-bench:qa={file}"], tokenizer, 53, completion_tokens=13)

@@ -132,6 +132,8 @@ def _prompts(wish: Wish, origin: Origin, part: TargetPart, context_tokens: int) 
     if wish.tasks:
         tokenizer = target.open_tokenizer(part)
         read = tasks_of(wish.tasks, tokenizer, context_tokens, wish.prompts, wish.tokens)
+        for line in (line for task in read for line in task.losses()):
+            say(line)
         return {task.name: task.prompts for task in read}
     found = dict(_held_out(wish, origin))
     longest = max(len(prompt) for prompts in found.values() for prompt in prompts)

@@ -113,8 +113,8 @@ def _written(wish: Wish, part: TargetPart, places: dict[str, Origin]) -> tuple[P
     card = TargetCard(key="", cost=Cost(seconds=0.0), **target.card(part))
     tasks = tasks_of(wish.tasks, tokenizer, card.context_tokens, wish.prompts, wish.completion_tokens)
     for task in tasks:
-        for why, out in task.left_out.items():
-            say(f"{task.name}: {out.rows:,} {why}; left out, first {out.first}")
+        for line in task.losses():
+            say(line)
     folder = wish.keep or usual_folder(card.digest)
     say(f"what the target writes is kept in {folder}")
     writer = Target(card, part.revision, vocabulary, partial(target.open_model, part, wish.device))

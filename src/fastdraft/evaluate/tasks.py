@@ -75,6 +75,10 @@ class TaskPrompts:
     completion_tokens: int
     left_out: dict[str, LeftOut] = field(default_factory=dict)
 
+    def losses(self) -> Iterator[str]:
+        """A line for each reason why rows gave no prompt."""
+        return (f"{self.name}: {out.rows:,} {why}; left out, first {out.first}" for why, out in self.left_out.items())
+
 
 def tasks_of(
     arguments: Sequence[str],
@@ -131,9 +135,10 @@ def _read(
     completion_tokens: int | None,
 ) -> TaskPrompts:
     completion_tokens = completion_tokens or task.completion_tokens
+    longest_tokens = max(context_tokens - completion_tokens, 0)
     found: list[Tokens] = []
     left_out: dict[str, LeftOut] = {}
-    for row, prompt in _distinct(task, place, tokenizer, context_tokens - completion_tokens):
+    for row, prompt in _distinct(task, place, tokenizer, longest_tokens):
         if isinstance(prompt, str):
             rows, first = left_out.get(prompt, LeftOut(0, row.place))
             left_out[prompt] = LeftOut(rows + 1, first)
@@ -146,9 +151,9 @@ def _read(
         told = "; ".join(f"{out.rows:,} {why}, first {out.first}" for why, out in left_out.items())
         raise TaskError(
             f"task {task.name}: no row of {source} gives a prompt: {told or 'it has no row of this task'}\n"
-            f"  wanted: rows with {task.fields}, of at most {context_tokens - completion_tokens} tokens "
+            f"  wanted: rows with {task.fields}, of at most {longest_tokens} tokens "
             f"(context {context_tokens}, completion {completion_tokens})\n"
-            f"  do: correct the file, name only tasks that fit, or lower --completion-tokens"
+            f"  do: correct the file, name only tasks that fit, or lower --completion-tokens (of `bench`: --tokens)"
         )
     return TaskPrompts(task.name, task.version, source, tuple(found), completion_tokens, left_out)
 
