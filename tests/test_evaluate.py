@@ -106,7 +106,9 @@ def test_completions_of_another_revision(kept, asked, fastdraft):
     card.write_text(json.dumps(content))
     said = "kept was written by target (files' digest 0123456789abcdef)"
     check_refused(fastdraft("evaluate", DRAFT, "--data", "kept"), said, f"the card of {DRAFT} names", "--target target")
-    check_refused(fastdraft("evaluate", DRAFT, "--data", "kept", "--target", "target"), said, "target has")
+    named = fastdraft("evaluate", DRAFT, "--data", "kept", "--target", "target")
+    check_refused(named, said, "target has", "do: make completions of that one")
+    assert "name that" not in named.err, "the target that wrote them is no longer here, and was named already"
     check_refused(fastdraft("evaluate", DRAFT, *ASKED, "--keep", "kept"), "choose another folder with --keep")
     shutil.copytree(asked / "target", asked / "tuned")
     (asked / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
@@ -170,6 +172,7 @@ def test_what_cannot_be_asked(asked, fastdraft):
     refused(DRAFT, "--data", "nowhere", "--prompts", 3, said="--prompts is for writing")
     refused(DRAFT, "--compare", DRAFT, said="the draft itself")
     refused("runs/none", *ASKED, said="runs/none")
+    refused(DRAFT, *ASKED, "--device", "warp", said="--device auto")
     with locked(asked / "held"):
         refused(DRAFT, *ASKED, "--keep", "held", said="choose another folder with --keep")
     refused(

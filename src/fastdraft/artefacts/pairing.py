@@ -160,11 +160,14 @@ def _check_meant(wish: Wish, card: RecordingCard, data: Path, places: dict[str, 
     for name, digest in said.items():
         if digest != card.target.digest:
             what = f"the card of {name} names" if wish.target is None else f"{name} has"
+            meant = (
+                f"; to score a draft on a target that it was not made for, name that with --target {card.target.name}"
+            )
             raise RecordingError(
                 f"{data} was written by {card.target.name} (files' digest {card.target.digest}), {what} {digest}: "
                 f"another target, or another revision of it\n"
-                f"  do: make completions of that one with --target; to score a draft on a target that it was not "
-                f"made for, name that with --target {card.target.name}"
+                f"  do: make completions of that one, with --target and without --data"
+                + (meant if wish.target != card.target.name else "")
             )
 
 
