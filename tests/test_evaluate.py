@@ -83,6 +83,15 @@ def test_it_is_shown_and_judged(kept, fastdraft):
     assert "s left" in ended.err
 
 
+def test_laws_of_one_temperature_are_told_apart(kept, fastdraft):
+    found(
+        fastdraft("evaluate", DRAFT, *ASKED, "--temperature", 1, "--top-k", 5, "--top-p", 0.9, "--keep", "kept", *QUICK)
+    )
+    shown = fastdraft("evaluate", DRAFT, "--data", "kept", "--gammas", 2).out
+    for law in ("greedy", "T = 1", "T = 1, top-k 5, top-p 0.9"):
+        assert shown.count(f"own.jsonl, {law}: task version 1") == 1
+
+
 def test_the_judge_fails_loudly(kept, asked, fastdraft):
     store = CompletionStore(asked / "kept" / "completions")
     rows = [row if row.law.greedy else replace(row, logp=row.logp - np.float32(9)) for row in store.read()]

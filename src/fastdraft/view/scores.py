@@ -64,7 +64,7 @@ def _by_gamma(name: str, results: Sequence[TaskResult]) -> Table:
     for result in results:
         places = [f"{result.gammas[-1].position_acceptance[at.gamma - 1]:.2f}" for at in result.gammas]
         table.add_row(result.task, "acceptance rate", *_each(result, "acceptance_rate"))
-        table.add_row(law(result.temperature), "block efficiency", *_each(result, "block_efficiency"))
+        table.add_row(_law(result), "block efficiency", *_each(result, "block_efficiency"))
         table.add_row("", "MBSU", *_each(result, "mbsu"))
         table.add_row("", "position acceptance", *places, end_section=True)
     return table
@@ -129,7 +129,11 @@ def _table(title: str) -> Table:
 
 
 def _named(result: TaskResult | Comparison) -> str:
-    return f"{result.task}, {law(result.temperature)}"
+    return f"{result.task}, {_law(result)}"
+
+
+def _law(result: TaskResult | Comparison) -> str:
+    return law(result.temperature, result.top_k, result.top_p)
 
 
 def _at(result: TaskResult, gamma: int) -> GammaResult:

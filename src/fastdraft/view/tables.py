@@ -117,9 +117,10 @@ def _loops(measured: Sequence[TaskResult]) -> RenderableType:
     return Text("\n".join(told))
 
 
-def law(temperature: float) -> str:
-    """In words."""
-    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+def law(temperature: float, top_k: int = 0, top_p: float = 1.0) -> str:
+    """In words; what leaves the whole law alone is not said."""
+    cuts = (f", top-k {top_k}" if top_k else "") + (f", top-p {top_p:g}" if top_p < 1 else "")
+    return "greedy" if temperature == 0 else f"T = {temperature:g}{cuts}"
 
 
 def _or_dash(value: float | None) -> str:
