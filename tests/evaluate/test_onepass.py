@@ -106,6 +106,10 @@ def test_a_result_says_what_it_is_of(pair: Models, completed: Callable) -> None:
         assert at.mbsu.high == pytest.approx(at.block_efficiency.high / (1 + 0.1 * at.gamma))
         assert len(at.position_acceptance) == at.gamma
         assert np.mean(at.position_acceptance) == pytest.approx(at.acceptance_rate.value)
+        for share, (low, high) in zip(at.position_acceptance, at.position_intervals, strict=True):
+            assert low <= share <= high
+    first = result.gammas[0]
+    assert first.position_intervals == ((first.acceptance_rate.low, first.acceptance_rate.high),), "of blocks of one"
     assert evaluate(draft, completions, [1, 2, 5], SUBJECT, 100, seed=7) == result
 
 

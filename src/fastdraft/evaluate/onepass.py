@@ -118,6 +118,10 @@ def _at(
         block_efficiency=tau,
         mbsu=Estimate(**{name: acceptance.mbsu(rate, gamma, c) for name, rate in tau.model_dump().items()}),
         position_acceptance=tuple(acceptance.position_acceptance(counts).tolist()),
+        position_intervals=tuple(
+            acceptance.bootstrap_interval(accepted_B, counts.forwards_B, resample_RB)
+            for accepted_B in counts.position_accepted_BG.unbind(1)
+        ),
         block_efficiency_without_loops=_kept(counts.tokens_B, counts.forwards_B, ~looping_B),
     )
 

@@ -20,13 +20,17 @@ class Estimate(Result):
 
 
 class GammaResult(Result):
-    """What blocks of gamma drafted tokens give; names and formulas are those of docs/maths.md."""
+    """What blocks of gamma drafted tokens give; names and formulas are those of docs/maths.md.
+
+    `position_intervals`: those of `position_acceptance`, by place; older results have none.
+    """
 
     gamma: int
     acceptance_rate: Estimate
     block_efficiency: Estimate
     mbsu: Estimate
     position_acceptance: tuple[float, ...]
+    position_intervals: tuple[tuple[float, float], ...] = ()
     block_efficiency_without_loops: float | None
 
 
