@@ -228,6 +228,15 @@ def test_the_lock_ends_with_its_block(tmp_path):
         assert process.wait() == 0
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_what_is_no_folder_cannot_be_held(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    said = r"file.* is no folder to write into: .*\n  do: choose another one with --keep"
+    with pytest.raises(RunError, match=said), locked(tmp_path / place, "--keep"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_claim_moves_the_folder_of_another_recipe_and_keeps_its_files(tmp_path):
     folder = tmp_path / "pretrain"
     assert claim(folder, "one") is None

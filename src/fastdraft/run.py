@@ -105,12 +105,18 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, option: str = "--folder") -> Iterator[None]:
-    """Hold a folder; RunError, which names the option that chooses another, where another process does.
+    """Hold a folder; RunError, which names the option that chooses another, where another process does, or none can.
 
     The lock goes with the process, however it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+")
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise RunError(
+            f"{folder} is no folder to write into: {error.strerror}\n  do: choose another one with {option}"
+        ) from error
+    with lock as file:
         try:
             # Not flock: that one is inherited by forked children, and datatrove's can outlive a killed run.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
