@@ -12,6 +12,8 @@ from fastdraft import target
 from fastdraft.errors import RunError, ShapeError
 from fastdraft.recipe import TargetPart
 
+# fp32 sums in another order, logits up to 10: 2.4e-5 on an Intel Xeon, less on an AMD EPYC; a wrong weight: over 1e-3.
+SAME = 1e-4
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "stand_in.py"
 
 
@@ -46,7 +48,7 @@ def test_it_is_the_same_function(stand_in, tied, width, layers, head_size):
     assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (width, layers, head_size)
     assert (grown.get_output_embeddings().weight is grown.get_input_embeddings().weight) == tied
     assert config.tie_word_embeddings == tied
-    assert stand_in.largest_difference(model, grown) < 2e-5
+    assert stand_in.largest_difference(model, grown) < SAME
     assert grown.num_parameters() > model.num_parameters()
 
 
@@ -76,7 +78,7 @@ def test_it_says_that_it_is_a_stand_in(stand_in, tiny_files, tmp_path):
     assert len(names) >= 2
     assert all((folder / name).read_bytes() == (theirs / name).read_bytes() for name in names)
     opened = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert stand_in.largest_difference(AutoModelForCausalLM.from_pretrained(theirs), opened) < 2e-5
+    assert stand_in.largest_difference(AutoModelForCausalLM.from_pretrained(theirs), opened) < SAME
 
 
 def test_what_fits_bf16_is_stored_in_it(stand_in, tiny_files, tmp_path):
