@@ -26,7 +26,14 @@ def stored(folder) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("weights", "types"), [("fp16", {"f16"}), ("int8", {"u8"}), ("int8_sym", {"i8"}), ("int4", {"u4", "u8"})]
+    ("weights", "types"),
+    [
+        ("fp16", {"f16"}),
+        ("int8", {"u8"}),
+        ("int8_sym", {"i8"}),
+        ("int4", {"u4", "u8"}),
+        ("int4_sym", {"i4", "i8"}),
+    ],
 )
 def test_it_writes_what_the_draft_writes(tmp_path, capsys, said, weights, types):
     folder, out = folder_of(TargetPart(path="demo")), tmp_path / "out"  # trained: random weights bear no rounding

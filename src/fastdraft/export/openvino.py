@@ -28,14 +28,17 @@ from fastdraft.run import finished_last
 from fastdraft.synthesize.engine_openvino import tracing
 from fastdraft.target import TOKENIZER_FILES, open_tokenizer
 
-# nncf's settings by the precision of the weights; of int4 the embedding and the head stay int8. Rows that GROUP does
-# not divide keep one scale a row.
+# nncf's settings by the precision of the weights; of int4 the embedding and the head stay int8, symmetric where the
+# rest is: the NPU wants all of them so. Rows that GROUP does not divide keep one scale a row.
 COMPRESSION: dict[str, dict[str, Any] | None] = {
     "fp16": None,
     "int8": {"bits": 8, "sym": False},
     "int8_sym": {"bits": 8, "sym": True},
     "int4": {"bits": 4, "sym": False, "group_size": GROUP, "group_size_fallback": "adjust"},
-    "int4_sym": {"bits": 4, "sym": True, "group_size": GROUP, "group_size_fallback": "adjust"},
+    "int4_sym": {
+        **{"bits": 4, "sym": True, "group_size": GROUP, "group_size_fallback": "adjust"},
+        "backup_precision": "int8_sym",
+    },
 }
 
 
