@@ -2,19 +2,19 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fastdraft.errors import DiskFull, RunError
-from fastdraft.run import claim, finished_last, full_disk_named, locked, recover, remove, write_json
+from fastdraft.run import claim, finished_last, full_disk_named, locked, recover, remove, short_writes_named, write_json
 
 
 def write(part: Path, kind: str, content: str) -> None:
@@ -156,18 +156,25 @@ def test_another_error_stays_what_it_is(tmp_path):
         raise PermissionError(errno.EACCES, "not yours")
 
 
-def test_safetensors_on_a_full_disk_is_named_too(tmp_path):
+def test_safetensors_on_a_full_disk_is_named_too(tmp_path, full_disk):
     """safetensors writes in Rust, and its error is no OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(DiskFull), finished_last(tmp_path / "weights.safetensors") as part:
-            save_file({"a": torch.zeros(100, 100)}, part)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
+    with full_disk(), pytest.raises(DiskFull), finished_last(tmp_path / "weights.safetensors") as part:
+        save_file({"a": torch.zeros(100, 100)}, part)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_on_a_full_disk_is_named_too(tmp_path, full_disk):
+    """Its error has no number."""
+    with full_disk(), pytest.raises(DiskFull), finished_last(tmp_path / "numbers") as part, short_writes_named():
+        np.zeros((100, 100)).tofile(part)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not yours"), RuntimeError("no such operation")])
+def test_what_is_no_short_write_stays_what_it_is(error):
+    with pytest.raises(type(error)) as caught, short_writes_named():
+        raise error
+    assert caught.value is error
 
 
 def test_json_is_written_whole_with_its_letters(tmp_path):

@@ -20,6 +20,7 @@ from fastdraft.errors import DiskFull, RunError
 
 PART, OLD = ".part", ".old"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|iostream error")
 
 
 @contextmanager
@@ -69,6 +70,17 @@ def full_disk_named(path: Path) -> Iterator[None]:
             f"no space left while writing {path} ({os.strerror(number)})\n"
             f"  kept: everything finished before it\n  do: free some space, then run the same command again"
         ) from error
+
+
+@contextmanager
+def short_writes_named() -> Iterator[None]:
+    """The system's error for a full disk where numpy and C++'s streams say only that not all was written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not SHORT_WRITE.search(str(error)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,11 +11,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fastdraft.artefacts.handover import Wish, export
 from fastdraft.compatibility.tokens import PROBES
-from fastdraft.errors import ExportError
+from fastdraft.errors import DiskFull, ExportError
 from fastdraft.export.gguf import export_gguf, file_name, open_gguf
 from fastdraft.export.gguf_families import family_of, tensors, turned
 from fastdraft.export.proof import material, prove
 from fastdraft.recipe import TargetPart
+from fastdraft.run import finished_last
 from fastdraft.target import folder_of, load, open_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -123,6 +124,14 @@ def test_a_weight_beyond_half_precision(draft_of, tmp_path):
     with pytest.raises(ExportError, match="blk.0.ffn_up.weight holds 7e\\+04, .*\n  do: --weights f32"):
         export_gguf(folder, tmp_path, "q8_0")
     export_gguf(folder, tmp_path, "f32")
+
+
+def test_a_full_disk(draft_of, tmp_path, full_disk):
+    """numpy writes the weights, and does not say why it could not."""
+    folder = draft_of()
+    with full_disk(), pytest.raises(DiskFull, match="no space left while"), finished_last(tmp_path / "out") as part:
+        export_gguf(folder, part, "q8_0")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft.compatibility.tokens import PROBES
-from fastdraft.errors import ExportError
+from fastdraft.errors import DiskFull, ExportError
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.openvino import export_openvino, open_openvino
 from fastdraft.export.proof import material, prove
@@ -51,6 +51,14 @@ def test_it_writes_what_the_draft_writes(tmp_path, capsys, said, weights, types)
     assert proof.unlike_texts == ()
     assert proof.agreement >= FORMATS["openvino"].agreement[weights]
     assert proof.agreement > (0.99 if weights == "fp16" else 0.8)
+
+
+def test_a_full_disk(draft_of, tmp_path, full_disk):
+    """C++ writes the model, and does not say why it could not."""
+    folder = draft_of()
+    with full_disk(), pytest.raises(DiskFull, match="no space left while writing .*/out "):
+        export_openvino(folder, tmp_path / "out", "fp16")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_family_that_optimum_has_no_converter_for(tmp_path):

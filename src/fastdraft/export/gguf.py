@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from fastdraft.export import gguf_families as families
 from fastdraft.export.gguf_vocabulary import Vocabulary, read_vocabulary
 from fastdraft.export.proof import Opened
 from fastdraft.extras import need
+from fastdraft.run import short_writes_named
 from fastdraft.target import load
 
 EXTRA = "llamacpp"
@@ -63,10 +65,10 @@ def export_gguf(model_folder: Path, destination: Path, weights: str) -> list[str
     families.write_sizes(writer, config, family)
     _write_vocabulary(writer, vocabulary, model_folder)
     notes = [*vocabulary.notes, *_window(config), *_write_tensors(writer, config, family, model.state_dict(), weights)]
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with short_writes_named(), closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     return notes
 
 

@@ -24,7 +24,7 @@ from fastdraft.errors import ExportError
 from fastdraft.export.proof import Opened
 from fastdraft.extras import need
 from fastdraft.recipe import TargetPart
-from fastdraft.run import finished_last
+from fastdraft.run import finished_last, short_writes_named
 from fastdraft.synthesize.engine_openvino import tracing
 from fastdraft.target import TOKENIZER_FILES, open_tokenizer
 
@@ -48,7 +48,7 @@ def export_openvino(model_folder: Path, destination: Path, weights: str = "int8"
     MissingExtra where optimum-intel is not installed; ExportError where it cannot convert this family.
     """
     need("optimum.intel", EXTRA)
-    with finished_last(destination) as part, tracing(model_folder), _quiet():
+    with finished_last(destination) as part, short_writes_named(), tracing(model_folder), _quiet():
         model = _converted(model_folder, weights)
         (model if COMPRESSION[weights] else model.half()).save_pretrained(part)
         for name in (*TOKENIZER_FILES, "generation_config.json"):
