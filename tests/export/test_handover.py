@@ -140,6 +140,20 @@ def test_it_is_shown(done):
         assert said in text
 
 
+def test_the_commands_name_what_the_engine_opens(done):
+    """llama.cpp a file; an id on the hub only where the engine reads what lies there."""
+    folder, card = export(Wish(done, "huggingface"))
+    assert card.given_to_an_engine(folder) == folder
+    gguf = card.model_copy(update={"format": "gguf", "files": {"NOTICE": 1, "draft-q8_0.gguf": 3}})
+    assert f"llama-server -m TARGET -md {folder}/draft-q8_0.gguf " in shown(folder, gguf)
+    origin = origin_of(done)
+    known = evidence(origin, target_of(origin), target_card(origin, target_of(origin)))
+    text = model_card(replace(known, part=TargetPart(path="some/target")), gguf)
+    for said in ("llama.cpp (`draft-q8_0.gguf` in this folder)", "vllm serve some/target", "llama-server -m TARGET "):
+        assert said in text
+    assert 'LLMPipeline("TARGET"' in text
+
+
 def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
     folder, _ = export(Wish(done / "pretrain", "huggingface"))
     text = (folder / "README.md").read_text()

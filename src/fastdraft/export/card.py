@@ -109,14 +109,18 @@ def _shape(known: Evidence) -> Iterator[str]:
 
 def _use(known: Evidence, export: ExportCard) -> Iterator[str]:
     gamma = figures.best_gamma(known.last)
-    target = known.part.path if is_hub_id(known.part.path) else "TARGET"
+    named = known.part.path if is_hub_id(known.part.path) else "TARGET"
+    ours = export.given_to_an_engine(Path()).name
     yield "## Use"
     yield ""
-    yield "DRAFT is this folder where it is the form that the engine reads, or what `fastdraft export` makes for it."
+    yield (
+        "DRAFT is this folder where it is the form that the engine reads, or what `fastdraft export` makes for it; "
+        "llama.cpp reads the file in it. TARGET is the target in the form of the draft."
+    )
     for engine, snippet in USAGE.items():
-        here = (
-            "this folder" if snippet.format == export.format else f"`fastdraft export DRAFT --format {snippet.format}`"
-        )
+        here = f"`{ours}` in this folder" if ours else "this folder"
+        here = here if snippet.format == export.format else f"`fastdraft export DRAFT --format {snippet.format}`"
+        target = named if snippet.format == "huggingface" else "TARGET"
         yield f"\n{engine} ({here}):\n\n```{snippet.language}\n{snippet.filled(target, 'DRAFT', gamma)}```"
 
 

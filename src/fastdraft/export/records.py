@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from fastdraft.evaluate.records import Estimate, Result
@@ -70,3 +71,7 @@ class ExportCard(Card):
     notes: tuple[str, ...]
     accepted: tuple[Accepted, ...]
     proof: Proof
+
+    def given_to_an_engine(self, folder: Path) -> Path:
+        """What an engine's command names: the folder, or the GGUF file in it."""
+        return next((folder / name for name in self.files if name.endswith(".gguf")), folder)

@@ -24,9 +24,8 @@ def handed_over(folder: Path, card: ExportCard) -> RenderableType:
     parts: list[RenderableType] = [Text("\n".join([*head, *_proof(card.proof)]))]
     if card.proof.kept:
         parts.append(_kept(card.proof))
-    usage = [
-        f"\n{engine}:\n{s.filled('TARGET', str(folder))}" for engine, s in USAGE.items() if s.format == card.format
-    ]
+    given = str(card.given_to_an_engine(folder))
+    usage = [f"\n{engine}:\n{s.filled('TARGET', given)}" for engine, s in USAGE.items() if s.format == card.format]
     return Group(*parts, Text("".join(usage)))
 
 
