@@ -253,6 +253,7 @@ def test_a_draft_that_does_not_fit(done):
         (Wish(Path("target"), "huggingface"), "which target it is a draft for"),
         (Wish(Path("text"), "huggingface"), "no draft at text"),
         (Wish(RUN, "huggingface", out=Path("text")), "text is there already\n  do: remove it"),
+        (Wish(RUN, "huggingface", out=Path("recipe.yaml/a/b")), "recipe.yaml/a/b cannot be made: .*\n  do: choose"),
     ],
 )
 def test_bad_input(done, wish, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,8 +116,12 @@ def _estranged(origin: Origin, theirs: TargetCard) -> Iterator[str]:
 
 
 def _check_free(out: Path) -> None:
+    """ExportError where something is at `out`, or nothing can be made there: said before any work."""
     if out.exists():
         raise ExportError(f"{out} is there already\n  do: remove it, or choose another folder with --out")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ExportError(f"{out} cannot be made: nothing can be written in {above}\n  do: choose another with --out")
 
 
 def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[Accepted, ...]:
