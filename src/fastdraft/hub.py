@@ -34,6 +34,11 @@ def fetched(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise TargetError(f"{name} is no local folder, and {said}") from error
 
 
+def commit_of(folder: Path) -> str | None:
+    """The hub's commit that a folder of its cache holds; None of any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def licence_of(folder: Path) -> str | None:
     """The licence that a model's README.md names in its front matter, in the hub's words; None where it names none."""
     try:

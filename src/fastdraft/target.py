@@ -24,7 +24,7 @@ from fastdraft.decoder import counts as counts
 from fastdraft.decoder import parameters as parameters
 from fastdraft.decoder import vocabulary_tensors as vocabulary_tensors
 from fastdraft.errors import TargetError, VocabularyMismatch
-from fastdraft.hub import fetched, licence_of
+from fastdraft.hub import commit_of, fetched, licence_of
 from fastdraft.progress import unsaid
 from fastdraft.recipe import TargetPart
 from fastdraft.records import Card
@@ -53,6 +53,7 @@ class TargetCard(Card):
     """What a draft must know of its target. Sizes in rows and tokens; `digest` changes when any file of it does.
 
     licence: in the hub's words, as the recipe or the target's README.md says it; None where neither does.
+    commit: of a model on the hub the one that was read, whatever branch or tag the recipe names.
     """
 
     kind: ClassVar[str] = "target"
@@ -67,6 +68,7 @@ class TargetCard(Card):
     adds_bos: bool
     digest: str
     licence: str | None = None
+    commit: str | None = None
 
 
 def quiet() -> None:
@@ -126,6 +128,7 @@ def card(part: TargetPart, weights: bool = True) -> dict[str, object]:
         "adds_bos": tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id],
         "digest": digest(part, weights),
         "licence": part.licence or licence_of(folder),
+        "commit": commit_of(folder),
     }
 
 

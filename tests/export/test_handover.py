@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fastdraft.artefacts.evaluation import EvaluationCard
-from fastdraft.artefacts.handover import Wish, export
+from fastdraft.artefacts.handover import Wish, as_read, export
 from fastdraft.artefacts.origin import Origin, evidence, licence_of, origin_of, target_card, target_of
 from fastdraft.cli import export as command
 from fastdraft.draft import DraftCard
@@ -32,6 +33,7 @@ from fastdraft.target import TOKENIZER_FILES, TargetCard
 from fastdraft.view import exports
 
 RUN = Path("runs/tiny")
+FIRST, SECOND = "1" * 40, "2" * 40  # commits
 
 
 @pytest.fixture
@@ -285,6 +287,36 @@ def test_a_hubs_target_is_known_by_the_runs_card(done, monkeypatch):
     assert target_card(origin, TargetPart(path="target")).digest == read_card(done / "target", TargetCard).digest
     with pytest.raises(TargetError, match="other/target is no local folder"):
         target_card(origin, TargetPart(path="other/target"))
+
+
+@pytest.fixture
+def on_the_hub(done, monkeypatch) -> TargetPart:
+    """The target as the hub's cache holds it, at the tag v1; on its branch it has another vocabulary by now."""
+    model = Path("hub/models--some--target")
+    for name, commit in (("v1", FIRST), ("main", SECOND)):
+        shutil.copytree("target", model / "snapshots" / commit)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / name).write_text(commit)
+    config = json.loads(Path("target/config.json").read_text())
+    later = json.dumps(config | {"vocab_size": config["vocab_size"] + 64})
+    (model / "snapshots" / SECOND / "config.json").write_text(later)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(model.parent.absolute()))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return TargetPart(path="some/target")
+
+
+def test_a_draft_is_held_against_the_revision_that_is_named(done, on_the_hub):
+    with pytest.raises(VocabularyMismatch, match="vLLM"):
+        export(Wish(done, "huggingface", target=on_the_hub))
+    folder, card = export(Wish(done, "huggingface", target=on_the_hub.model_copy(update={"revision": "v1"})))
+    assert card.target_revision == FIRST
+    assert f"- Target: `some/target`, revision `{FIRST}`" in (folder / "README.md").read_text()
+
+
+def test_a_branch_that_has_moved_on_is_read_where_the_run_has_read_it(on_the_hub):
+    assert as_read(on_the_hub, FIRST).revision == FIRST
+    assert as_read(on_the_hub, SECOND) == on_the_hub
+    assert as_read(TargetPart(path="target"), None).revision is None
 
 
 def test_the_best_gamma_is_best_in_the_mean(done):

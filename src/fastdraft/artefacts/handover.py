@@ -16,13 +16,14 @@ from fastdraft import draft, target
 from fastdraft.artefacts import origin as origins
 from fastdraft.artefacts.origin import Origin
 from fastdraft.compatibility.engines import ENGINES
-from fastdraft.compatibility.side import read
+from fastdraft.compatibility.side import read, side_of
 from fastdraft.compatibility.tokens import PROBES
 from fastdraft.errors import ExportError, VocabularyMismatch
 from fastdraft.export import card as cards
 from fastdraft.export import proof, terms
 from fastdraft.export.formats import Format, format_named
 from fastdraft.export.records import Accepted, ExportCard
+from fastdraft.hub import commit_of
 from fastdraft.progress import say
 from fastdraft.recipe import TargetPart
 from fastdraft.records import Cost, write_card
@@ -55,7 +56,9 @@ def export(wish: Wish) -> tuple[Path, ExportCard]:
     part = wish.target or origins.target_of(origin)
     out = wish.out or place(origin, f"{wish.format}-{weights}")
     _check_free(out)
-    agreed, theirs = accepted(part, origin.folder, form.engines), origins.target_card(origin, part)
+    theirs = origins.target_card(origin, part)
+    part = as_read(part, theirs.commit)
+    agreed = accepted(part, origin.folder, form.engines)
     known, licence = origins.evidence(origin, part, theirs), origins.licence_of(origin, theirs)
     with finished_last(out) as folder:
         made = _made(form, weights, origin, part, theirs.model_copy(update={"licence": licence}), folder)
@@ -66,7 +69,7 @@ def export(wish: Wish) -> tuple[Path, ExportCard]:
             weights=weights,
             draft=str(wish.draft),
             target=part.path,
-            target_revision=part.revision,
+            target_revision=theirs.commit or part.revision,
             target_digest=theirs.digest,
             target_licence=licence,
             accepted=agreed,
@@ -115,6 +118,12 @@ def _estranged(origin: Origin, theirs: TargetCard) -> Iterator[str]:
         )
 
 
+def as_read(part: TargetPart, commit: str | None) -> TargetPart:
+    """The target at the commit that was read, where the branch that it names has moved on since."""
+    moved = commit not in (None, commit_of(target.folder_of(part, weights=False)))
+    return part.model_copy(update={"revision": commit}) if moved else part
+
+
 def _check_free(out: Path) -> None:
     """ExportError where something is at `out`, or nothing can be made there: said before any work."""
     if out.exists():
@@ -126,7 +135,7 @@ def _check_free(out: Path) -> None:
 
 def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[Accepted, ...]:
     """What the rules of engines, named by their beginnings, say; VocabularyMismatch where one refuses the pair."""
-    ours, theirs = read(part.path, weights=False), read(str(folder.resolve()))
+    ours, theirs = side_of(part, weights=False), read(str(folder.resolve()))
     rules = [rule for rule in ENGINES if rule.name.startswith(engines)]
     judged = [(rule, rule.judge(ours, theirs)) for rule in rules]
     refused = [f"  {rule.name}: {judgement.why}" for rule, judgement in judged if not judgement.holds]

@@ -121,11 +121,15 @@ def read(path: str, weights: bool = True) -> Side:
 
     TargetError where configuration, tokenizer or the heads of the weights cannot be read.
     """
-    part = TargetPart(path=path)
+    return side_of(TargetPart(path=path), weights)
+
+
+def side_of(part: TargetPart, weights: bool = True) -> Side:
+    """The same of a model whose revision, and whether its own code may run, is said too."""
     folder, config = target.folder_of(part, weights), target.open_config(part)
     files = weight_files(folder) if is_runnable(config) else []
     return Side(
-        name=path,
+        name=part.path,
         folder=folder,
         config=config,
         generation=_generation(folder),

@@ -48,7 +48,7 @@ def name_of(path: str) -> str:
 
 def _what(known: Evidence, export: ExportCard) -> Iterator[str]:
     share = known.parameters / known.target.parameters
-    revision = f", revision `{known.part.revision}`" if known.part.revision else ""
+    revision = f", revision `{export.target_revision}`" if export.target_revision else ""
     bound = terms.terms_of(export.target_licence)
     kind = f"{bound.begins} draft" if bound and bound.begins else "A draft"
     yield f"# {kind} for {name_of(known.part.path)}"
