@@ -6,12 +6,15 @@ import pytest
 for module in ("llama_cpp", "gguf"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[llamacpp]'")
 
+from fastdraft.artefacts.benching import in_form  # noqa: E402
 from fastdraft.bench.engine_llama_cpp import LlamaCpp  # noqa: E402
 from fastdraft.bench.equality import Texts, check, difference  # noqa: E402
 from fastdraft.bench.predict import predictions, scored  # noqa: E402
 from fastdraft.bench.records import Steps  # noqa: E402
 from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files  # noqa: E402
+from fastdraft.errors import DiskFull  # noqa: E402
 from fastdraft.export.gguf import export_gguf  # noqa: E402
+from fastdraft.run import cache_folder  # noqa: E402
 from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
 
 TOKENS = 23
@@ -61,3 +64,14 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
 def test_a_seed_is_a_text(exact):
     texts = [exact.complete(Asked(PROMPTS[0], Law(1.0), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_model_that_was_not_written_whole_is_not_kept(pair, tmp_path, monkeypatch, full_disk):
+    """The next bench would open it as a finished one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with full_disk(), pytest.raises(DiskFull, match="no space left while writing"):
+        in_form(LlamaCpp, pair["draft"], "f32")
+    assert list(cache_folder("exports").iterdir()) == []
+    place, _ = in_form(LlamaCpp, pair["draft"], "f32")
+    assert in_form(LlamaCpp, pair["draft"], "f32") == (place, "f32")
+    assert [file.name for file in place.iterdir()] == ["draft-f32.gguf"]

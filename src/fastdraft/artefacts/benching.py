@@ -31,7 +31,7 @@ from fastdraft.export.records import ExportCard
 from fastdraft.progress import say
 from fastdraft.recipe import TargetPart
 from fastdraft.records import FILE, read_card
-from fastdraft.run import cache_folder, write_json
+from fastdraft.run import cache_folder, finished_last, write_json
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.prompts import document_prompts
 
@@ -172,8 +172,8 @@ def in_form(engine: type[Engine], folder: Path, weights: str) -> tuple[Path, str
     place = cache_folder("exports", f"{digest}-{engine.format}-{weights}-{__version__}")
     if not place.is_dir():
         say(f"exporting {folder} to {engine.format}, {weights}: kept in {place}")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        form.write(folder, place, weights)
+        with finished_last(place) as part:
+            form.write(folder, part, weights)
     return place, weights
 
 
