@@ -26,7 +26,7 @@ from fastdraft.export.evidence import Speed
 from fastdraft.export.figures import best_gamma
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.records import ExportCard
-from fastdraft.recipe import TargetPart
+from fastdraft.recipe import PromptSetPart, TargetPart
 from fastdraft.records import Cost, read_card
 from fastdraft.resolve import resolve, resolved_yaml
 from fastdraft.target import TOKENIZER_FILES, TargetCard
@@ -97,6 +97,22 @@ def test_what_was_measured_elsewhere_is_told_too(done):
     assert "Use gamma 5 here." in text
     assert "Not measured. It depends" not in text
     assert "base_model: some/target" in model_card(replace(known, part=TargetPart(path="some/target")), card)
+
+
+def test_the_card_says_whose_words_were_learnt(done):
+    """The licence that the recipe names, and where prompts came from."""
+    _, card = export(Wish(done, "huggingface"))
+    origin = origin_of(done)
+    known = evidence(origin, target_of(origin), target_card(origin, target_of(origin)))
+    (name, (part, source)), *_ = known.sources.items()
+    text = model_card(replace(known, sources={name: (part.model_copy(update={"licence": "cc-by-4.0"}), source)}), card)
+    assert f"| {name} | {part.source} {Path(part.path).name} | cc-by-4.0 | {source.train.documents:,} |" in text
+    dolly = PromptSetPart(source="hub", path="databricks/databricks-dolly-15k")
+    asked = known.written.part.model_copy(
+        update={"prompt_sets": {"dolly": dolly}, "mix": {"text": 0.75, "dolly": 0.25}}
+    )
+    text = model_card(replace(known, written=known.written._replace(part=asked)), card)
+    assert "after prompts from text 0.75, dolly (hub databricks/databricks-dolly-15k) 0.25." in text
 
 
 def test_the_card_says_what_energy_is_known(done):

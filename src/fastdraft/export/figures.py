@@ -11,7 +11,7 @@ from fastdraft.energy import in_words, spent
 from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import GAMMA
-from fastdraft.recipe import SourcePart, TrainPart
+from fastdraft.recipe import PromptSetPart, SourcePart, SynthesizePart, TrainPart
 
 # What a source's licences are by the way it is read; of others the run knows nothing.
 LICENCES = {
@@ -62,7 +62,7 @@ def data(known: Evidence) -> Iterator[str]:
         [
             name,
             _place(part),
-            LICENCES.get(part.source, "not recorded: see the source"),
+            part.licence or LICENCES.get(part.source, "not recorded: see the source"),
             f"{card.train.documents:,}",
             f"{card.train.tokens:,}",
             f"{card.held_out.tokens:,}",
@@ -75,7 +75,7 @@ def data(known: Evidence) -> Iterator[str]:
         yield ""
         yield (
             f"For alignment the target itself wrote {known.written.tokens:,} tokens in {known.written.completions:,} "
-            f"completions ({laws})."
+            f"completions ({laws}), after prompts from {_prompts(known.written.part)}."
         )
 
 
@@ -204,7 +204,13 @@ def _result(result: TaskResult) -> list[str]:
     ]
 
 
-def _place(part: SourcePart) -> str:
+def _prompts(part: SynthesizePart) -> str:
+    """Each source's share, and where a set of instructions lies."""
+    places = {name: f" ({_place(prompts)})" for name, prompts in part.prompt_sets.items()}
+    return ", ".join(f"{name}{places.get(name, '')} {share:g}" for name, share in part.mix.items())
+
+
+def _place(part: SourcePart | PromptSetPart) -> str:
     """Where documents came from; of a local path the last part, which is all that means something elsewhere."""
     if part.path is None:
         return part.source

@@ -22,6 +22,7 @@ class SourcePart(Part):
     revision: str | None = Field(None, description="Hub revision of a data set (commit, branch or tag).")
     split: str = Field("train", description="Split of a hub data set.")
     field: str = Field("text", description="Field that holds the text, in rows of jsonl, parquet and hub.")
+    licence: str | None = Field(None, description="Its licence, for the model card; nothing else depends on it.")
     separator: str | None = Field(
         None, description="In text files: the line that ends a document; otherwise a file is one."
     )
