@@ -135,7 +135,8 @@ def test_loss_and_gradients_are_the_brute_force_ones(make_model, batch, weights,
     wanted = brute(how, draft, batch, target)
     torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=1e-5)
     for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
-        torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=2e-5)
+        # What fp32 rounds goes with the largest slope of a matrix: here it comes to 9e-6 of that.
+        torch.testing.assert_close(found.double(), true, rtol=0, atol=3e-5 * true.abs().max().item())
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.01])
