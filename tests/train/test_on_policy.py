@@ -1,10 +1,13 @@
 """Rows that the draft continues are its own words behind the prompt, drawn from its law, the same each time."""
 
+from dataclasses import replace
+from operator import itemgetter
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from fastdraft.corpus.order import IGNORED, Batch
+from fastdraft.corpus.order import IGNORED, Batch, Place
 from fastdraft.errors import RecipeError
 from fastdraft.recipe import TrainPart
 from fastdraft.train.learner import Learner
@@ -48,12 +51,33 @@ def test_what_is_drawn_follows_from_rows_and_weights_alone(make_model, batch):
     assert model.training == make_model(5).training
 
 
+@pytest.mark.parametrize("of", [1, 2, 3, 5])
+def test_a_row_goes_on_alike_in_any_part_of_its_step(make_model, batch, of):
+    """In any micro-batch, on any process; its prompt is its own, however long those beside it are."""
+    batch = replace(batch, labels_BT=batch.labels_BT.clone(), places=tuple(Place("a", row) for row in range(B)))
+    batch.labels_BT[2, :7] = IGNORED
+    model = make_model(5)
+    whole = continued(model, batch, 0.5)
+    changed = (whole.inputs_BT != batch.inputs_BT).any(1)
+    assert 1 < changed.sum() < B
+    for mine in (slice(rank, None, of) for rank in range(of)):
+        part = continued(model, batch.each(itemgetter(mine)), 0.5)
+        assert torch.equal(part.inputs_BT, whole.inputs_BT[mine])
+        assert torch.equal(part.labels_BT, whole.labels_BT[mine])
+
+
+def test_another_step_draws_anew(make_model, batch):
+    model, (here, there) = make_model(5), (replace(batch, places=(Place("a", row),)) for row in (1, 2))
+    assert not torch.equal(continued(model, here, 1.0).inputs_BT, continued(model, there, 1.0).inputs_BT)
+
+
 def test_words_are_drawn_from_the_draft_s_law(make_model):
     """One place, many rows of one prompt: shares of tokens within four standard errors of the law."""
     model, rows = make_model(5), 4001
     for weight in model.parameters():
         weight.data *= 4
-    inputs_BT = torch.tensor([[3, 1, 4, 1]]).repeat(rows, 1)
+    inputs_BT = torch.randint(V, (rows, 7), generator=torch.Generator().manual_seed(3))
+    inputs_BT[:, 0] = 3
     batch = Batch(inputs_BT, inputs_BT.clone())
     found = continued(model, batch, 1.0).inputs_BT[:, 1]  # the first quarter is the prompt
     law_V = model(input_ids=inputs_BT[:1, :1]).logits[0, -1].softmax(-1).detach()

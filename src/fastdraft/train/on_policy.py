@@ -1,7 +1,7 @@
 """Rows that the draft itself continues: it learns from the target what to say where its own words have led it.
 
-What is drawn follows from the rows and the weights alone, so that a phase which goes on from a checkpoint, with any
-number of processes, draws the same.
+What is drawn follows from a step's rows and the weights alone, so that a phase which goes on from a checkpoint, in
+other micro-batches or with another number of processes, draws the same.
 
 Dimensions: B rows, T tokens of a row, V vocabulary.
 """
@@ -21,36 +21,48 @@ from fastdraft.corpus.order import IGNORED, Batch
 def continued(model: PreTrainedModel, batch: Batch, share: float) -> Batch:
     """About this share of the rows go on with the draft's own words, at temperature 1, behind the prompt.
 
-    The prompt reaches up to the first trained place of the row whose prompt is longest, so that none is padded; a text
-    of a corpus has its first quarter for one. The same places are trained on as before.
+    The prompt reaches up to the first trained place; a text of a corpus has its first quarter for one. The same places
+    are trained on as before.
     """
-    draws = torch.Generator(batch.inputs_BT.device).manual_seed(_seed(batch))
-    rows = torch.rand(len(batch.inputs_BT), generator=draws, device=draws.device) < share
+    chosen_B, coin_BT = _coins(batch)
+    rows = chosen_B < share
     if not rows.any():
         return batch
-    trained_BT = batch.labels_BT != IGNORED
-    given = max(int(trained_BT[rows].int().argmax(1).max()) + 1, batch.inputs_BT.shape[1] // 4)
-    text_BT = _written(model, batch.inputs_BT[rows, :given], batch.inputs_BT.shape[1] + 1, draws)
-    inputs_BT, labels_BT = batch.inputs_BT.clone(), batch.labels_BT.clone()
-    inputs_BT[rows] = text_BT[:, :-1]
-    labels_BT[rows, given - 1 :] = text_BT[:, given:]
-    return replace(batch, inputs_BT=inputs_BT, labels_BT=labels_BT.where(trained_BT, IGNORED))
+    trained_BT, tokens = batch.labels_BT != IGNORED, batch.inputs_BT.shape[1]
+    given_B = (trained_BT.int().argmax(1) + 1).clamp(min=tokens // 4)
+    text_BT = torch.cat([batch.inputs_BT, batch.labels_BT[:, -1:]], 1)
+    text_BT[rows] = _written(model, text_BT[rows], given_B[rows], coin_BT[rows])
+    behind_BT = rows[:, None] & (torch.arange(tokens, device=rows.device) >= given_B[:, None] - 1)
+    labels_BT = text_BT[:, 1:].where(behind_BT & trained_BT, batch.labels_BT)
+    return replace(batch, inputs_BT=text_BT[:, :-1], labels_BT=labels_BT)
 
 
 @torch.no_grad()
-def _written(model: PreTrainedModel, prompt_BT: Tensor, tokens: int, draws: torch.Generator) -> Tensor:
-    """(B,T) the prompts and what the draft says behind them, `tokens` in all."""
+def _written(model: PreTrainedModel, text_BT: Tensor, given_B: Tensor, coin_BT: Tensor) -> Tensor:
+    """(B,T) the first tokens of each text, so many as are given, and what the draft says behind them."""
     training = model.training
     model.eval()  # a model that computes its layers again in training keeps no cache
-    text_BT, fresh_BT, cache = prompt_BT, prompt_BT, None
-    while text_BT.shape[1] < tokens:
+    text_BT, first, cache = text_BT.clone(), int(given_B.min()), None
+    fresh_BT = text_BT[:, :first]
+    for place in range(first, text_BT.shape[1]):
         output = model(input_ids=fresh_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        law_BV, cache = output.logits[:, -1].float().softmax(-1), output.past_key_values
-        fresh_BT = torch.multinomial(law_BV, 1, generator=draws)
-        text_BT = torch.cat([text_BT, fresh_BT], 1)
+        drawn_B, cache = _drawn(output.logits[:, -1].float().softmax(-1), coin_BT[:, place]), output.past_key_values
+        text_BT[:, place] = text_BT[:, place].where(given_B > place, drawn_B)
+        fresh_BT = text_BT[:, place : place + 1]
     model.train(training)
     return text_BT
 
 
-def _seed(batch: Batch) -> int:
-    return xxhash.xxh32_intdigest(batch.inputs_BT.cpu().numpy().tobytes())
+def _drawn(law_BV: Tensor, coin_B: Tensor) -> Tensor:
+    """(B) the token at which the summed law first exceeds the coin."""
+    cdf_BV = law_BV.double().cumsum(-1)
+    return (cdf_BV <= coin_B[:, None] * cdf_BV[:, -1:]).sum(-1)
+
+
+def _coins(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B) and (B,T) uniform on [0, 1), from each row's own tokens and the step that it is in."""
+    step, rows = repr(batch.places).encode(), batch.inputs_BT.cpu().numpy()
+    dice = [torch.Generator().manual_seed(xxhash.xxh32_intdigest(step + row.tobytes())) for row in rows]
+    coins = [torch.rand(rows.shape[1] + 2, generator=die, dtype=torch.float64) for die in dice]
+    coin_BT = torch.stack(coins).to(batch.inputs_BT.device)
+    return coin_BT[:, 0], coin_BT[:, 1:]
