@@ -43,6 +43,19 @@ def test_what_is_wrong_with_a_step(loss, norm, wrong):
     assert faults.fault(loss, norm, 31) == wrong
 
 
+@pytest.mark.parametrize("weight", [0.01, 20.0])
+def test_a_weighted_loss_explodes_where_the_loss_does(make_phase, tmp_path, weight):
+    from fastdraft.train.objectives import objective
+
+    phase = make_phase(tmp_path, objective={"cross_entropy": weight})
+    phase.objective = objective(phase.part, None)
+    train(phase)
+    assert losses(tmp_path)[0] == pytest.approx(weight * math.log(31), rel=0.1)
+    most = 10 * weight * math.log(31)
+    assert faults.fault(0.99 * most, 1.0, 31, weight) is None
+    assert "10 times that of guessing" in faults.fault(1.01 * most, 1.0, 31, weight)
+
+
 def test_a_step_not_taken_names_its_rows():
     places = [Place("code", row) for row in range(10)] + [Place("text", 3)]
     error = faults.not_taken("pretrain", 7, "loss nan", places, Path("run/pretrain"))

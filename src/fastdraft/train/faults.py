@@ -21,12 +21,15 @@ ROWS_NAMED = 8
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def fault(loss: float, gradient_norm: float, vocab_rows: int) -> str | None:
-    """What is wrong with a step, before an optimizer steps on it: a finite loss can have an infinite gradient."""
+def fault(loss: float, gradient_norm: float, vocab_rows: int, weight: float = 1.0) -> str | None:
+    """What is wrong with a step, before an optimizer steps on it: a finite loss can have an infinite gradient.
+
+    `weight` is that of all the loss's terms together.
+    """
     for name, value in (("loss", loss), ("gradient_norm", gradient_norm)):
         if not math.isfinite(value):
             return f"{name} {value}"
-    most = EXPLODED * math.log(vocab_rows)
+    most = EXPLODED * weight * math.log(vocab_rows)
     return f"loss {loss:.1f}, above {most:.1f}, {EXPLODED:g} times that of guessing," if loss > most else None
 
 

@@ -211,7 +211,8 @@ def _step(training: Training, step: int) -> dict[str, Any]:
     norm = parallel.clipped(phase.model.parameters(), part.gradient_clip).item()
     factor = SCHEDULES[part.schedule](step, phase.total_steps, part.warmup_steps, part.decay_share)
     row = {"learning_rate": part.learning_rate * factor}
-    if wrong := faults.fault(loss, norm, phase.model.config.get_text_config().vocab_size):
+    rows, weight = phase.model.config.get_text_config().vocab_size, sum(part.objectives.values())
+    if wrong := faults.fault(loss, norm, rows, weight):
         _skip(training, wrong, batch, step)
         return {"tokens": 0, "loss_nats": None, "gradient_norm": None, "skipped": wrong} | row
     _apply(training.optimizers, part, factor)
