@@ -117,3 +117,21 @@ def test_what_is_missing_is_said(tiny, fastdraft, arguments, said):
     ended = fastdraft("align", *arguments)
     assert ended.code == 2
     assert re.search(said, ended.err)
+
+
+def test_data_that_cannot_be_used_leaves_no_folder(tiny, fastdraft):
+    (tiny / "empty.jsonl").write_text("")
+    ended = fastdraft("align", "--draft", "d", "--target", "target", "--data", "empty.jsonl", "--out", "out")
+    assert ended.code == 2
+    assert "empty.jsonl has no row to align on: it is empty" in ended.err
+    assert not (tiny / "out").exists()
+
+
+def test_a_place_that_is_no_folder_is_refused(tiny, fastdraft):
+    jsonl(tiny / "logs.jsonl", prompts(7))
+    (tiny / "out").write_text("")
+    given = ["--draft", "d", "--target", "target", "--data", "logs.jsonl", "--completion-tokens", "13"]
+    ended = fastdraft("align", *given, "--out", "out")
+    assert ended.code == 2
+    assert "out cannot be a run folder: " in ended.err
+    assert "do: choose another one with --out" in ended.err

@@ -15,6 +15,7 @@ import yaml
 
 from fastdraft import target
 from fastdraft.artefacts.origin import origin_of
+from fastdraft.errors import RunError
 from fastdraft.progress import say
 from fastdraft.recipe import TargetPart
 from fastdraft.resolve import Resolved, resolve
@@ -47,7 +48,7 @@ class Prepared:
 
 
 def prepare(asked: Realignment, overrides: Sequence[str]) -> Prepared:
-    """Write recipe.yaml and data/ in the run's folder; CorpusError where the data cannot be used."""
+    """Write recipe.yaml and data/ in the run's folder; CorpusError, and no folder, where the data cannot be used."""
     part = TargetPart(path=asked.target)
     context_tokens = target.open_config(part).get_text_config().max_position_embeddings
     logs = read_logs(asked.data, target.open_tokenizer(part), context_tokens, asked.completion_tokens)
@@ -58,7 +59,12 @@ def prepare(asked: Realignment, overrides: Sequence[str]) -> Prepared:
     # By content: another file of the same name is another recipe.
     digest = xxhash.xxh3_64_hexdigest("".join(f"{row.digest} {row.answer} " for row in logs.rows).encode())
     data = asked.folder / "data" / digest
-    data.mkdir(parents=True, exist_ok=True)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{asked.folder} cannot be a run folder: {error.strerror}\n  do: choose another one with --out"
+        ) from error
     write_logs(train, data / "train.jsonl")
     write_logs(held_out, data / "held_out.jsonl", messages_field="messages")
     with finished_last(asked.folder / "recipe.yaml") as file:

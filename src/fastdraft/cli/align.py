@@ -98,7 +98,6 @@ def _realign(asked: Realignment, overrides: list[str], temperature: list[str], a
     from fastdraft.view import scores
 
     laws = laws_of(temperature)
-    asked.folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(asked, overrides)
     with on_the_road(prepared.resolved, asked.folder) as (journey, manifest):
         stages.travel(journey, manifest)
