@@ -49,8 +49,10 @@ def test_a_row_leaves_room_for_its_answer_in_the_context(tiny, tokenizer):
     tokens = len(tokenizer(ANSWER).input_ids)
     path = jsonl(tiny / "a.jsonl", [{"prompt": ANSWER}])
     assert len(read_logs(path, tokenizer, tokens + 23, 23).rows) == 1
-    with pytest.raises(CorpusError, match=r"1 rows longer than the target's context[^\0]*\n  do: "):
+    with pytest.raises(CorpusError, match=r"1 rows that leave no 23 tokens for an answer[^\0]*\n  do: "):
         read_logs(path, tokenizer, tokens + 22, 23)
+    with pytest.raises(CorpusError, match=r"1 rows longer than the target's context[^\0]*\n  do: "):
+        read_logs(path, tokenizer, tokens, 1)
 
 
 def test_messages_may_end_in_the_answer(tiny, tokenizer):

@@ -50,11 +50,12 @@ def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int
     rows, refused = list[Log](), Counter[str]()
     for row in local_rows(path):
         found = _log(row, tokenizer)
-        longest = context_tokens - (completion_tokens if isinstance(found, Log) and found.answer is None else 1)
         if isinstance(found, str):
             refused[found] += 1
-        elif found.prompt_tokens + found.answer_tokens > longest:
+        elif found.prompt_tokens + found.answer_tokens >= context_tokens:
             refused["rows longer than the target's context"] += 1
+        elif found.answer is None and found.prompt_tokens + completion_tokens > context_tokens:
+            refused[f"rows that leave no {completion_tokens:,} tokens for an answer in the target's context"] += 1
         else:
             rows.append(found)
     answered = [row for row in rows if row.answer is not None]
