@@ -1,5 +1,6 @@
 """Every objective is its brute-force float64 sum, chunk by chunk, alone and with others; records go with their rows."""
 
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -206,14 +207,20 @@ def test_a_stored_law_of_some_tokens_is_their_law_and_a_bucket(make_model, batch
         torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=1e-5)
 
 
-def test_micro_batches_keep_their_records(make_model, batch):
-    how, draft = part({"block_length": 1.0, "sampled_total_variation": 1.0}), make_model(5)
-    whole, gradients = loss_and_gradients(how, draft, batch)
-    parts = [loss_and_gradients(how, draft, micro) for micro in batch.split(2)]
-    assert [len(micro.record.logp_BT) for micro in batch.split(2)] == [2, 1]
-    torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
-    for found, *pieces in zip(gradients, *(gradient for _, gradient in parts), strict=True):
-        torch.testing.assert_close(sum(pieces), found)
+@pytest.mark.parametrize("weights", CASES, ids=lambda weights: "+".join(weights))
+@pytest.mark.parametrize("of", [2, 3])
+def test_the_loss_of_a_step_does_not_depend_on_who_takes_its_rows(make_model, batch, weights, of):
+    """Sums over micro-batches or processes, whatever the chunks of the head; rows keep their records."""
+    draft, target = make_model(5), make_model(7)
+    batch.record.logp_BT[2] = torch.nan
+    whole, gradients = loss_and_gradients(part(weights, block_gamma=2, temperature="rows"), draft, batch, target)
+    other = part(weights, block_gamma=2, temperature="rows", head_chunk_tokens=3)
+    pieces = [batch.each(itemgetter(slice(rank, None, of))) for rank in range(of)]
+    assert sum(len(piece.record.logp_BT) for piece in pieces) == B
+    found = [loss_and_gradients(other, draft, piece, target) for piece in pieces]
+    torch.testing.assert_close(sum(loss for loss, _ in found), whole)
+    for wanted, *shares in zip(gradients, *(slopes for _, slopes in found), strict=True):
+        torch.testing.assert_close(sum(shares), wanted, rtol=0, atol=3e-5 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
