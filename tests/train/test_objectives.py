@@ -249,6 +249,12 @@ def test_unknown_names_and_weights_that_are_not_positive_are_refused(found):
         part(found)
 
 
+@pytest.mark.parametrize("found", [0, -1.0, "row", True, float("nan"), float("inf"), None])
+def test_a_temperature_is_a_number_above_zero_or_that_of_the_rows(found):
+    with pytest.raises(ValidationError, match=r"1 validation error[^\0]*wanted a number above 0, or rows"):
+        part("forward_kl", temperature=found)
+
+
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [

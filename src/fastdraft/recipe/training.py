@@ -134,6 +134,13 @@ class TrainPart(Part):
             raise ValueError(f"found {found}, wanted one of {', '.join(OBJECTIVES)}, or positive weights of some")
         return found
 
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _known_temperature(cls, found: Any) -> Any:
+        if found != "rows" and not _positive(found):
+            raise ValueError(f"found {found}, wanted a number above 0, or rows")
+        return found
+
     @model_validator(mode="after")
     def _law_is_there(self) -> TrainPart:
         if self.target_law == "stored" and not OF_THE_LAW & self.objectives.keys():
