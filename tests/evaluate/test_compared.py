@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from fastdraft.evaluate.compared import Side, compare
 from fastdraft.evaluate.onepass import Subject, acceptances, pooled, resampled_prompts, scored
+from fastdraft.evaluate.records import Gap
 from fastdraft.maths import acceptance
 from fastdraft.synthesize.completions import Completion, Law
 
@@ -45,6 +46,12 @@ def test_a_draft_is_as_good_as_itself(side: Callable[..., Side]) -> None:
         *(at.acceptance_rate for at in found.gammas),
     ]
     assert {(gap.value, gap.low, gap.high, gap.more_than_noise) for gap in gaps} == {(0, 0, 0, False)}
+
+
+def test_one_prompt_says_nothing_of_others() -> None:
+    assert not Gap(value=0.3, low=0.3, high=0.3).more_than_noise
+    assert Gap(value=0.3, low=0.1, high=0.4).more_than_noise
+    assert Gap(value=-0.3, low=-0.4, high=-0.1).more_than_noise
 
 
 def test_differences_are_those_of_the_results(side: Callable[..., Side]) -> None:

@@ -40,8 +40,11 @@ class Gap(Estimate):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def more_than_noise(self) -> bool:
-        """Does the interval leave out zero? Of twenty drafts that are as good, one does by chance."""
-        return self.low > 0 or self.high < 0
+        """Does the interval leave out zero? Of twenty drafts that are as good, one does by chance.
+
+        That of one prompt is a point, and says nothing of others.
+        """
+        return self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 class GammaGap(Result):
