@@ -31,13 +31,15 @@ def test_recipes_know_every_divergence():
     assert OF_THE_LAW == DISTRIBUTION_LOSSES.keys() >= GRADED.keys()
 
 
-def test_tokens_that_the_target_excludes_have_the_gradient_of_their_law():
+def test_tokens_that_the_target_excludes_have_the_loss_and_gradient_of_their_law():
     target_NV = torch.tensor([[1.0, -torch.inf, 0.5], [0.0, 2.0, -torch.inf]])
     logits_NV = torch.tensor([[0.3, 0.2, -1.0], [0.0, 1.0, 2.0]], requires_grad=True)
     weights = {"forward_kl": 1.0, "jensen_shannon": 1.0, "total_variation": 1.0}
-    found = torch.autograd.grad(divergences(logits_NV, lambda rows: target_NV[rows], weights).sum(), logits_NV)
+    found_N = divergences(logits_NV, lambda rows: target_NV[rows], weights)
     laws = target_NV.log_softmax(-1), logits_NV.log_softmax(-1)
-    wanted = torch.autograd.grad(sum(DISTRIBUTION_LOSSES[name](*laws).sum() for name in weights), logits_NV)
+    wanted_N = sum(DISTRIBUTION_LOSSES[name](*laws) for name in weights)
+    torch.testing.assert_close(found_N, wanted_N)
+    found, wanted = (torch.autograd.grad(loss_N.sum(), logits_NV) for loss_N in (found_N, wanted_N))
     torch.testing.assert_close(found, wanted)
 
 
