@@ -192,7 +192,7 @@ def test_a_stored_law_of_all_tokens_is_the_live_one(make_model, batch, name):
 
 
 def test_a_stored_law_of_some_tokens_is_their_law_and_a_bucket(make_model, batch):
-    how, draft = part("total_variation", target_law="stored"), make_model(5)
+    how, draft = part({"total_variation": 0.7}, target_law="stored"), make_model(5)
     batch.record.top_logp_BTK[0] = torch.nan  # a row of text
     loss, gradients = loss_and_gradients(how, draft, batch)
     trained, q = batch.labels_BT != IGNORED, logq_of(draft, batch).exp()
@@ -202,6 +202,7 @@ def test_a_stored_law_of_some_tokens_is_their_law_and_a_bucket(make_model, batch
             p = batch.record.top_logp_BTK[row, place].double().exp()
             of_them = q[row, place][batch.record.top_ids_BTK[row, place]]
             wanted = wanted + ((p - of_them).abs().sum() + (p.sum() - of_them.sum()).abs()) / 2
+    wanted = 0.7 * wanted
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
     for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
         torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=1e-5)
