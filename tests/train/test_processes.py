@@ -136,12 +136,13 @@ def assert_same(one: Path, other: Path, optimizer: str = "adamw") -> None:
     """The same curve: to a few last bits under AdamW.
 
     Muon orthogonalises in bf16, where a last bit more or less in a sum grows: it is as far off (loss 4e-5, gradient
-    norm 9e-4 of itself) in one process that splits its batches into micro-batches of two.
+    norm 9e-4 of itself) in one process that splits its batches into micro-batches of two. Block efficiency, of seven
+    short texts, came out 1.3e-4 of itself apart on one CPU.
     """
     found, wanted = curves(one), curves(other)
     assert len(wanted["held_out_a_nats"]) == len(wanted["block_efficiency"]) >= 3
     for name, values in wanted.items():
-        near = 1e-6 if optimizer == "adamw" else 1e-4 if name != "gradient_norm" else 1e-2
+        near = 1e-6 if optimizer == "adamw" else {"gradient_norm": 1e-2, "block_efficiency": 1e-3}.get(name, 1e-4)
         assert found[name] == pytest.approx(values, rel=near), name
 
 
