@@ -1,5 +1,8 @@
 """GGUF files say what the draft says: weight for weight by the package's own reader, token for token in llama.cpp."""
 
+import subprocess
+import sys
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from fastdraft.errors import DiskFull, ExportError
 from fastdraft.export.gguf import export_gguf, file_name, open_gguf
 from fastdraft.export.gguf_families import family_of, tensors, turned
 from fastdraft.export.proof import material, prove
+from fastdraft.export.records import ExportCard
 from fastdraft.recipe import TargetPart
+from fastdraft.records import read_card
 from fastdraft.run import finished_last
 from fastdraft.target import folder_of, load, open_tokenizer
 
@@ -255,3 +260,24 @@ def test_weights_that_are_not_turned_are_seen(llama_cpp, draft_of, tmp_path, mon
     assert proof.equal_prompts < proof.prompts
     assert proof.agreement < 0.9
     assert proof.widest_gap > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weights", "least"), [("q8_0", 0.97), ("q4_0", 0.8)])
+def test_rounded_weights_are_proved_in_llama_cpp(llama_cpp, tmp_path, weights, least):
+    """The packaged draft, by the command: llama.cpp ends the process where it cannot run on a processor."""
+    command = [
+        sys.executable,
+        "-m",
+        "fastdraft",
+        "export",
+        str(files("fastdraft") / "demo" / "draft"),
+        "--target",
+        "demo",
+    ]
+    command += ["--format", "gguf", "--weights", weights, "--out", str(tmp_path / "out"), "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, f"{ran.returncode}: {ran.stderr}"
+    proof = read_card(tmp_path / "out", ExportCard).proof
+    assert proof.prompts == 16
+    assert least < proof.agreement < 1

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft.errors import CorpusError
 from fastdraft.recipe import RecordedPart
-from fastdraft.synthesize.completions import Keys, Law
+from fastdraft.synthesize.completions import Hashes, Keys, Law
 from fastdraft.synthesize.engine_recorded import DUPLICATE, Recorded
 
 CHAT = (
@@ -166,7 +166,7 @@ def test_a_damaged_file_and_no_file_stop(read, tmp_path):
 
 def test_keys_are_a_set_at_any_size():
     dice = np.random.default_rng(3)
-    names = [f"{int(n):016x}" for n in dice.integers(0, 2**63, 3 * Keys.NEWEST // 2)]
+    names = [f"{int(n):016x}" for n in dice.integers(0, 2**63, 3 * Hashes.NEWEST // 2)]
     found = Keys()
     found.add(names[:-7])
     found.add(names[:99])
@@ -177,7 +177,7 @@ def test_keys_are_a_set_at_any_size():
 
 def test_a_key_is_found_while_others_are_added(monkeypatch):
     """Servers are asked by one thread for what is not in the keys, and another adds those of their answers."""
-    monkeypatch.setattr(Keys, "NEWEST", 3)
+    monkeypatch.setattr(Hashes, "NEWEST", 3)
     found, names = Keys(), [f"{number:016x}" for number in range(1, 4001)]
     added = [names[0]]
     found.add(added)

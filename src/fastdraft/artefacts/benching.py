@@ -107,7 +107,8 @@ def _pair(wish: Wish, part: TargetPart, origin: Origin) -> tuple[Bench, tuple[st
 def save(wish: Wish, result: BenchResult) -> Path:
     """The record in the draft's run, or in its folder, where the model card looks for it."""
     origin = origins.origin_named(wish.draft)
-    file = origins.benches(origin) / f"bench-{wish.engine}-{result.device}.json".replace(":", "-")
+    weights = "-".join(dict.fromkeys((result.target.weights, result.draft.weights)))
+    file = origins.benches(origin) / f"bench-{wish.engine}-{result.device}-{weights}.json".replace(":", "-")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result.model_dump(mode="json"))
     return file

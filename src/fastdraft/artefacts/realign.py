@@ -87,7 +87,7 @@ def _recipe(asked: Realignment, train: list[Log], file: Path) -> dict[str, Any]:
         "synthesize": _recorded(len(train), answer, file) if answered else _written(len(train), answer, longest, file),
         "align": {
             "mix": {"synthetic": 1.0},
-            "objective": "forward_kl",
+            "objective": {"forward_kl": 0.5, "total_variation": 0.5},
             "train_tokens": EPOCHS * labels,
             "sequence_tokens": row,
             "batch_sequences": max(STEP_TOKENS // row, 1),

@@ -16,6 +16,9 @@ from fastdraft.errors import RecipeError
 if TYPE_CHECKING:
     from fastdraft.synthesize.completions import Law
 
+# Drafted tokens of a block.
+LONGEST_BLOCK = 64
+
 screen = Console(width=None if sys.stdout.isatty() else 150)
 
 RecipePath = Annotated[
@@ -29,14 +32,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def block_lengths(text: str) -> tuple[int, ...]:
-    """`1-16`, `4`, `1,2,8`, in order, each once."""
+    """`1-16`, `4`, `1,2,8`, in order, each once; RecipeError where one is none, or beyond what an engine drafts."""
     found: set[int] = set()
     for piece in text.split(","):
         ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
         low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
-        if not 1 <= low <= high:
+        if not 1 <= low <= high <= LONGEST_BLOCK:
             raise RecipeError(
-                f"--gammas: found {text}, wanted block lengths from 1 on\n  do: write it like 1-16 or 2,4"
+                f"--gammas: found {text}, wanted block lengths from 1 to {LONGEST_BLOCK}\n  do: say 1-16 or 2,4"
             )
         found.update(range(low, high + 1))
     return tuple(sorted(found))

@@ -6,6 +6,7 @@ tokenizer that encodes otherwise (docs: the engines' traps).
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
@@ -24,7 +25,7 @@ from fastdraft.errors import ExportError
 from fastdraft.export.proof import Opened
 from fastdraft.extras import need
 from fastdraft.recipe import TargetPart
-from fastdraft.run import finished_last, short_writes_named
+from fastdraft.run import finished_last, short_writes_named, write_json
 from fastdraft.synthesize.engine_openvino import tracing
 from fastdraft.target import TOKENIZER_FILES, open_tokenizer
 
@@ -51,11 +52,20 @@ def export_openvino(model_folder: Path, destination: Path, weights: str = "int8"
     with finished_last(destination) as part, short_writes_named(), tracing(model_folder), _quiet():
         model = _converted(model_folder, weights)
         (model if COMPRESSION[weights] else model.half()).save_pretrained(part)
+        _forget_places(part / "openvino_config.json")
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, part / name)
         write_tokenizer(open_tokenizer(TargetPart(path=str(model_folder.resolve()))), part)
     return []
+
+
+def _forget_places(file: Path) -> None:
+    """Without the path of this machine that optimum-intel writes down as that of a tokenizer for calibration."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("quantization_config"):
+        config["quantization_config"]["tokenizer"] = None
+        write_json(file, config)
 
 
 def _converted(model_folder: Path, weights: str) -> Any:

@@ -110,10 +110,10 @@ def row_key(request: Request, completion_tokens: int, seed: int, target_revision
     return xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
 
 
-class Keys:
-    """A set of row keys at 8 bytes each: the sorted ones in an array, the newest ones apart.
+class Hashes:
+    """A set of numbers of 64 bits, at 8 bytes each: the sorted ones in an array, the newest ones apart.
 
-    One thread may add while others look: keys move from the newest to the sorted ones, and are looked for so.
+    One thread may add while others look: numbers move from the newest to the sorted ones, and are looked for so.
     """
 
     NEWEST = 1 << 16
@@ -125,21 +125,44 @@ class Keys:
     def __len__(self) -> int:
         return len(self._sorted) + len(self._newest)
 
-    def __contains__(self, key: str) -> bool:
-        number = int(key, 16)
-        if number in self._newest:
-            return True
-        known = self._sorted
-        place = int(np.searchsorted(known, np.uint64(number)))
-        return place < len(known) and int(known[place]) == number
+    def __contains__(self, number: int) -> bool:
+        return bool(self.known(np.array([number], np.uint64))[0])
 
-    def add(self, keys: Iterable[str]) -> None:
-        """Some more keys."""
-        self._newest.update(int(key, 16) for key in keys if key not in self)
+    def known(self, numbers_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """(N) which of the numbers are in the set."""
+        newest_N = np.fromiter((number in self._newest for number in numbers_N.tolist()), np.bool_, len(numbers_N))
+        older = self._sorted
+        if not len(older):
+            return newest_N
+        place_N = np.searchsorted(older, numbers_N).clip(max=len(older) - 1)
+        known_N: npt.NDArray[np.bool_] = newest_N | (older[place_N] == numbers_N)
+        return known_N
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """Some more."""
+        more = np.fromiter(numbers, np.uint64)
+        self._newest.update(more[~self.known(more)].tolist())
         if len(self._newest) >= self.NEWEST:
             newest = np.fromiter(self._newest, np.uint64, len(self._newest))
             self._sorted = np.sort(np.concatenate([self._sorted, newest]))
             self._newest = set()
+
+
+class Keys:
+    """A set of row keys, at 8 bytes each; threads as in `Hashes`."""
+
+    def __init__(self) -> None:
+        self._hashes = Hashes()
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __contains__(self, key: str) -> bool:
+        return int(key, 16) in self._hashes
+
+    def add(self, keys: Iterable[str]) -> None:
+        """Some more keys."""
+        self._hashes.add(int(key, 16) for key in keys)
 
 
 class CompletionStore:

@@ -303,6 +303,8 @@ class _Work:
             "top_p": law.top_p,
             "top_k": law.top_k or -1,
             "min_p": 0.0,
+            # llama-server's own order cuts before it divides by the temperature.
+            "samplers": ["temperature", "top_k", "top_p"],
             "repetition_penalty": 1.0,
             "seed": int(row.key, 16) % 2**31,
             "logprobs": self._decoding.top_logprobs or 1,

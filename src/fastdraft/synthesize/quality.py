@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.errors import CorpusError
-from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.completions import Completion, Hashes
 from fastdraft.synthesize.leaks import runs
 from fastdraft.synthesize.loops import loops, repeats
 from fastdraft.synthesize.write import Decoding, Shard
@@ -63,8 +63,7 @@ class _Counts:
         self.nats: defaultdict[float, float] = defaultdict(float)
         self.sampled: Counter[float] = Counter()
         self.languages: Counter[str] = Counter()
-        self._answers: set[int] = set()
-        self._runs: set[int] = set()
+        self._answers, self._runs = Hashes(), Hashes()
 
     def add(self, row: Completion, decoding: Decoding, tokenizer: PreTrainedTokenizerFast) -> None:
         ended, found = int(row.tokens[-1]) in decoding.eos, repeats(row.tokens)
@@ -90,13 +89,13 @@ class _Counts:
 
     def _duplicates(self, row: Completion) -> None:
         answer = xxhash.xxh3_64_intdigest(row.tokens.tobytes())
-        own = set(runs(row.tokens, NEAR_RUN_TOKENS).tolist())
+        own = np.unique(runs(row.tokens, NEAR_RUN_TOKENS))
         if answer in self._answers:
             self.exact += 1
-        elif own and len(own & self._runs) >= NEAR_SHARE * len(own):
+        elif len(own) and self._runs.known(own).mean() >= NEAR_SHARE:
             self.near += 1
-        self._answers.add(answer)
-        self._runs |= own
+        self._answers.add([answer])
+        self._runs.add(own.tolist())
 
 
 def quality(
