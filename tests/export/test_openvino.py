@@ -43,6 +43,9 @@ def test_it_writes_what_the_draft_writes(tmp_path, capsys, said, weights, types)
     names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     assert len(names) >= 2
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in (*names, "generation_config.json"))
+    told = [file.read_text(encoding="utf-8") for file in out.glob("*.json")]
+    assert len(told) >= 4
+    assert not any(str(folder) in text for text in told), "a path of this machine goes to nobody"
     original = load(folder, torch.float32).eval()
     tried = material(
         open_tokenizer(TargetPart(path="demo")), PROBES[:8], [], 256

@@ -62,8 +62,8 @@ def export_openvino(model_folder: Path, destination: Path, weights: str = "int8"
 
 def _forget_places(file: Path) -> None:
     """Without the path of this machine that optimum-intel writes down as that of a tokenizer for calibration."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
+    if file.is_file():  # of weights that are rounded
+        config = json.loads(file.read_text(encoding="utf-8"))
         config["quantization_config"]["tokenizer"] = None
         write_json(file, config)
 
