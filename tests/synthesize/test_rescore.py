@@ -52,6 +52,10 @@ def test_raw_log_probabilities_stay_only_where_the_law_changes_nothing(target):
     assert (kept, len(bare.logp)) == (plain, 0)
     again = rescorer("raw", True, lambda: target)([replace(warped, logp=warped.logp - 1)]).rows[0]
     np.testing.assert_allclose(again.logp, warped.logp, atol=1e-4)
+    no_number = replace(plain, logp=np.where(np.arange(len(plain.logp)) == 2, np.nan, plain.logp))
+    assert len(rescorer("raw", False, never)([no_number]).rows[0].logp) == 0
+    again = rescorer("raw", True, lambda: target)([no_number]).rows[0]
+    np.testing.assert_allclose(again.logp, plain.logp, atol=1e-4)
 
 
 def test_the_target_is_asked_for_likeliest_tokens_that_an_engine_did_not_give(target):

@@ -49,11 +49,12 @@ def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel], to
 
 
 def under_law(row: Completion, logp: Logp) -> Completion:
-    """A row without log-probabilities, unless they are raw and its law changes nothing; a greedy row's are 0."""
+    """A row without log-probabilities, unless they are raw, numbers, and its law changes nothing; greedy ones are 0."""
     if row.law.greedy:
         return replace(row, logp=np.zeros(len(row.tokens), np.float32))
     raw_is_law = logp == "raw" and row.law.temperature == 1 and row.law.top_k == 0 and row.law.top_p == 1
-    return row if raw_is_law and len(row.logp) == len(row.tokens) else replace(row, logp=np.empty(0, np.float32))
+    known = raw_is_law and len(row.logp) == len(row.tokens) and np.isfinite(row.logp).all()
+    return row if known else replace(row, logp=np.empty(0, np.float32))
 
 
 def rescored(target: PreTrainedModel, rows: Sequence[Completion], top_logprobs: int = 0) -> Shard:
