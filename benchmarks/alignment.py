@@ -125,9 +125,9 @@ ARMS: dict[str, dict[str, Any]] = {
         **{"align.objective": HALF, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
         **{"prompts": 8, **STORED},
     },
-    "prune_deep_no_pt_more_half_as_paper": {
-        **{"align.objective": HALF, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
-        **{"prompts": 8, "synthesize.top_logprobs": 16},
+    "prune_deep_no_pt_stored_with_words": {
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
+        **STORED,
     },
     "prune_no_pt_stored_with_words": {
         **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, **SERVED_AS_PAPER},
