@@ -13,7 +13,7 @@ from fastdraft.errors import RunError, ShapeError
 from fastdraft.recipe import TargetPart
 
 # fp32 sums in another order, logits up to 10: 2.4e-5 on an Intel Xeon, less on an AMD EPYC; a wrong weight: over 1e-3.
-SAME = 1e-4
+SAME = 3e-5
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "stand_in.py"
 
 

@@ -115,6 +115,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, option: str = "--folder") -> None:
+    """A run's folder, where none is yet; RunError, which names the option that chooses another, where none can be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be a run folder: {error.strerror}\n  do: choose another one with {option}"
+        ) from error
+
+
 @contextmanager
 def locked(folder: Path, option: str = "--folder") -> Iterator[None]:
     """Hold a folder; RunError, which names the option that chooses another, where another process does, or none can.

@@ -142,7 +142,7 @@ def assert_same(one: Path, other: Path, optimizer: str = "adamw") -> None:
     found, wanted = curves(one), curves(other)
     assert len(wanted["held_out_a_nats"]) == len(wanted["block_efficiency"]) >= 3
     for name, values in wanted.items():
-        near = 1e-6 if optimizer == "adamw" else {"gradient_norm": 1e-2, "block_efficiency": 1e-3}.get(name, 1e-4)
+        near = 1e-6 if optimizer == "adamw" else {"gradient_norm": 1e-2, "block_efficiency": 2e-4}.get(name, 1e-4)
         assert found[name] == pytest.approx(values, rel=near), name
 
 

@@ -15,11 +15,10 @@ import yaml
 
 from fastdraft import target
 from fastdraft.artefacts.origin import origin_of
-from fastdraft.errors import RunError
 from fastdraft.progress import say
 from fastdraft.recipe import TargetPart
 from fastdraft.resolve import Resolved, resolve
-from fastdraft.run import finished_last
+from fastdraft.run import finished_last, make_folder
 from fastdraft.synthesize.logs import Log, parted, read_logs, write_logs
 
 # Times that each answer is trained on, and tokens of a step.
@@ -59,12 +58,8 @@ def prepare(asked: Realignment, overrides: Sequence[str]) -> Prepared:
     # By content: another file of the same name is another recipe.
     digest = xxhash.xxh3_64_hexdigest("".join(f"{row.digest} {row.answer} " for row in logs.rows).encode())
     data = asked.folder / "data" / digest
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{asked.folder} cannot be a run folder: {error.strerror}\n  do: choose another one with --out"
-        ) from error
+    make_folder(asked.folder, "--out")
+    data.mkdir(parents=True, exist_ok=True)
     write_logs(train, data / "train.jsonl")
     write_logs(held_out, data / "held_out.jsonl", messages_field="messages")
     with finished_last(asked.folder / "recipe.yaml") as file:

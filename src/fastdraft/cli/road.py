@@ -130,21 +130,12 @@ def _end_noted(manifest: Manifest) -> Iterator[None]:
 def _take(folder: Path, resolved: Resolved, held: ExitStack) -> None:
     """Hold a run folder until `held` closes, and say in it what is run."""
     from fastdraft.resolve import resolved_yaml
-    from fastdraft.run import finished_last, locked
+    from fastdraft.run import finished_last, locked, make_folder
 
-    _make_folder(folder)
+    make_folder(folder)
     held.enter_context(locked(folder))
     with finished_last(folder / "resolved.yaml") as part:
         part.write_text(resolved_yaml(resolved), encoding="utf-8")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be a run folder: {error.strerror}\n  do: choose another one with --folder"
-        ) from error
 
 
 def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> None:
