@@ -244,10 +244,11 @@ def _stages(draft: ModelSize, subject: ModelSize, recipe: Recipe, setting: Setti
 
 
 def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, setting: Setting) -> StageCost:
-    """A phase of training; against the live target's distribution, with the target's forward on every token."""
+    """A phase of training; against a live law, with a forward of the target or the teacher on what that reads."""
     flops = training.training_flops(draft, part.train_tokens, part.sequence_tokens)
     if part.asks_target:
-        flops += part.train_tokens * steps.forward_flops(subject, 1, part.sequence_tokens / 2)
+        teacher = ModelSize.of_config(target.open_config(TargetPart(path=part.teacher))) if part.teacher else subject
+        flops += part.law_share * part.train_tokens * steps.forward_flops(teacher, 1, part.sequence_tokens / 2)
     return StageCost(
         stage=name,
         tokens=part.train_tokens,

@@ -24,6 +24,7 @@ from fastdraft.artefacts.drafts import make_draft
 from fastdraft.artefacts.evaluation import EvaluationCard, make_evaluation
 from fastdraft.artefacts.journey import CorpusCard, Journey, Made, make_target
 from fastdraft.artefacts.tokens import make_tokens
+from fastdraft.compatibility import other
 from fastdraft.draft import DraftCard
 from fastdraft.errors import RecipeError, RunError
 from fastdraft.manifest import Manifest
@@ -52,7 +53,7 @@ CAME_LATER: dict[type[Part], dict[str, Any]] = {
     },
     TrainPart: {
         **{"target_law": "live", "temperature": 1.0, "on_policy": 0.0, "block_gamma": 5},
-        "block_decay": 1.0,
+        **{"block_decay": 1.0, "teacher": None, "law_share": 1.0},
         **{"keep": "last", "early_stop_measures": None},
     },
 }
@@ -204,25 +205,33 @@ def _plain(part: Any) -> Any:
     return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
 
-def _phase(recipe: Recipe, part: TrainPart | None) -> tuple[Any, ...]:
-    """What a phase of training depends on; the files of a donor too, where the weights start from one, and what is
-    measured, where the draft or the end is chosen by that.
+def _phase(recipe: Recipe, name: str, part: TrainPart | None) -> tuple[Any, ...]:
+    """What a phase of training depends on; the files of a donor too, where the weights start from one, and of a
+    teacher; and what is measured, where the draft or the end is chosen by that.
     """
     if part is None:
         return (None,)
     donor, chosen = start.digest(recipe.draft), part.keep == "best" or part.early_stop_measures
     measure = recipe.evaluate.model_dump(mode="json", include=MEASURED_BY) if recipe.evaluate and chosen else None
-    return (part, recipe.draft, recipe.seed, *(each for each in (donor, measure) if each))
+    teacher = [other.digest(part.teacher, f"{name}.teacher")] if part.teacher else None
+    return (part, recipe.draft, recipe.seed, *(each for each in (donor, measure, teacher) if each))
 
 
 STAGES = (
     Stage("target", (), lambda r: (r.target, digest(r.target)), make_target, TargetCard),
     Stage("tokenize", ("target",), lambda r: (r.corpus or None, r.tokenize, r.seed), make_tokens, CorpusCard),
-    Stage("pretrain", ("target", "tokenize"), lambda r: _phase(r, r.pretrain), make_draft, DraftCard, shared=True),
+    Stage(
+        "pretrain",
+        ("target", "tokenize"),
+        lambda r: _phase(r, "pretrain", r.pretrain),
+        make_draft,
+        DraftCard,
+        shared=True,
+    ),
     Stage(
         "continue",
         ("target", "tokenize", "pretrain"),
-        lambda r: _phase(r, r.continue_),
+        lambda r: _phase(r, "continue", r.continue_),
         make_draft,
         DraftCard,
         shared=True,
@@ -231,7 +240,7 @@ STAGES = (
     Stage(
         "align",
         ("target", "tokenize", "pretrain", "continue", "synthesize"),
-        lambda r: _phase(r, r.align),
+        lambda r: _phase(r, "align", r.align),
         make_draft,
         DraftCard,
         shared=True,

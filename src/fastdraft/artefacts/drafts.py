@@ -46,7 +46,7 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         part=part,
         mixture=Ahead(Mixture(_rows(journey, part), part.mix, _seed(recipe, name))),
         held_out={source: _held_out(journey, source, part) for source in recipe.corpus},
-        objective=objective(part, journey.open_target() if part.asks_target else None),
+        objective=objective(part, journey.open_teacher(name)),
         folder=folder,
         device=journey.device,
         parallel=recipe.parallel,

@@ -48,6 +48,17 @@ class TrainPart(Part):
         description="The target's law: by a forward of the target on every batch, or as `synthesize.top_logprobs` "
         "stored it.",
     )
+    teacher: str | None = Field(
+        None,
+        description="Model whose live law is learned in the target's place, like a smaller sibling: of the target's "
+        "vocabulary, a hub id, a folder or `demo`.",
+    )
+    law_share: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of the rows that the live target (or `teacher`) reads; of the others the text is learned.",
+    )
     temperature: PositiveFloat | Literal["rows"] = Field(
         1.0,
         description="Temperature of both laws in losses against the target's law; `rows`: that of each row of "
@@ -110,7 +121,7 @@ class TrainPart(Part):
 
     @property
     def asks_target(self) -> bool:
-        """Does the target read every batch?"""
+        """Is a live law learned: does the target, or `teacher` in its place, read what the draft is trained on?"""
         return self.target_law == "live" and bool(OF_THE_LAW & self.objectives.keys())
 
     @property
@@ -145,11 +156,18 @@ class TrainPart(Part):
     def _law_is_there(self) -> TrainPart:
         if self.target_law == "stored" and not OF_THE_LAW & self.objectives.keys():
             raise ValueError(f"target_law is stored; give an objective of the law: {', '.join(sorted(OF_THE_LAW))}")
-        if self.on_policy and not (self.target_law == "live" and self.objectives.keys() <= OF_THE_LAW):
+        if not self.asks_target and (self.teacher or self.law_share < 1):
+            raise ValueError(
+                f"{'teacher' if self.teacher else 'law_share'} is for a live law; found target_law {self.target_law}, "
+                f"objective {', '.join(self.objectives)}"
+            )
+        if self.on_policy and not (self.asks_target and self.objectives.keys() <= OF_THE_LAW):
             raise ValueError(
                 f"on_policy is for the live target's law alone, which judges any words; found target_law "
                 f"{self.target_law}, objective {', '.join(self.objectives)}"
             )
+        if self.on_policy and self.law_share < 1:
+            raise ValueError(f"on_policy wants the law of all rows, law_share is {self.law_share:g}")
         if self.target_law == "stored" and self.temperature != 1:
             raise ValueError(f"target_law is stored at temperature 1, temperature is {self.temperature}")
         return self

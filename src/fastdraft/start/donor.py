@@ -11,53 +11,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft import target
-from fastdraft.compatibility import side
+from fastdraft.compatibility import other
 from fastdraft.compatibility.side import Side
-from fastdraft.errors import ShapeError, TargetError
-from fastdraft.recipe import DraftPart, TargetPart
+from fastdraft.errors import ShapeError
+from fastdraft.recipe import DraftPart
 from fastdraft.shape import FAMILIES, DraftShape
 from fastdraft.shape.derive import PER_LAYER
 from fastdraft.shape.reading import OF_TARGET_ONLY, SPECIAL_IDS, sizes
 
+# The recipe's key that names a donor.
+KEY = "draft.start"
 # What a draft may have less of than its donor: the recipe's key, and the field of shape.families.Names.
 CUTS = {key: key for key in ("hidden_size", "layers", "heads", "kv_heads")} | {"intermediate_size": "intermediate"}
 
 
-def read(model: str) -> Side:
-    """Configuration, tokenizer and the shapes of the weights; TargetError where one of them is missing."""
-    try:
-        donor = side.read(model)
-    except TargetError as error:
-        raise TargetError(f"draft.start: {error}") from error
-    if not donor.shapes:
-        raise TargetError(
-            f"draft.start: {donor.folder} has no weights\n"
-            f"  wanted: *.safetensors\n  do: check that the download is complete, or start from another model"
-        )
-    return donor
-
-
 def digest(part: DraftPart) -> str | None:
     """Changes when a file of the donor does; None for a start without one."""
-    if part.start_model is None:
-        return None
-    try:
-        return target.digest(TargetPart(path=part.start_model))
-    except TargetError as error:
-        raise TargetError(f"draft.start: {error}") from error
-
-
-def open_model(donor: Side, device: torch.device) -> PreTrainedModel:
-    """The donor itself, float32; TargetError where its weights do not fit its config."""
-    try:
-        return target.open_model(TargetPart(path=donor.name), device)
-    except TargetError as error:
-        raise TargetError(f"draft.start: {error}") from error
+    return other.digest(part.start_model, KEY) if part.start_model else None
 
 
 def whole(donor: Side) -> DraftShape:

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from fastdraft.compatibility.other import check_same_ids
 from fastdraft.compatibility.side import Side
-from fastdraft.compatibility.tokens import SPACE, definition, show, spelled
-from fastdraft.errors import VocabularyMismatch
+from fastdraft.compatibility.tokens import SPACE, definition, spelled
+from fastdraft.start.donor import KEY
 
 ROLES = ("eos_token_id", "bos_token_id", "pad_token_id", "unk_token_id")
 # For each row of the target the donor's rows that it is the mean of; none: the mean of all.
@@ -28,18 +29,10 @@ Pieces = list[list[int]]
 def same_tokens(donor: Side, tokenizer: PreTrainedTokenizerFast, rows: int) -> Pieces:
     """Each row is the donor's own; VocabularyMismatch unless both tokenizers mean the same by every id.
 
-    Tokens that were added to the target's alone are let pass, and so are rows for no token, of which either may have
-    more: Qwen2.5 pads one vocabulary to 151 936 rows in small models and 152 064 in large ones.
+    Rows for no token are let pass, of which either may have more: Qwen2.5 pads one vocabulary to 151 936 rows in small
+    models and 152 064 in large ones.
     """
-    ours, theirs, added = spelled(tokenizer), donor.spelled, tokenizer.added_tokens_decoder
-    differing = [i for i, text in ours.items() if theirs.get(i, text if i in added else None) != text]
-    if differing:
-        first = min(differing)
-        raise VocabularyMismatch(
-            f"draft.start: the tokenizer of {donor.name} means something else by {len(differing)} of the target's "
-            f"{len(ours)} ids, first {first}: {show(theirs.get(first))} for {show(ours[first])}\n"
-            f"  wanted: a model with the target's own vocabulary\n  do: set draft.start=transplant:{donor.name}"
-        )
+    check_same_ids(donor, tokenizer, KEY, f"set {KEY}=transplant:{donor.name}")
     return [[row] if row < donor.vocab_size else [] for row in range(rows)]
 
 

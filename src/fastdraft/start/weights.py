@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft import draft, processes, shape, target
+from fastdraft.compatibility import other
 from fastdraft.corpus.order import Batch
 from fastdraft.errors import ShapeError, VocabularyMismatch
 from fastdraft.recipe import DraftPart, TargetPart
@@ -52,7 +53,7 @@ def shape_of(part: TargetPart, wanted: DraftPart) -> DraftShape:
         if wanted.start == "target_embedding":
             check_width(form.hidden_size, sizes(config).hidden_size)
         return form
-    donor = donors.read(wanted.start_model)
+    donor = other.read(wanted.start_model, donors.KEY)
     if wanted.start.startswith("prune:"):
         same_tokens(donor, target.open_tokenizer(part), sizes(config).vocab_rows)
     return donors.cut(donor, wanted, config)
@@ -89,11 +90,11 @@ def _target_embedding(beginning: Beginning) -> PreTrainedModel:
 def _from_donor(beginning: Beginning) -> PreTrainedModel:
     """Rows first, so that what is measured is the loss on the target's tokens; then layers; then width."""
     assert beginning.part.start_model is not None, "the schema asks for it"
-    donor = donors.read(beginning.part.start_model)
+    donor = other.read(beginning.part.start_model, donors.KEY)
     own, form, batch = donors.whole(donor), beginning.shape, beginning.sample()
     rows_of = same_tokens if beginning.part.start.startswith("prune:") else pieces_of_tokens
     pieces = rows_of(donor, target.open_tokenizer(beginning.target), form.vocab_rows)
-    model = give_rows(donors.open_model(donor, beginning.device), pieces, sorted(donor.spelled))
+    model = give_rows(other.open_model(donor.name, donors.KEY, beginning.device), pieces, sorted(donor.spelled))
     kept = processes.led(lambda: _layers_kept(beginning, model, batch))
     keep(model, kept)
     patterns = {key: [own.config[key][layer] for layer in kept] for key in PER_LAYER if own.config.get(key)}

@@ -1,8 +1,8 @@
 """What a token's loss is: on the token itself, against the target's law at its place, or on its recorded probability.
 
 A phase's loss is a weighted sum of such terms; terms of one kind share the target's forward and the softmaxes. Where a
-term wants a record that a token has not (text of a corpus, beside what the target wrote), cross entropy stands in for
-it with the term's weight.
+term wants what a token has not (a record, of text of a corpus; a law, in rows that no teacher reads), cross entropy
+stands in for it with the term's weight.
 
 Dimensions: N tokens of a batch, of a chunk where a chunk's loss is taken; V vocabulary, K tokens of a stored law, C
 outcomes of a law, E hidden size.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,6 +25,7 @@ from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
 from fastdraft.maths.reduction import masked_sum
 from fastdraft.recipe import OF_THE_SAMPLE, TrainPart
 from fastdraft.train.blocks import Blocks, TwoPass
+from fastdraft.train.coins import coins
 from fastdraft.train.head import ChunkLoss, CrossEntropy, finished
 from fastdraft.train.laws import divergences
 
@@ -33,11 +35,11 @@ Objective = Callable[[Batch], ChunkLoss | TwoPass]
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def objective(part: TrainPart, target: PreTrainedModel | None) -> Objective:
-    """The objective of a phase; the target is there where `part.asks_target`."""
+def objective(part: TrainPart, teacher: PreTrainedModel | None) -> Objective:
+    """The objective of a phase; the teacher, most often the target itself, is there where `part.asks_target`."""
     if part.objectives == {"cross_entropy": 1.0}:
         return cross_entropy
-    return partial(weighted, part, target)
+    return partial(weighted, part, teacher)
 
 
 def cross_entropy(batch: Batch) -> ChunkLoss:
@@ -45,10 +47,10 @@ def cross_entropy(batch: Batch) -> ChunkLoss:
     return CrossEntropy(batch.labels_BT.flatten())
 
 
-def weighted(part: TrainPart, target: PreTrainedModel | None, batch: Batch) -> ChunkLoss | TwoPass:
+def weighted(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> ChunkLoss | TwoPass:
     """The weighted sum of a phase's terms, at every trained place."""
     mask_N = batch.labels_BT.flatten() != IGNORED
-    terms = list(_terms(part, target, batch))
+    terms = list(_terms(part, teacher, batch))
 
     def loss_of(logits_NV: Tensor, place: Tensor) -> Tensor:
         losses = [term(logits_NV, place) for term in terms]
@@ -60,47 +62,19 @@ def weighted(part: TrainPart, target: PreTrainedModel | None, batch: Batch) -> C
     return Blocks(batch, part.block_gamma, weight, part.block_decay).beside(loss_of)
 
 
-def _terms(part: TrainPart, target: PreTrainedModel | None, batch: Batch) -> Iterator[TokenLoss]:
+def _terms(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> Iterator[TokenLoss]:
     """The terms of single tokens, those of one kind as one."""
     weights, text_N = part.objectives, torch.zeros(batch.labels_BT.numel(), device=batch.labels_BT.device)
     if of_law := {name: weight for name, weight in weights.items() if name in DISTRIBUTION_LOSSES}:
-        if part.target_law == "live":
-            assert target is not None, "the stage opens the target for objectives that need it"
-            yield _live(of_law, part, target, batch)
-        else:
-            stored = Stored(batch)
-            yield partial(stored.loss, of_law)
-            text_N += sum(of_law.values()) * ~stored.known_N
+        law = Live(part, teacher, batch) if teacher is not None else Stored(batch)
+        yield partial(law.loss, of_law)
+        text_N += sum(of_law.values()) * ~law.known_N
     if sampled := weights.get("sampled_total_variation"):
         yield partial(_sampled, sampled, _record(batch), batch.labels_BT.flatten().clamp(min=0))
     text_N += weights.get("cross_entropy", 0.0)
     if unrecorded := sum(weights.get(name, 0.0) for name in OF_THE_SAMPLE):
         text_N += unrecorded * _record(batch).logp_BT.flatten().isnan()
     yield partial(_on_text, text_N.where(batch.labels_BT.flatten() != IGNORED, 0), batch)
-
-
-def _live(weights: dict[str, float], part: TrainPart, target: PreTrainedModel, batch: Batch) -> TokenLoss:
-    """Divergences from the target's law, by one forward of it over the batch, both laws at each token's temperature."""
-    with torch.no_grad():
-        hidden_NE = target.base_model(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state.flatten(0, 1)
-    if (
-        part.precision == "bf16"
-    ):  # as the draft's own head: .13 against .32 s of CPU for 3 840 tokens of the demo target
-        hidden_NE = hidden_NE.to(torch.bfloat16)
-    weight_VE, temperature_N = target.get_output_embeddings().weight.to(hidden_NE.dtype), _temperatures(part, batch)
-
-    def warped(logits_NV: Tensor, place: Tensor) -> Tensor:
-        return logits_NV if temperature_N is None else logits_NV / temperature_N[place, None]
-
-    def loss(logits_NV: Tensor, place: Tensor) -> Tensor:
-        def of_target(rows: slice) -> Tensor:
-            inside = place[rows]
-            logits = finished((hidden_NE[inside] @ weight_VE.T).float(), target.config.get_text_config())
-            return warped(logits, inside)
-
-        return divergences(warped(logits_NV, place), of_target, weights)
-
-    return loss
 
 
 def _on_text(weight_N: Tensor, batch: Batch, logits_NV: Tensor, place: Tensor) -> Tensor:
@@ -125,6 +99,53 @@ def _temperatures(part: TrainPart, batch: Batch) -> Tensor | None:
         return None if batch.record is None else served(batch.record)
     labels_N = batch.labels_BT.flatten()
     return None if part.temperature == 1 else torch.full(labels_N.shape, part.temperature, device=labels_N.device)
+
+
+class Live:
+    """The law of a teacher that is asked now, by one forward of it over the rows that it reads.
+
+    Both laws are taken at each token's temperature. Rows of the draft for no token, of which the teacher may have fewer
+    or more, have no chance in it.
+    """
+
+    def __init__(self, part: TrainPart, teacher: PreTrainedModel, batch: Batch) -> None:
+        self._reads_all, inputs_BT = part.law_share == 1, batch.inputs_BT
+        rows_B = inputs_BT.new_ones(len(inputs_BT)).bool() if self._reads_all else coins(batch)[0] < part.law_share
+        self.known_N = rows_B.repeat_interleave(inputs_BT.shape[1])
+        self._place_N = self.known_N.cumsum(0) - 1
+        with torch.no_grad():
+            self._hidden_NE = _hidden(teacher, inputs_BT[rows_B])
+        if part.precision == "bf16":  # as the draft's own head: .13 for .32 s of CPU, 3 840 tokens of the demo target
+            self._hidden_NE = self._hidden_NE.to(torch.bfloat16)
+        self._weight_VE = teacher.get_output_embeddings().weight.to(self._hidden_NE.dtype)
+        self._config, self._temperature_N = teacher.config.get_text_config(), _temperatures(part, batch)
+
+    def loss(self, weights: dict[str, float], logits_NV: Tensor, place: Tensor) -> Tensor:
+        """(N) a weighted sum of divergences; 0 in rows that the teacher does not read."""
+        if self._reads_all:
+            return self._divergences(weights, logits_NV, place)
+        known_N = self.known_N[place]
+        losses = self._divergences(weights, logits_NV[known_N], place[known_N])
+        return logits_NV.new_zeros(len(logits_NV)).index_put((known_N,), losses)
+
+    def _divergences(self, weights: dict[str, float], logits_NV: Tensor, place: Tensor) -> Tensor:
+        def of_teacher(rows: slice) -> Tensor:
+            logits = (self._hidden_NE[self._place_N[place[rows]]] @ self._weight_VE.T).float()
+            fitted = F.pad(finished(logits, self._config), (0, logits_NV.shape[1] - logits.shape[1]), value=-torch.inf)
+            return self._warped(fitted, place[rows])
+
+        return divergences(self._warped(logits_NV, place), of_teacher, weights)
+
+    def _warped(self, logits_NV: Tensor, place: Tensor) -> Tensor:
+        return logits_NV if self._temperature_N is None else logits_NV / self._temperature_N[place, None]
+
+
+def _hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+    """(N,E) what the head of a model is given; of no rows nothing."""
+    if not len(inputs_BT):
+        return torch.zeros(0, model.get_output_embeddings().weight.shape[1], device=inputs_BT.device)
+    hidden_BTE: Tensor = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    return hidden_BTE.flatten(0, 1)
 
 
 class Stored:

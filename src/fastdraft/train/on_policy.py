@@ -1,7 +1,6 @@
 """Rows that the draft itself continues: it learns from the target what to say where its own words have led it.
 
-What is drawn follows from a step's rows and the weights alone, so that a phase which goes on from a checkpoint, in
-other micro-batches or with another number of processes, draws the same.
+What is drawn follows from a step's rows (train/coins.py) and the weights alone.
 
 Dimensions: B rows, T tokens of a row, V vocabulary.
 """
@@ -11,11 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import xxhash
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastdraft.corpus.order import IGNORED, Batch
+from fastdraft.train.coins import coins
 
 
 def continued(model: PreTrainedModel, batch: Batch, share: float) -> Batch:
@@ -24,7 +23,7 @@ def continued(model: PreTrainedModel, batch: Batch, share: float) -> Batch:
     The prompt reaches up to the first trained place; a text of a corpus has its first quarter for one. The same places
     are trained on as before.
     """
-    chosen_B, coin_BT = _coins(batch)
+    chosen_B, coin_BT = coins(batch)
     rows = chosen_B < share
     if not rows.any():
         return batch
@@ -57,12 +56,3 @@ def _drawn(law_BV: Tensor, coin_B: Tensor) -> Tensor:
     """(B) the token at which the summed law first exceeds the coin."""
     cdf_BV = law_BV.double().cumsum(-1)
     return (cdf_BV <= coin_B[:, None] * cdf_BV[:, -1:]).sum(-1)
-
-
-def _coins(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B) and (B,T) uniform on [0, 1), from each row's own tokens and the step that it is in."""
-    step, rows = repr(batch.places).encode(), batch.inputs_BT.cpu().numpy()
-    dice = [torch.Generator().manual_seed(xxhash.xxh32_intdigest(step + row.tobytes())) for row in rows]
-    coins = [torch.rand(rows.shape[1] + 2, generator=die, dtype=torch.float64) for die in dice]
-    coin_BT = torch.stack(coins).to(batch.inputs_BT.device)
-    return coin_BT[:, 0], coin_BT[:, 1:]
