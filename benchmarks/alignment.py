@@ -10,7 +10,8 @@ same command goes on where it was stopped, and prints the tables again.
 Tokens gained are block efficiency - 1, relative to the paper's recipe with the same seed, from random weights as in the
 paper and from the weights that all others start from; cost counts the draft's
 training (6 N a token) and the target's forwards (2 N a token, teacher-forced or generated) at the sizes of the paper's
-pairs, whatever the sizes here. Attention is left out.
+pairs, whatever the sizes here. Attention is left out. A sibling in the target's place, which is made first, costs its
+share of the target's parameters; that there is one costs nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from fastdraft.artefacts.completions import CompletionsCard
 from fastdraft.artefacts.evaluation import EvaluationCard
 from fastdraft.draft import DraftCard
 from fastdraft.evaluate.records import TaskResult
-from fastdraft.recipe import Recipe, TrainPart
+from fastdraft.recipe import Recipe, TargetPart, TrainPart
 from fastdraft.records import card_key, read_card
 from fastdraft.resolve import resolve
 from fastdraft.stages import key_of, road
+from fastdraft.target import open_config, parameters
 
 # The second target lies beside the repository; it is left out where it is absent.
 TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stories260k.yaml")}
@@ -57,6 +59,15 @@ STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
 EARLIER = ("pretrain", "continue")
 # About as many parameters (80 304 for 81 264) in twice the layers.
 DEEP = {"stories260k": {"draft.layers": 4, "draft.intermediate_size": 48}}
+# A smaller model of the target's vocabulary, which learned the target's law on the corpora: 1.9M for 5.8M, 124 000 for
+# 260 000 (two of five layers).
+SIBLINGS: dict[str, dict[str, Any]] = {
+    "demo": {"draft.params_millions": 1.9},
+    "stories260k": {
+        **{"draft.start": "prune:../shared/targets/stories260k", "draft.layers": 2},
+        **dict.fromkeys(("draft.hidden_size", "draft.intermediate_size"), "null"),
+    },
+}
 # The target's parameters for each of the draft's.
 PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-3-mini / 120M": 3821 / 120}
 # Student's t, 97.5 %, by the number of seeds.
@@ -66,7 +77,8 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 # gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, `own_text` aligns on the
 # texts that prompts were taken from, and `mixed` makes one phase of PT and CP. The paper starts from random weights,
 # every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
-# the first weights out of the target, which suits targets as small as these; `deep` takes the layers of DEEP.
+# the first weights out of the target, which suits targets as small as these; `deep` takes the layers of DEEP; a phase's
+# `teacher: sibling` is the target's sibling.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 SERVED_AS_PAPER = {"synthesize.temperatures": PAPERS}
 AS_PAPER = {**CROSS_ENTROPY, **SERVED_AS_PAPER}
@@ -87,6 +99,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "stored_kl": {"align.objective": "forward_kl", **STORED},
     "stored_half": {"align.objective": HALF, **SERVED_AS_PAPER, **STORED},
     "stored_with_words": {"align.objective": WITH_WORDS, **SERVED_AS_PAPER, **STORED},
+    "half_of_some": {"align.objective": HALF, "align.law_share": 0.25, **SERVED_AS_PAPER},
+    "half_of_sibling": {"align.objective": HALF, "align.teacher": "sibling", **SERVED_AS_PAPER},
+    "kl_of_some_stored_half": {
+        **{"earlier.objective": "forward_kl", "earlier.law_share": 0.1, "align.objective": HALF, **SERVED_AS_PAPER},
+        **STORED,
+    },
+    "kl_of_sibling_stored_half": {
+        **{"earlier.objective": "forward_kl", "earlier.teacher": "sibling", "align.objective": HALF, **SERVED_AS_PAPER},
+        **STORED,
+    },
     "kl_kl": {"earlier.objective": "forward_kl", "align.objective": "forward_kl"},
     "kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF},
     "kl_tv": {"earlier.objective": "forward_kl", "align.objective": "total_variation"},
@@ -104,6 +126,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_pt_kl": {"align.objective": "forward_kl", "tokens": "align"},
     "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
     "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
+    "no_pt_more_half": {"align.objective": HALF, "tokens": "align", "prompts": 8},
     "no_pt_more_stored_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, **STORED},
     "prune_ce": {**AS_PAPER, "prune": True},
     "prune_kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF, "prune": True},
@@ -184,8 +207,8 @@ def pruned(recipe: Recipe) -> dict[str, object]:
     return {"draft.start": f"prune:{recipe.target.path}"} | {f"draft.{size}": getattr(shape, size) for size in sizes}
 
 
-def overrides(target: str, arm: str, seed: int, share: float) -> list[str]:
-    """The keys of a target's recipe for an arm."""
+def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "demo") -> list[str]:
+    """The keys of a target's recipe for an arm; `sibling` is the target's, a path."""
     beginning = WORDS | BEGINNING[target]
     recipe = resolve(TARGETS[target], [f"{key}={value}" for key, value in beginning.items()]).recipe
     parts, change = phases(recipe), dict(ARMS[arm])
@@ -211,10 +234,41 @@ def overrides(target: str, arm: str, seed: int, share: float) -> list[str]:
     keys |= {f"{name}.train_tokens": count for name, count in tokens.items()}
     keys |= {f"{name}.warmup_steps": round(parts[name].warmup_steps * share) for name in tokens}
     for key, value in change.items():
+        value = sibling if value == "sibling" else value
         part, _, name = key.partition(".")
         places = [phase for phase in EARLIER if phase in tokens] if part == "earlier" else [part]
         keys |= {f"{place}.{name}": value for place in places}
     return [f"{key}={value}" for key, value in sorted(keys.items())]
+
+
+def sibling_of(target: str, share: float, threads: int, root: Path) -> Path:
+    """The target's sibling, made where it is not there yet: on as many tokens as an arm, all of the corpora's text."""
+    recipe = resolve(TARGETS[target], [f"{key}={value}" for key, value in BEGINNING[target].items()]).recipe
+    parts, folder = phases(recipe), root / target / "sibling"
+    tokens = round(sum(part.train_tokens for part in parts.values()) * share)
+    keys = SIBLINGS[target] | {"name": "sibling", "pretrain.objective": "forward_kl", "pretrain.train_tokens": tokens}
+    keys |= {"pretrain.mix": mixed(parts)} if "continue" in parts else {}
+    make(target, [f"{key}={value}" for key, value in keys.items()], threads, folder, "--until", "pretrain")
+    return folder / "pretrain" / "model"
+
+
+def make(target: str, keys: list[str], threads: int, folder: Path, *more: str) -> None:
+    """A target's recipe with these keys, in a folder."""
+    command = [str(Path(sys.executable).with_name("fastdraft")), "run", str(TARGETS[target]), *keys]
+    command += [f"threads={threads}", "--folder", str(folder), "--json", *more]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def size(model: str) -> int:
+    """Parameters of a model."""
+    return parameters(open_config(TargetPart(path=model)))
+
+
+def read_tokens(recipe: Recipe, cards: dict[str, DraftCard]) -> int:
+    """Tokens that the target reads while drafts learn its law; those of a sibling at its share of the parameters."""
+    live = {name: part for name, part in phases(recipe).items() if part.asks_target}
+    sizes = {name: size(part.teacher or recipe.target.path) / size(recipe.target.path) for name, part in live.items()}
+    return round(sum(cards[name].trained_tokens * part.law_share * sizes[name] for name, part in live.items()))
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
@@ -241,13 +295,13 @@ def share_with(others: list[Path], folder: Path, keys: dict[str, str]) -> None:
 
 def made(target: str, arm: str, seed: int, share: float, threads: int, root: Path) -> Run:
     """One run, from its folder where it is done."""
-    given = overrides(target, arm, seed, share)
+    sibling = sibling_of(target, share, threads, root) if "sibling" in ARMS[arm].values() else Path("demo")
+    given = overrides(target, arm, seed, share, str(sibling))
     folder = root / target / f"seed-{seed}" / arm
     recipe = resolve(TARGETS[target], given).recipe
     folder.mkdir(parents=True, exist_ok=True)
     share_with([other for other in sorted(folder.parent.iterdir()) if other != folder], folder, keys_of(recipe))
-    command = [Path(sys.executable).with_name("fastdraft"), "run", TARGETS[target], *given, f"threads={threads}"]
-    subprocess.run([*map(str, command), "--folder", str(folder), "--json"], check=True, stdout=subprocess.DEVNULL)
+    make(target, given, threads, folder)
     cards = {name: read_card(folder / name, DraftCard) for name in phases(recipe)}
     written = read_card(folder / "synthesize", CompletionsCard)
     results = read_card(folder / "evaluate", EvaluationCard).results
@@ -257,7 +311,7 @@ def made(target: str, arm: str, seed: int, share: float, threads: int, root: Pat
         seed=seed,
         results=tuple(result for result in results if result.stage == "align"),
         trained=sum(card.trained_tokens for card in cards.values()),
-        read_by_target=sum(cards[name].trained_tokens for name, part in phases(recipe).items() if part.asks_target),
+        read_by_target=read_tokens(recipe, cards),
         written_by_target=written.tokens,
         seconds=sum(card.cost.seconds for card in cards.values()),
     )

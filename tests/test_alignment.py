@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,3 +55,13 @@ def test_a_token_of_the_target_costs_a_third_of_the_ratio(alignment):
     run = alignment.Run("demo", "kl", 7, (), trained=1000, read_by_target=300, written_by_target=60, seconds=1.0)
     assert run.cost(50) == pytest.approx(1000 + 360 * 2 * 50 / 6)
     assert alignment.interval([1.0, 2.0, 3.0]) == "2.000 [-0.483, 4.483]"
+
+
+def test_a_law_of_some_rows_or_of_a_sibling_costs_its_share(alignment):
+    """The packaged target reads a quarter of what the draft is aligned on, or its sibling, here itself, all of it."""
+    cards = {name: SimpleNamespace(trained_tokens=1000) for name in ("pretrain", "continue", "align")}
+    read = {}
+    for arm in ("stored_half", "half", "half_of_some", "half_of_sibling", "kl_of_some_stored_half"):
+        recipe = resolve(ROOT / alignment.TARGETS["demo"], alignment.overrides("demo", arm, 11, 1.0)).recipe
+        read[arm] = alignment.read_tokens(recipe, cards)
+    assert list(read.values()) == [0, 1000, 250, 1000, 200]

@@ -1,17 +1,20 @@
 """What there is to say about a draft's shape is said once, when the target is looked at, and kept in the manifest."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import MixtralConfig
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, MixtralConfig
 
 from fastdraft.artefacts.journey import Journey
-from fastdraft.errors import ShapeError
+from fastdraft.errors import ShapeError, TargetError, VocabularyMismatch
 from fastdraft.manifest import Manifest
+from fastdraft.recipe import Recipe
 from fastdraft.resolve import digest, resolve
-from fastdraft.stages import travel
+from fastdraft.stages import key_of, road, travel
 
 
 def look(files: Path, *keys: str) -> list[str]:
@@ -45,3 +48,64 @@ def test_a_budget_that_the_vocabulary_alone_exceeds_is_said_before_any_work(tiny
         ShapeError, match=r"(?s)0.01M parameters cannot be: the smallest .* raise draft.params_millions to"
     ):
         look(tiny, *keys, "draft.kv_heads=null", "draft.intermediate_size=null")
+
+
+TAUGHT = ["pretrain.objective=forward_kl", "pretrain.teacher={}"]
+
+
+def recipe_of(files: Path, teacher: Path) -> Recipe:
+    """Where a phase has this teacher."""
+    given = [f"target.path={files}/target", *(key.format(teacher) for key in TAUGHT)]
+    return resolve(files / "recipe.yaml", given).recipe
+
+
+def keys(files: Path, teacher: Path) -> dict[str, str]:
+    """The key of each of its stages."""
+    recipe, found = recipe_of(files, teacher), {}
+    for stage in road(recipe):
+        found[stage.name] = key_of(stage, recipe, found)
+    return found
+
+
+def test_a_teacher_that_is_none_for_this_target_is_said_before_any_work(tiny, tiny_llama):
+    other = tiny / "other"
+    with pytest.raises(TargetError, match=r"pretrain.teacher: no config.json in .*other\n  do: "):
+        look(tiny, *(key.format(other) for key in TAUGHT))
+    shutil.copytree(tiny / "target", other)
+    assert look(tiny, *(key.format(other) for key in TAUGHT)) == []
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    (one, first), (two, second) = sorted(vocabulary.items(), key=lambda item: item[1])[-2:]
+    tokenizer["model"]["vocab"] = vocabulary | {one: second, two: first}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    journey = Journey(recipe_of(tiny, other), tiny / "run", torch.device("cpu"))
+    with pytest.raises(VocabularyMismatch, match=r"pretrain.teacher: .* something else by 2 of [^\0]*leave it out"):
+        journey.open_teacher("pretrain")  # the target was looked at before
+    shutil.rmtree(tiny / "run")
+    with pytest.raises(VocabularyMismatch, match=r"pretrain.teacher: "):
+        look(tiny, *(key.format(other) for key in TAUGHT))
+
+
+def test_a_phase_is_made_anew_where_its_teacher_is_another_one(tiny, perturbed):
+    other = tiny / "other"
+    shutil.copytree(tiny / "target", other)
+    before = keys(tiny, other)
+    assert keys(tiny, other) == before
+    perturbed(LlamaForCausalLM.from_pretrained(other), 0.1, 3).save_pretrained(other)
+    after = keys(tiny, other)
+    assert [name for name in before if before[name] != after[name]] == ["pretrain", "continue", "align", "evaluate"]
+
+
+def test_the_target_itself_as_teacher_makes_the_target_s_own_draft(tiny, one_thread, monkeypatch):
+    """To the last bit, by way of another folder."""
+    monkeypatch.chdir(tiny)
+    shutil.copytree(tiny / "target", tiny / "other")
+    drafts = [tiny / "runs" / name for name in ("own", "taught")]
+    for folder, more in zip(drafts, ([], [f"pretrain.teacher={tiny}/other"]), strict=True):
+        given = [f"target.path={tiny}/target", "pretrain.objective=forward_kl", "pretrain.train_tokens=1000", *more]
+        recipe = resolve(tiny / "recipe.yaml", given).recipe
+        folder.mkdir(parents=True)
+        manifest = Manifest(folder, digest(recipe), recipe.seed, torch.device("cpu"))
+        travel(Journey(recipe, folder, torch.device("cpu")), manifest, until="pretrain")
+    own, taught = (load_file(folder / "pretrain/model/model.safetensors") for folder in drafts)
+    assert all(torch.equal(own[name], taught[name]) for name in own)

@@ -95,6 +95,17 @@ def test_training_against_the_live_target_costs_its_forwards(bare):
     assert flops[1] > 5 * flops[0]
 
 
+def test_a_law_of_a_share_of_the_rows_or_of_a_sibling_costs_less(bare):
+    """The forwards of the target go with the share; those of a teacher with its own size."""
+    keys = ["align.target_law=live", "align.law_share=0.25", "align.teacher=demo"]
+    given = [["align.objective=cross_entropy", "align.target_law=live"], keys[:1], keys[:2], [keys[0], keys[2]]]
+    plain, live, shared, taught = (
+        make_plan(bare, 50, resolve(RECIPES / "demo.yaml", each).recipe, SETTING).stages[-1].flops for each in given
+    )
+    assert shared - plain == pytest.approx((live - plain) / 4, rel=1e-6)
+    assert 0 < taught - plain < (live - plain) / 100  # 5.8M for 1 100M
+
+
 def test_a_plan_survives_json(bare):
     made = make_plan(bare, 50, None, SETTING)
     content = made.model_dump(mode="json")

@@ -13,6 +13,7 @@ from fastdraft.corpus.order import IGNORED, Batch, Record, unknown
 from fastdraft.errors import RecipeError
 from fastdraft.recipe import OBJECTIVES, OF_THE_LAW, OF_THE_SAMPLE, TrainPart
 from fastdraft.resolve import resolve
+from fastdraft.train.coins import coins
 from fastdraft.train.learner import Learner
 from fastdraft.train.objectives import objective
 
@@ -164,6 +165,71 @@ def test_the_target_reads_a_batch_once_for_all_terms(make_model, batch):
     assert len(reads) == 1
 
 
+# Whose law it is, and in which rows.
+
+LAWS = {"forward_kl": 0.5, "total_variation": 0.3, "cross_entropy": 0.2}
+
+
+def test_of_rows_that_the_teacher_does_not_read_the_text_is_learned(make_model, batch):
+    """Each row is wholly of the law or wholly of the text, with the same weight, whichever rows it is given with."""
+    draft, teacher = make_model(5), make_model(7)
+    rows = [batch.each(itemgetter(slice(row, row + 1))) for row in range(B)]
+    of_law, of_text, found = (
+        torch.stack([loss_and_gradients(how, draft, row, teacher)[0] for row in rows]).detach()
+        for how in (part(LAWS), part({"cross_entropy": 1.0}), part(LAWS, law_share=0.6))
+    )
+    read = coins(batch)[0] < 0.6
+    assert 0 < read.sum() < B
+    torch.testing.assert_close(found, torch.where(read, of_law, of_text))
+    whole, gradients = loss_and_gradients(part(LAWS, law_share=0.6), draft, batch, teacher)
+    torch.testing.assert_close(whole, found.sum())
+    apart = [loss_and_gradients(part(LAWS, law_share=0.6), draft, row, teacher)[1] for row in rows]
+    for wanted, *shares in zip(gradients, *apart, strict=True):
+        torch.testing.assert_close(sum(shares), wanted, rtol=0, atol=3e-5 * wanted.abs().max().item())
+
+
+def test_the_teacher_reads_its_share_of_the_rows_and_no_more(make_model):
+    draft, teacher, read = make_model(5), make_model(7), []
+    teacher.model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"]), with_kwargs=True)
+    inputs_BT = torch.randint(V, (501, 3), generator=torch.Generator().manual_seed(3))
+    for share in (1.0, 0.3):
+        how = part("forward_kl", law_share=share)
+        loss_and_gradients(how, draft, Batch(inputs_BT, inputs_BT.clone()), teacher)
+    everything, some = map(len, read)
+    assert everything == 501
+    assert 0.2 < some / 501 < 0.4
+
+
+def test_a_batch_of_which_the_teacher_reads_nothing_is_text(make_model, batch):
+    draft = make_model(5)
+    little = loss_and_gradients(part("forward_kl", law_share=1e-9), draft, batch, make_model(7))
+    torch.testing.assert_close(little, loss_and_gradients(part("cross_entropy"), draft, batch))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize("rows", [V - 2, V, V + 3])
+def test_a_teacher_may_have_other_rows_for_no_token(make_model, batch, rows, share):
+    """What it says of rows that the draft has not is left out of its law; of rows that it has not it says nothing."""
+    draft, target, teacher = make_model(5), make_model(7), make_model(7)
+    weight_VE, kept = target.get_output_embeddings().weight.detach(), min(rows, V)
+    head = nn.Linear(weight_VE.shape[1], rows, bias=False)
+    head.weight.data = torch.cat([weight_VE[:kept], torch.ones(rows - kept, weight_VE.shape[1])])
+    teacher.set_output_embeddings(head)
+    # A place without a chance: its logit is so low that nothing is left of it.
+    target_logits = target.get_output_embeddings().register_forward_hook(
+        lambda _, __, logits: torch.cat([logits[..., :kept], torch.full_like(logits[..., kept:], -1e9)], -1)
+    )
+    how = part({"forward_kl": 0.5, "total_variation": 0.5}, law_share=share)
+    found, _ = loss_and_gradients(how, draft, batch, teacher)
+    read = (coins(batch)[0] < share)[:, None] & (batch.labels_BT != IGNORED)
+    p, q = target(input_ids=batch.inputs_BT).logits.double().softmax(-1), logq_of(draft, batch).exp()
+    target_logits.remove()
+    law = 0.5 * (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) + 0.25 * (p - q).abs().sum(-1)
+    text = -of_labels(q.log(), batch)
+    wanted = law[read].sum() + text[~read & (batch.labels_BT != IGNORED)].sum()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_a_step_of_block_length_is_one_over_block_efficiency(make_model, batch):
     """The loss, divided by its tokens as a step does, is what evaluation pools."""
     from fastdraft.maths.acceptance import block_efficiency, chain
@@ -274,6 +340,13 @@ def test_a_temperature_is_a_number_above_zero_or_that_of_the_rows(found):
             ["align.objective=forward_kl", "align.target_law=stored", "align.temperature=0.6"],
             "target_law is stored at temperature 1, temperature is 0.6",
         ),
+        (["align.objective=cross_entropy", "align.target_law=live", "align.teacher=demo"], "teacher is for a live law"),
+        (["align.law_share=0.5"], "law_share is for a live law; found target_law stored, objective forward_kl, total"),
+        (
+            ["align.target_law=live", "align.on_policy=0.3", "align.law_share=0.5"],
+            "on_policy wants the law of all",
+        ),
+        (["align.target_law=live", "align.law_share=0"], r"align.law_share[^\0]*greater than 0"),
     ],
 )
 def test_a_loss_without_what_it_needs_is_a_problem_of_the_recipe(overrides, problem):

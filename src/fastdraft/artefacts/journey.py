@@ -76,12 +76,22 @@ class Journey:
         """The target, float32, on this run's device."""
         return target.open_model(self.recipe.target, self.device)
 
+    def check_teacher(self, phase: str) -> None:
+        """TargetError or VocabularyMismatch where a phase's teacher is missing, or means something else by the ids."""
+        part, key = self.phase(phase), f"{phase}.teacher"
+        if part is not None and part.teacher:
+            advice = "name one of the target's own family, or leave it out: the target itself is asked then"
+            other.check_same_ids(other.read(part.teacher, key), target.open_tokenizer(self.recipe.target), key, advice)
+
     def open_teacher(self, phase: str) -> PreTrainedModel | None:
         """The model whose live law a phase learns: its `teacher`, or the target; None where it learns none."""
         part = self.phase(phase)
         if part is None or not part.asks_target:
             return None
-        return other.open_model(part.teacher, f"{phase}.teacher", self.device) if part.teacher else self.open_target()
+        if not part.teacher:
+            return self.open_target()
+        self.check_teacher(phase)
+        return other.open_model(part.teacher, f"{phase}.teacher", self.device)
 
     def open_draft(self, phase: str) -> PreTrainedModel:
         """The draft that a phase left; VocabularyMismatch where it is not one for this target."""
@@ -98,7 +108,8 @@ def make_target(journey: Journey, _folder: Path) -> Made:
     a teacher is none for this target; TargetError where a prompt and its completion exceed the target's context.
     """
     recipe, fields = journey.recipe, target.card(journey.recipe.target)
-    _check_teachers(journey)
+    for phase in journey.drafts():
+        journey.check_teacher(phase)
     for note in start.shape_of(recipe.target, recipe.draft).notes:
         warnings.warn(note, Note, stacklevel=2)
     context = int(str(fields["context_tokens"]))
@@ -109,13 +120,3 @@ def make_target(journey: Journey, _folder: Path) -> Made:
                 f"the context of {recipe.target.path} holds {context} tokens\n  do: lower one of them"
             )
     return Made(fields)
-
-
-def _check_teachers(journey: Journey) -> None:
-    """TargetError or VocabularyMismatch where a phase's teacher is missing, or means something else by the ids."""
-    for name in journey.drafts():
-        part, key = journey.phase(name), f"{name}.teacher"
-        if part is not None and part.teacher:
-            advice = "name one of the target's own family, or leave it out: the target itself is asked then"
-            tokenizer = target.open_tokenizer(journey.recipe.target)
-            other.check_same_ids(other.read(part.teacher, key), tokenizer, key, advice)

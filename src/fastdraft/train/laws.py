@@ -67,12 +67,11 @@ def _laws(target_NV: Tensor, draft_NV: Tensor) -> _Laws:
 
 
 def _pieces(logits_NV: Tensor) -> list[slice]:
-    """Rows whose logits stay in the cache of a CPU; an accelerator takes all at once."""
+    """Rows whose logits stay in the cache of a CPU; an accelerator takes all at once. Of no rows one empty piece."""
     rows, vocabulary = logits_NV.shape
-    step = (
-        max(torch.get_num_threads() * CACHED_BYTES // (4 * vocabulary), 1) if logits_NV.device.type == "cpu" else rows
-    )
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    on_cpu = logits_NV.device.type == "cpu"
+    step = max(torch.get_num_threads() * CACHED_BYTES // (4 * vocabulary) if on_cpu else rows, 1)
+    return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
 
 
 def _graded(name: str, laws: _Laws) -> tuple[Tensor, Tensor]:
