@@ -126,7 +126,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_pt_kl": {"align.objective": "forward_kl", "tokens": "align"},
     "no_pt_stored_kl": {"align.objective": "forward_kl", "tokens": "align", **STORED},
     "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
-    "no_pt_more_half": {"align.objective": HALF, "tokens": "align", "prompts": 8},
+    "no_pt_more_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, "synthesize.top_logprobs": 16},
     "no_pt_more_stored_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, **STORED},
     "prune_ce": {**AS_PAPER, "prune": True},
     "prune_kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF, "prune": True},
