@@ -55,6 +55,28 @@ def test_what_was_written_is_read_in_the_order_of_the_keys(store: CompletionStor
         np.testing.assert_array_equal(getattr(read, name), getattr(rows[1], name))
 
 
+def test_a_log_probability_to_train_on_takes_two_bytes_and_comes_back_as_the_nearest(tmp_path: Path) -> None:
+    """Both kinds stand side by side; what is no log-probability is no less a fault."""
+    store, draw = CompletionStore(tmp_path, logp="float16"), np.random.default_rng(3)
+    logp = np.concatenate([np.log(draw.random(997)), [0.0, -1e5]]).astype(np.float32)
+    row, as_before = completion("a", len(logp), logp=logp), completion("b")
+    store.write([row])
+    (shard,) = tmp_path.glob("*.parquet")
+    assert pq.read_schema(shard).field("logp").type.value_type.byte_width == 2
+    CompletionStore(tmp_path).write([as_before])
+    read, other = store.read(["a", "b"])
+    assert read.logp.dtype == np.float32
+    np.testing.assert_allclose(read.logp[:-1], logp[:-1], rtol=2**-11, atol=2**-25)
+    np.testing.assert_allclose(np.exp(read.logp[:-1]), np.exp(logp[:-1]), rtol=5e-3)
+    assert read.logp[-1] == np.float16(-6e4)
+    np.testing.assert_array_equal(other.logp, as_before.logp)
+    for wrong in (0.1, np.nan, -np.inf):
+        broken = CompletionStore(tmp_path / str(wrong), logp="float16")
+        broken.write([completion("a", logp=np.array([-1, wrong, -1, -1, -1], np.float32))])
+        with pytest.raises(ShardError, match="has the log-probability"):
+            broken.read()
+
+
 def test_an_empty_store_has_no_rows(store: CompletionStore) -> None:
     assert store.keys() == set()
     assert store.read() == []

@@ -62,7 +62,8 @@ def make_completions(journey: Journey, folder: Path) -> Made:
     """completions/*.parquet and quality.json: what the target writes after prompts from the training side."""
     part = journey.recipe.synthesize
     assert part is not None, "a stage without a part is not on the road"
-    setup, store, left_out = _setup(journey, part, folder), CompletionStore(folder / "completions"), Counter[str]()
+    setup, left_out = _setup(journey, part, folder), Counter[str]()
+    store = CompletionStore(folder / "completions", logp="float16")
     own = _own_instructions(setup)  # with an engine of their own: a device may not hold the target twice
     requests = _Counted(_training_requests(journey, setup, own, left_out))
     engine = ENGINES[part.engine](setup)

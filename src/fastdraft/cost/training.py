@@ -65,5 +65,5 @@ def top_bytes(known_tokens: int, vocab_rows: int) -> float:
 
 
 def completion_bytes(tokens: float) -> float:
-    """Disk of what the target wrote, in parquet: 4 bytes a log-probability, 2 to 3 a token, and the prompts."""
-    return 8.0 * tokens
+    """Disk of what the target wrote, in parquet: 2 bytes a log-probability, 2 to 3 a token, and the prompts."""
+    return 6.0 * tokens

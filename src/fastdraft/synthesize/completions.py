@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,29 +25,32 @@ from fastdraft.run import finished_last
 
 LogProbabilities = npt.NDArray[np.float32]
 
-SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "index": pa.int32(),
-        "temperature": pa.float64(),
-        "top_k": pa.int32(),
-        "top_p": pa.float64(),
-        "prompt": pa.list_(pa.int32()),
-        "tokens": pa.list_(pa.int32()),
-        "logp": pa.list_(pa.float32()),
-    }
-)
+COLUMNS = {
+    "key": pa.string(),
+    "index": pa.int32(),
+    "temperature": pa.float64(),
+    "top_k": pa.int32(),
+    "top_p": pa.float64(),
+    "prompt": pa.list_(pa.int32()),
+    "tokens": pa.list_(pa.int32()),
+}
+# By the type of a log-probability.
+SCHEMAS = {kind: pa.schema(COLUMNS | {"logp": pa.list_(pa.from_numpy_dtype(kind))}) for kind in ("float32", "float16")}
 # Ids of a vocabulary of up to so many rows take two bytes; those of a larger one four.
 SHORT_IDS = 1 << 16
 
 
-def with_top(ids: Any) -> Any:
+def with_top(schema: Any, ids: Any) -> Any:
     """The schema of rows with the likeliest tokens of each place, one place after the other."""
-    return SCHEMA.append(pa.field("top_ids", pa.list_(ids))).append(pa.field("top_logp", pa.list_(pa.float16())))
+    return schema.append(pa.field("top_ids", pa.list_(ids))).append(pa.field("top_logp", pa.list_(pa.float16())))
 
 
 # Of rows without, and with ids of two bytes or of four.
-SCHEMAS = (SCHEMA, with_top(pa.uint16()), with_top(pa.uint32()))
+KNOWN = [
+    known
+    for schema in SCHEMAS.values()
+    for known in (schema, with_top(schema, pa.uint16()), with_top(schema, pa.uint32()))
+]
 
 
 class Law(NamedTuple):
@@ -166,10 +169,14 @@ class Keys:
 
 
 class CompletionStore:
-    """A folder of completions; a batch is one shard, there whole or not at all."""
+    """A folder of completions; a batch is one shard, there whole or not at all.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Log-probabilities take 4 bytes, or 2 where they are only trained on (`float16`: p to about a thousandth of itself
+    where it is a tenth, to a hundredth where it is 1e-9). They are read back as float32 either way.
+    """
+
+    def __init__(self, folder: Path, logp: Literal["float32", "float16"] = "float32") -> None:
+        self.folder, self._logp = folder, logp
 
     def stored(self) -> Keys:
         """The keys of all completions that are stored; ShardError where a row is there twice."""
@@ -194,7 +201,7 @@ class CompletionStore:
         """Add one shard."""
         name = xxhash.xxh3_64_hexdigest("".join(completion.key for completion in completions).encode())
         with finished_last(self.folder / f"{name}.parquet") as part:
-            pq.write_table(_table(completions), part)
+            pq.write_table(_table(completions, self._logp), part)
 
     def read(self, keys: Sequence[str] | None = None) -> list[Completion]:
         """The completions of these keys, in their order; otherwise all of them, in the order of their keys."""
@@ -212,17 +219,17 @@ class CompletionStore:
         return sorted(self.folder.glob("*.parquet"))
 
 
-def _table(completions: Sequence[Completion]) -> Any:
+def _table(completions: Sequence[Completion], logp: str) -> Any:
     """A shard; its rows have the likeliest tokens, all or none."""
     kept = [row.top for row in completions if row.top is not None]
     if kept and len(kept) < len(completions):
         raise ValueError(f"{len(kept)} of {len(completions)} rows have their likeliest tokens, wanted all or none")
     rows = [
-        {"key": row.key, "index": row.index, "prompt": row.prompt, "tokens": row.tokens, "logp": row.logp}
+        {"key": row.key, "index": row.index, "prompt": row.prompt, "tokens": row.tokens, "logp": _kept(row.logp, logp)}
         | row.law._asdict()
         for row in completions
     ]
-    table = pa.Table.from_pylist(rows, SCHEMA)
+    table = pa.Table.from_pylist(rows, SCHEMAS[logp])
     if not kept:
         return table
     ids = [top.ids.ravel() for top in kept]
@@ -236,12 +243,17 @@ def _table(completions: Sequence[Completion]) -> Any:
     return table
 
 
+def _kept(logp: LogProbabilities, kind: str) -> npt.NDArray[Any]:
+    """As they are stored: those of tokens that a target all but excludes no lower than float16 reaches."""
+    return np.where(np.isfinite(logp), np.maximum(logp, LEAST_LOGP), logp).astype(kind)
+
+
 def _read(path: Path, columns: list[str] | None = None) -> Any:
     """A shard's columns; all of them unless named."""
     try:
         with pq.ParquetFile(path) as file:
-            if not any(file.schema_arrow.equals(schema) for schema in SCHEMAS):
-                raise _broken(path, f"its columns are {file.schema_arrow.names}, wanted {SCHEMA.names}")
+            if not any(file.schema_arrow.equals(schema) for schema in KNOWN):
+                raise _broken(path, f"its columns are {file.schema_arrow.names}, wanted {KNOWN[0].names}")
             return file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, str(error)) from error
@@ -257,7 +269,8 @@ def _rows(table: Any, path: Path) -> Iterator[Completion]:
         if fault:
             raise _broken(path, f"row {key} has {fault}")
         law = Law(temperature, top_k, top_p)
-        yield Completion(key, prompt.astype(np.int64), tokens.astype(np.int64), logp, law, index, top)
+        ids = prompt.astype(np.int64), tokens.astype(np.int64)
+        yield Completion(key, *ids, logp.astype(np.float32), law, index, top)
 
 
 def _tops(table: Any, tokens: Sequence[npt.NDArray[Any]]) -> list[Top | None]:
