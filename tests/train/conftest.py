@@ -16,7 +16,7 @@ from fastdraft.corpus.order import IGNORED, Batch, Mixture
 from fastdraft.recipe import TrainPart
 from fastdraft.synthesize.completions import Completion, Law
 from fastdraft.train.loop import Phase
-from fastdraft.train.objectives import cross_entropy
+from fastdraft.train.objectives import objective
 
 VOCABULARY, TOKENS = 31, 7
 MakePhase = Callable[..., Phase]
@@ -53,8 +53,16 @@ def small_model(seed: int = 5, dropout: float = 0.0, tied: bool = True) -> Llama
     return LlamaForCausalLM(config)
 
 
-def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **part: object) -> Phase:
-    """11 steps of 5 sequences; a part's fields may be given by name."""
+def small_teacher() -> LlamaForCausalLM:
+    """A model with laws of its own: random weights four times as large."""
+    model = small_model(seed=7).eval()
+    for weight in model.parameters():
+        weight.data *= 4
+    return model
+
+
+def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **fields: object) -> Phase:
+    """11 steps of 5 sequences; a part's fields may be given by name. A live law is that of `small_teacher`."""
     settings: dict[str, object] = {
         "mix": {"a": 2.0, "b": 1.0},
         "train_tokens": 11 * 5 * TOKENS,
@@ -67,13 +75,14 @@ def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **part: obj
         "held_out_every_tokens": 3 * 5 * TOKENS,
     }
     held = [RandomRows(9, 3).row(i) for i in range(3)]
+    part = TrainPart.model_validate(settings | fields)
     return Phase(
         name="pretrain",
         model=model or small_model(),
-        part=TrainPart.model_validate(settings | part),
+        part=part,
         mixture=Mixture({"a": RandomRows(1, 17), "b": RandomRows(2, 5)}, {"a": 2.0, "b": 1.0}, seed=7),
         held_out={"a": [Batch(torch.stack([r[0] for r in held]), torch.stack([r[1] for r in held]))], "b": []},
-        objective=cross_entropy,
+        objective=objective(part, small_teacher() if part.asks_target else None),
         folder=folder,
         device=torch.device("cpu"),
     )

@@ -177,6 +177,8 @@ WAYS = {
     "fsdp": {"optimizer": "adamw", "micro_batch_sequences": 2, "weight_decay": 0.1},
     "fsdp, untied": {"optimizer": "adamw", "tied": False},
     "fsdp, recomputed": {"optimizer": "adamw", "activation_checkpointing": True},
+    "ddp, live": {"optimizer": "adamw", "objective": "forward_kl", "micro_batch_sequences": 2, "law_share": 0.6},
+    "fsdp, live": {"optimizer": "adamw", "objective": {"total_variation": 0.5, "forward_kl": 0.5}},
     "ddp, muon": {"optimizer": "muon"},
     "fsdp, muon": {"optimizer": "muon"},
 }
