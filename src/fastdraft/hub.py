@@ -34,6 +34,16 @@ def fetched(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise TargetError(f"{name} is no local folder, and {said}") from error
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a model's name means something on another machine."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+
+
+def name_of(path: str) -> str:
+    """A model's name as another machine knows it; of a local folder its own name."""
+    return path if is_hub_id(path) else Path(path).name
+
+
 def commit_of(folder: Path) -> str | None:
     """The hub's commit that a folder of its cache holds; None of any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None

@@ -21,11 +21,12 @@ from fastdraft.artefacts.origin import Origin, evidence, licence_of, origin_of, 
 from fastdraft.cli import export as command
 from fastdraft.draft import DraftCard
 from fastdraft.errors import ExportError, MissingExtra, ProofError, TargetError, VocabularyMismatch
-from fastdraft.export.card import is_hub_id, model_card, name_of
+from fastdraft.export.card import model_card
 from fastdraft.export.evidence import Speed
-from fastdraft.export.figures import best_gamma
+from fastdraft.export.figures import best_gamma, training
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.records import ExportCard
+from fastdraft.hub import is_hub_id, name_of
 from fastdraft.recipe import PromptSetPart, TargetPart
 from fastdraft.records import Cost, read_card
 from fastdraft.resolve import resolve, resolved_yaml
@@ -340,6 +341,29 @@ def test_the_best_gamma_is_best_in_the_mean(done):
     means = {gamma: sum(at.mbsu.value for r in results for at in r.gammas if at.gamma == gamma) for gamma in (1, 2, 3)}
     assert best_gamma(results) == max(means, key=means.get)
     assert best_gamma([]) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"objective": "forward_kl"}, "| forward_kl |"),
+        ({"objective": {"forward_kl": 0.5, "total_variation": 0.25}}, "| forward_kl 0.5, total_variation 0.25 |"),
+        ({"objective": "forward_kl", "law_share": 0.25}, "| forward_kl; of 25% of the rows |"),
+        (
+            {"objective": "forward_kl", "teacher": "/home/me/sibling", "law_share": 0.1},
+            "| forward_kl; law of sibling; of 10% of the rows |",
+        ),
+    ],
+)
+def test_a_card_says_what_was_learned(done, asked, said):
+    """A teacher by a name that says nothing of the machine."""
+    origin = origin_of(done)
+    known = evidence(origin, target_of(origin), target_card(origin, target_of(origin)))
+    phase = known.phases["align"]
+    part = type(phase.part).model_validate(phase.part.model_dump() | asked)
+    text = "\n".join(training(replace(known, phases={"align": phase._replace(part=part)})))
+    assert said in text
+    assert "/home" not in text
 
 
 def test_names_that_mean_something_elsewhere(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from fastdraft.export import figures, terms
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.records import ExportCard
 from fastdraft.export.usage import USAGE
+from fastdraft.hub import is_hub_id, name_of
 
 FILE = "README.md"
 LIBRARIES = {"huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
@@ -34,16 +35,6 @@ def model_card(known: Evidence, export: ExportCard) -> str:
     ]
     body = "\n\n".join("\n".join(lines) for lines in sections)
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether a target's name means something on another machine."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
-
-
-def name_of(path: str) -> str:
-    """A target's name as another machine knows it; of a local folder its own name."""
-    return path if is_hub_id(path) else Path(path).name
 
 
 def _what(known: Evidence, export: ExportCard) -> Iterator[str]:

@@ -11,6 +11,7 @@ from fastdraft.energy import in_words, spent
 from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import GAMMA
+from fastdraft.hub import name_of
 from fastdraft.recipe import PromptSetPart, SourcePart, SynthesizePart, TrainPart
 
 # What a source's licences are by the way it is read; of others the run knows nothing.
@@ -21,10 +22,13 @@ LICENCES = {
 }
 
 
-def _objectives(part: TrainPart) -> str:
-    if isinstance(part.objective, str):
-        return part.objective
-    return ", ".join(f"{name} {weight:g}" for name, weight in part.objectives.items())
+def _objective(part: TrainPart) -> str:
+    """With weights where there are several, and whose law of how many rows, where that is not the target's of all."""
+    weights = part.objectives
+    said = ", ".join(name if len(weights) == 1 else f"{name} {weight:g}" for name, weight in weights.items())
+    law = [f"law of {name_of(part.teacher)}"] if part.teacher else []
+    law += [f"of {part.law_share:.0%} of the rows"] if part.law_share < 1 else []
+    return "; ".join([said, *law])
 
 
 def training(known: Evidence) -> Iterator[str]:
@@ -38,7 +42,7 @@ def training(known: Evidence) -> Iterator[str]:
         [
             name,
             f"{phase.card.trained_tokens:,}",
-            _objectives(phase.part),
+            _objective(phase.part),
             ", ".join(f"{source} {weight:g}" for source, weight in phase.part.mix.items()),
             ", ".join(f"{source} {nats:.3f}" for source, nats in phase.card.held_out_nats.items()),
             _hours(phase.card.cost.seconds),
