@@ -53,9 +53,9 @@ def test_a_budget_that_the_vocabulary_alone_exceeds_is_said_before_any_work(tiny
 TAUGHT = ["pretrain.objective=forward_kl", "pretrain.teacher={}"]
 
 
-def recipe_of(files: Path, teacher: Path) -> Recipe:
+def recipe_of(files: Path, teacher: Path, *more: str) -> Recipe:
     """Where a phase has this teacher."""
-    given = [f"target.path={files}/target", *(key.format(teacher) for key in TAUGHT)]
+    given = [f"target.path={files}/target", *(key.format(teacher) for key in TAUGHT), *more]
     return resolve(files / "recipe.yaml", given).recipe
 
 
@@ -67,12 +67,18 @@ def keys(files: Path, teacher: Path) -> dict[str, str]:
     return found
 
 
-def test_a_teacher_that_is_none_for_this_target_is_said_before_any_work(tiny, tiny_llama):
+def test_a_teacher_that_is_none_for_this_target_is_said_before_any_work(tiny):
     other = tiny / "other"
     with pytest.raises(TargetError, match=r"pretrain.teacher: no config.json in .*other\n  do: "):
         look(tiny, *(key.format(other) for key in TAUGHT))
     shutil.copytree(tiny / "target", other)
     assert look(tiny, *(key.format(other) for key in TAUGHT)) == []
+    with pytest.raises(
+        TargetError, match=r"sequence_tokens is 98, the context of pretrain.teacher .* holds 97 [^\0]*do:"
+    ):
+        Journey(recipe_of(tiny, other, "pretrain.sequence_tokens=98"), tiny, torch.device("cpu")).check_teacher(
+            "pretrain"
+        )
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     (one, first), (two, second) = sorted(vocabulary.items(), key=lambda item: item[1])[-2:]

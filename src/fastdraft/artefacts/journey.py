@@ -77,11 +77,21 @@ class Journey:
         return target.open_model(self.recipe.target, self.device)
 
     def check_teacher(self, phase: str) -> None:
-        """TargetError or VocabularyMismatch where a phase's teacher is missing, or means something else by the ids."""
+        """Where a phase has a teacher: TargetError where it is missing or its context is shorter than a row,
+        VocabularyMismatch where it means something else by the ids.
+        """
         part, key = self.phase(phase), f"{phase}.teacher"
-        if part is not None and part.teacher:
-            advice = "name one of the target's own family, or leave it out: the target itself is asked then"
-            other.check_same_ids(other.read(part.teacher, key), target.open_tokenizer(self.recipe.target), key, advice)
+        if part is None or not part.teacher:
+            return
+        teacher, advice = other.read(part.teacher, key), "leave it out: the target itself is asked then"
+        tokenizer = target.open_tokenizer(self.recipe.target)
+        other.check_same_ids(teacher, tokenizer, key, f"name one of the target's own family, or {advice}")
+        context = teacher.context_tokens() or part.sequence_tokens
+        if context < part.sequence_tokens:
+            raise TargetError(
+                f"{phase}.sequence_tokens is {part.sequence_tokens:,}, the context of {key} {part.teacher} holds "
+                f"{context:,} tokens\n  do: lower it, name another model, or {advice}"
+            )
 
     def open_teacher(self, phase: str) -> PreTrainedModel | None:
         """The model whose live law a phase learns: its `teacher`, or the target; None where it learns none."""

@@ -50,6 +50,7 @@ class TrainPart(Part):
     )
     teacher: str | None = Field(
         None,
+        min_length=1,
         description="Model whose live law is learned in the target's place, like a smaller sibling: of the target's "
         "vocabulary, a hub id, a folder or `demo`.",
     )
