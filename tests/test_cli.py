@@ -190,7 +190,7 @@ def test_a_loss_that_is_no_number(tiny, fastdraft):
     ("kilobytes", "after", "where"),
     [
         (1, None, "resolved.yaml"),
-        (6, None, "tokenize"),
+        (7, None, "tokenize"),
         (12, None, "pretrain/checkpoint-00000011"),
         (45, None, "pretrain/checkpoint-00000011"),
         (12, "align", "evaluate/marked.json"),
