@@ -66,7 +66,7 @@ def _terms(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> It
     """The terms of single tokens, those of one kind as one."""
     weights, text_N = part.objectives, torch.zeros(batch.labels_BT.numel(), device=batch.labels_BT.device)
     if of_law := {name: weight for name, weight in weights.items() if name in DISTRIBUTION_LOSSES}:
-        law = Live(part, teacher, batch) if teacher is not None else Stored(batch)
+        law = _law(part, teacher, batch)
         yield partial(law.loss, of_law)
         text_N += sum(of_law.values()) * ~law.known_N
     if sampled := weights.get("sampled_total_variation"):
@@ -75,6 +75,13 @@ def _terms(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> It
     if unrecorded := sum(weights.get(name, 0.0) for name in OF_THE_SAMPLE):
         text_N += unrecorded * _record(batch).logp_BT.flatten().isnan()
     yield partial(_on_text, text_N.where(batch.labels_BT.flatten() != IGNORED, 0), batch)
+
+
+def _law(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> Live | Stored:
+    if part.target_law == "stored":
+        return Stored(batch)
+    assert teacher is not None, "the stage opens the teacher for objectives that need it"
+    return Live(part, teacher, batch)
 
 
 def _on_text(weight_N: Tensor, batch: Batch, logits_NV: Tensor, place: Tensor) -> Tensor:
