@@ -56,9 +56,15 @@ HALF = "{forward_kl: 0.5, total_variation: 0.5}"
 WITH_WORDS = "{cross_entropy: 0.5, forward_kl: 0.25, total_variation: 0.25}"
 SERVED, PAPERS = "{0.0: 1, 1.0: 3}", "{0.0: 1, 0.6: 1, 0.8: 1, 1.0: 1}"
 STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
+MORE_STORED, MOST_STORED = (STORED | {"synthesize.top_logprobs": kept} for kept in (64, 256))
 EARLIER = ("pretrain", "continue")
-# About as many parameters (80 304 for 81 264) in twice the layers.
-DEEP = {"stories260k": {"draft.layers": 4, "draft.intermediate_size": 48}}
+# About as many parameters in more layers: 628 416 for 631 104, with two heads of 32 for one of 64; 80 304 for 81 264.
+DEEP = {
+    "demo": {"draft.hidden_size": 64, "draft.layers": 3, "draft.heads": 2, "draft.intermediate_size": 116},
+    "stories260k": {"draft.layers": 4, "draft.intermediate_size": 48},
+}
+# Prompts as long as those that are measured; stories260k has them so in any case.
+SERVED_PROMPTS = {"demo": {"synthesize.prompt_tokens": 64, "align.sequence_tokens": 192}}
 # A smaller model of the target's vocabulary, which learned the target's law on the corpora: 1.9M for 5.8M, 124 000 for
 # 260 000 (two of five layers).
 SIBLINGS: dict[str, dict[str, Any]] = {
@@ -74,11 +80,12 @@ PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 
 # What an arm changes; `earlier.KEY` is that key of every phase before alignment that the recipe has, `tokens: align`
-# gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes, `own_text` aligns on the
-# texts that prompts were taken from, and `mixed` makes one phase of PT and CP. The paper starts from random weights,
-# every other arm from the target's embedding, which costs nothing: `ce` is the paper's recipe from there; `prune` cuts
-# the first weights out of the target, which suits targets as small as these; `deep` takes the layers of DEEP; a phase's
-# `teacher: sibling` is the target's sibling.
+# gives all of the recipe's tokens to alignment, `prompts` multiplies what the target writes and `longer` the tokens
+# trained on, `own_text` aligns on the texts that prompts were taken from, and `mixed` makes one phase of PT and CP. The
+# paper starts from random weights, every other arm from the target's embedding, which costs nothing: `ce` is the
+# paper's recipe from there; `prune` cuts the first weights out of the target, which suits targets as small as these;
+# `deep` takes the layers of DEEP, `served` the prompts of SERVED_PROMPTS; a phase's `teacher: sibling` is the target's
+# sibling.
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 SERVED_AS_PAPER = {"synthesize.temperatures": PAPERS}
 AS_PAPER = {**CROSS_ENTROPY, **SERVED_AS_PAPER}
@@ -128,6 +135,20 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_pt_more_stored_kl": {"align.objective": "forward_kl", "tokens": "align", "prompts": 8, **STORED},
     "no_pt_more_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, "synthesize.top_logprobs": 16},
     "no_pt_more_stored_half": {"align.objective": HALF, "tokens": "align", "prompts": 8, **STORED},
+    "no_pt_most_stored_half": {
+        **{"align.objective": HALF, "tokens": "align", "prompts": 16, "served": True, **SERVED_AS_PAPER},
+        **MOST_STORED,
+    },
+    "deep_paper": {"draft.start": "random", "deep": True, **AS_PAPER},
+    "deep_stored_half": {"align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
+    "deep_no_pt_stored_half": {
+        **{"align.objective": HALF, "tokens": "align", "deep": True, "served": True, **SERVED_AS_PAPER},
+        **MORE_STORED,
+    },
+    "deep_no_pt_most_stored_half": {
+        **{"align.objective": HALF, "tokens": "align", "prompts": 16, "deep": True, "served": True, **SERVED_AS_PAPER},
+        **MOST_STORED,
+    },
     "prune_ce": {**AS_PAPER, "prune": True},
     "prune_kl_half": {"earlier.objective": "forward_kl", "align.objective": HALF, "prune": True},
     "prune_stored_half": {"align.objective": HALF, "prune": True, **STORED},
@@ -147,6 +168,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "prune_deep_no_pt_more_stored_half_as_paper": {
         **{"align.objective": HALF, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
         **{"prompts": 8, **STORED},
+    },
+    "prune_deep_no_pt_longer_stored_half": {
+        **{"align.objective": HALF, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
+        **{"prompts": 0.5, "longer": 2.4, **STORED},
+    },
+    "prune_deep_no_pt_longer_stored_with_words": {
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
+        **{"prompts": 0.5, "longer": 2.4, **STORED},
     },
     "prune_deep_no_pt_stored_with_words": {
         **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
@@ -181,8 +210,9 @@ class Run(NamedTuple):
 
 
 def known(target: str, arms: Iterable[str]) -> list[str]:
-    """Those of the arms that this target has."""
-    return [arm for arm in arms if target in DEEP or "deep" not in ARMS[arm]]
+    """Those of the arms that this target has: a draft with other heads than the target's is not cut out of it."""
+    other_heads = "draft.heads" in DEEP[target]
+    return [arm for arm in arms if not (other_heads and {"deep", "prune"} <= ARMS[arm].keys())]
 
 
 def phases(recipe: Recipe) -> dict[str, TrainPart]:
@@ -212,7 +242,8 @@ def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "de
     beginning = WORDS | BEGINNING[target]
     recipe = resolve(TARGETS[target], [f"{key}={value}" for key, value in beginning.items()]).recipe
     parts, change = phases(recipe), dict(ARMS[arm])
-    tokens = {name: round(part.train_tokens * share) for name, part in parts.items()}
+    longer = change.pop("longer", 1)
+    tokens = {name: round(part.train_tokens * share * longer) for name, part in parts.items()}
     keys: dict[str, object] = {
         **WORDS,
         **{"seed": seed, "name": "alignment", "evaluate.judge_prompts": 0, "evaluate.measure_prompts": 0},
@@ -223,6 +254,8 @@ def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "de
         keys |= pruned(recipe)
     if change.pop("deep", False):
         keys |= DEEP[target]
+    if change.pop("served", False):
+        keys |= SERVED_PROMPTS.get(target, {})
     if change.pop("mixed", False) and "continue" in parts:
         keys |= {"pretrain.mix": mixed(parts), "continue": "null"}
         tokens["pretrain"] += tokens.pop("continue")
