@@ -44,7 +44,8 @@ TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stori
 BEGINNING: dict[str, dict[str, Any]] = {
     "demo": {
         **{"pretrain.train_tokens": 1_400_000, "continue.train_tokens": 1_500_000, "align.train_tokens": 1_000_000},
-        "synthesize.prompts": 2048,
+        # Two layers of one head of 64, with an MLP of 192.
+        **{"synthesize.prompts": 2048, "draft.params_millions": 0.64, "draft.heads": 1},
     },
     "stories260k": {"pretrain.train_tokens": 500_000, "align.train_tokens": 2_000_000, "synthesize.prompts": 3200},
 }
@@ -249,6 +250,7 @@ def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "de
         **{"seed": seed, "name": "alignment", "evaluate.judge_prompts": 0, "evaluate.measure_prompts": 0},
         **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
         "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
+        **{key: value for key, value in beginning.items() if key.startswith("draft.")},
     }
     if change.pop("prune", False):
         keys |= pruned(recipe)

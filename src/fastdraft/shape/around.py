@@ -20,6 +20,8 @@ FEWEST, USUAL = 3, 5
 TARGET_SHARE = 1 / 60
 # A draft narrower than this share of its target predicts little more than pairs of words (paper's: 1/6 to 1/4).
 NARROWEST_SHARE = 1 / 8
+# One of two layers did not learn to copy what its context repeats (docs/shapes.md).
+FEWEST_LAYERS = 3
 
 
 def around(target: PretrainedConfig, part: DraftPart) -> list[DraftShape]:
@@ -47,15 +49,15 @@ def _key(shape: DraftShape) -> tuple[int, ...]:
 
 
 def smallest(target: PretrainedConfig) -> DraftShape:
-    """The smallest draft that is worth its embedding: an eighth of the target's width (64 to 256), at least 2 layers.
+    """The smallest draft that is worth its embedding: an eighth of the target's width (64 to 256), at least 3 layers.
 
-    Its depth is that of the usual aspect, and enough for a layer that sees the whole context. A smaller one can be
-    made, but is hardly more than its vocabulary.
+    Its depth is that of the usual aspect, and enough for a layer that sees the whole context and to learn to copy
+    (docs/shapes.md, "A draft that copies"). A smaller one can be made, but is hardly more than its vocabulary.
     """
     part = DraftPart(params_millions=1e6)
     wanted = min(max(sizes(target).hidden_size * NARROWEST_SHARE, KERNEL_STEP), K_QUANT_STEP)
     width = next((width for width in widths(target, part) if width >= wanted), widths(target, part)[-1])
-    return shape_of(target, part, width, max(2, round(width / ASPECT), layers_to_whole(target)))
+    return shape_of(target, part, width, max(FEWEST_LAYERS, round(width / ASPECT), layers_to_whole(target)))
 
 
 def default_budget_millions(target_parameters: int, smallest: int) -> float:

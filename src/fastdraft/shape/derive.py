@@ -210,13 +210,17 @@ def _heads(config: dict[str, Any], known: Sizes, part: DraftPart, width: int) ->
 def _head_size(config: dict[str, Any], known: Sizes, width: int) -> int:
     """The target's where it is one of HEAD_SIZES, or smaller, and divides the width; else the nearest that does.
 
-    Positions tuned to the target's size keep it.
+    Of one that fills the width two halves: a draft with two heads learns sooner to copy (docs/shapes.md). Positions
+    tuned to the target's size keep it.
     """
     small, large = HEAD_SIZES
-    fits = width % known.head_size == 0 and (known.head_size < small or known.head_size in HEAD_SIZES)
-    if fits or _tuned(config):
+    if _tuned(config):
         return known.head_size
-    return large if known.head_size > large and width % large == 0 else math.gcd(width, small)
+    if width % known.head_size == 0 and (known.head_size < small or known.head_size in HEAD_SIZES):
+        size = known.head_size
+    else:
+        size = large if known.head_size > large and width % large == 0 else math.gcd(width, small)
+    return size // 2 if size == width and size in HEAD_SIZES else size
 
 
 def _tuned(config: dict[str, Any]) -> bool:
@@ -244,7 +248,8 @@ def _remarks(config: dict[str, Any], known: Sizes, part: DraftPart, head_size: i
             f"{layers} layers of width {width} are slow for what they predict: {known.vocab_rows} tokens leave the "
             f"budget no wider ones"
         )
-    if head_size < HEAD_SIZES[0] and head_size != known.head_size and not (part.heads or part.head_size):
+    narrow = head_size < HEAD_SIZES[0] < width
+    if narrow and head_size != known.head_size and not (part.heads or part.head_size):
         found.append(f"attention heads are of {head_size}: kernels are made for {HEAD_SIZES[0]} and {HEAD_SIZES[1]}")
     if layers < whole:
         found.append(f"every layer sees the last {config.get('sliding_window')} tokens alone, as the target's first do")
