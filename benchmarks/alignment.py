@@ -142,6 +142,18 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "deep_paper": {"draft.start": "random", "deep": True, **AS_PAPER},
     "deep_stored_half": {"align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
+    "deep_ce": {"deep": True, **AS_PAPER},
+    "deep_stored_with_words": {
+        **{"align.objective": WITH_WORDS, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
+    },
+    "deep_longer_stored_half": {
+        **{"align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
+        **{"prompts": 0.5, "longer": 1.5},
+    },
+    "deep_random_longer_stored_half": {
+        **{"draft.start": "random", "align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER},
+        **{"prompts": 0.5, "longer": 1.5, **MORE_STORED},
+    },
     "deep_no_pt_stored_half": {
         **{"align.objective": HALF, "tokens": "align", "deep": True, "served": True, **SERVED_AS_PAPER},
         **MORE_STORED,
@@ -177,6 +189,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "prune_deep_no_pt_longer_stored_with_words": {
         **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
         **{"prompts": 0.5, "longer": 2.4, **STORED},
+    },
+    "prune_deep_no_pt_longest_stored_with_words": {
+        **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
+        **{"prompts": 0.5, "longer": 3.4, **STORED},
     },
     "prune_deep_no_pt_stored_with_words": {
         **{"align.objective": WITH_WORDS, "tokens": "align", "prune": True, "deep": True, **SERVED_AS_PAPER},
