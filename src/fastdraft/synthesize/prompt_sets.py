@@ -49,7 +49,7 @@ def instruction_prompts(
             yield tokens
     if broken > UNSOUND_SHARE * rows or not len(seen):
         raise CorpusError(
-            f"{part.path}: {broken:,} of {rows:,} rows give no prompt: {_listed(refused)}\n"
+            f"{part.path}: {broken:,} of {rows:,} rows give no prompt; left out are {_listed(refused)}\n"
             f"  wanted: at most 1 % of the rows broken, and one prompt\n  do: mend the file, or name another `field`"
         )
 
