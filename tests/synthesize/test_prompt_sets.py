@@ -64,7 +64,8 @@ def test_what_gives_no_prompt_is_counted(read):
 
 
 def test_more_than_one_in_a_hundred_broken_stops(read):
-    with pytest.raises(CorpusError, match=r"1 of 8 rows give no prompt; left out are 1 rows that are not JSON[^\0]*do: mend"):
+    left_out = r"1 of 8 rows give no prompt; left out are 1 rows that are not JSON[^\0]*\n  do: mend"
+    with pytest.raises(CorpusError, match=left_out):
         read([*({"prompt": f"question {i}"} for i in range(7)), "{"])
     with pytest.raises(CorpusError, match=r"3 of 3 rows give no prompt"):
         read([{"prompt": 1}, {"prompt": []}, {"prompt": [{"role": "assistant", "content": "hi"}]}])
