@@ -90,6 +90,7 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 CROSS_ENTROPY = {"earlier.objective": "cross_entropy", "align.objective": "cross_entropy"}
 SERVED_AS_PAPER = {"synthesize.temperatures": PAPERS}
 AS_PAPER = {**CROSS_ENTROPY, **SERVED_AS_PAPER}
+DEEP_SERVED = {"deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED}
 ARMS: dict[str, dict[str, Any]] = {
     PAPER: {"draft.start": "random", **AS_PAPER},
     SAME_START: AS_PAPER,
@@ -141,23 +142,15 @@ ARMS: dict[str, dict[str, Any]] = {
         **MOST_STORED,
     },
     "deep_paper": {"draft.start": "random", "deep": True, **AS_PAPER},
-    "deep_stored_half": {"align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
+    "deep_stored_half": {"align.objective": HALF, **DEEP_SERVED},
     "deep_ce": {"deep": True, **AS_PAPER},
-    "deep_stored_with_words": {
-        **{"align.objective": WITH_WORDS, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
-    },
-    "deep_longer_stored_half": {
-        **{"align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED},
-        **{"prompts": 0.5, "longer": 1.5},
-    },
+    "deep_stored_with_words": {"align.objective": WITH_WORDS, **DEEP_SERVED},
+    "deep_longer_stored_half": {"align.objective": HALF, **DEEP_SERVED, "prompts": 0.5, "longer": 1.5},
     "deep_random_longer_stored_half": {
-        **{"draft.start": "random", "align.objective": HALF, "deep": True, "served": True, **SERVED_AS_PAPER},
-        **{"prompts": 0.5, "longer": 1.5, **MORE_STORED},
+        **{"draft.start": "random", "align.objective": HALF, "prompts": 0.5, "longer": 1.5},
+        **DEEP_SERVED,
     },
-    "deep_no_pt_stored_half": {
-        **{"align.objective": HALF, "tokens": "align", "deep": True, "served": True, **SERVED_AS_PAPER},
-        **MORE_STORED,
-    },
+    "deep_no_pt_stored_half": {"align.objective": HALF, "tokens": "align", **DEEP_SERVED},
     "deep_no_pt_most_stored_half": {
         **{"align.objective": HALF, "tokens": "align", "prompts": 16, "deep": True, "served": True, **SERVED_AS_PAPER},
         **MOST_STORED,
