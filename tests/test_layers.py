@@ -23,6 +23,7 @@ ROOMS = (
         "manifest",
         "progress",
         "extras",
+        "ray_cluster",
         "energy",
         "records",
         "maths",

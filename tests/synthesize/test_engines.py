@@ -90,8 +90,8 @@ def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
 def test_ray_writes_the_same_bits(setup_of, tmp_path):
-    pytest.importorskip("ray")
     ours = written(setup_of("transformers"), CompletionStore(tmp_path / "a"))
     theirs = written(setup_of("transformers", ray_workers=2), CompletionStore(tmp_path / "b"))
     assert set(ours) == set(theirs)

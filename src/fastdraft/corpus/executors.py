@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
@@ -28,9 +27,8 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 
-from fastdraft import errors
+from fastdraft import errors, ray_cluster
 from fastdraft.errors import RunError, UserError
-from fastdraft.extras import need
 from fastdraft.progress import Bar
 from fastdraft.recipe import TokenizePart
 from fastdraft.run import write_json
@@ -184,42 +182,18 @@ class SlurmTasks(Telling, SlurmPipelineExecutor):  # type: ignore[misc]
         """No second job for a sum of statistics that nobody reads."""
 
 
+RAY_STORE_BYTES = 2**27  # tasks hand nothing over
+
+
 class RayTasks(Telling, RayPipelineExecutor):  # type: ignore[misc]
     """The Ray cluster at RAY_ADDRESS; otherwise one of this process alone, on this machine."""
 
     def run(self) -> None:
         """Run what is not finished; a cluster that was started for it is gone afterwards."""
-        with _ray(self.workers):
+        with ray_cluster.connected(self.workers, RAY_STORE_BYTES), warnings.catch_warnings():
+            # datatrove asks for its workers in a way that Ray would have otherwise; an error would hang its `run`.
+            warnings.filterwarnings("ignore", "placement_group", DeprecationWarning)
             super().run()
-
-
-@contextmanager
-def _ray(workers: int) -> Iterator[None]:
-    # Read as Ray is imported. 0: what is started here listens on the loopback address alone, and reports to nobody.
-    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED"):
-        os.environ.setdefault(name, "0")
-    ray = need("ray", "ray")
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder, warnings.catch_warnings():
-        # datatrove asks for its workers in a way that Ray would have otherwise; an error there would hang its `run`.
-        warnings.filterwarnings("ignore", "placement_group", DeprecationWarning)
-        alone = {} if os.environ.get("RAY_ADDRESS") else _own_cluster(workers, folder)
-        ray.init(**alone, log_to_driver=False, logging_level="ERROR")
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _own_cluster(workers: int, folder: str) -> dict[str, Any]:
-    """What `ray.init` takes for a cluster on this machine; tasks hand nothing over, so that its store stays small."""
-    store_bytes = 2**27  # else a third of the memory
-    return {
-        "address": "local",
-        "num_cpus": workers,
-        "object_store_memory": store_bytes,
-        "include_dashboard": False,
-        "_temp_dir": folder,
-    }
 
 
 def _local(pipeline: list[Step], how: TokenizePart, log: Path) -> PipelineExecutor:

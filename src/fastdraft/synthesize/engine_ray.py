@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-from fastdraft import target
-from fastdraft.extras import need
+from fastdraft import ray_cluster, target
 from fastdraft.recipe import TargetPart
 from fastdraft.synthesize.completions import Completion, Keys
 from fastdraft.synthesize.generate import answered, groups
@@ -25,23 +23,15 @@ class OnRay:
 
     def __init__(self, part: TargetPart, dtype: torch.dtype, workers: int, decoding: Decoding) -> None:
         self._part, self._dtype, self._workers, self._decoding = part, dtype, workers, decoding
-        self._ray: Any = need("ray", "ray")
+        ray_cluster.load()  # what is missing is said before any work
 
     def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
         """One shard for each group of requests that is not stored whole, in the order in which they end."""
-        self._begin()
-        try:
-            yield from self._answered(requests, stored)
-        finally:
-            self._ray.shutdown()
+        with ray_cluster.connected(self._workers) as ray:
+            yield from self._answered(ray, requests, stored)
 
-    def _begin(self) -> None:
-        address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"num_cpus": self._workers, "include_dashboard": False}
-        self._ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
-
-    def _answered(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
-        actor = self._ray.remote(num_gpus=int(torch.cuda.is_available()))(_Worker)
+    def _answered(self, ray: Any, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
+        actor = ray.remote(num_gpus=int(torch.cuda.is_available()))(_Worker)
         threads = torch.get_num_threads()
         workers = [actor.remote(self._part, self._dtype, threads, self._decoding) for _ in range(self._workers)]
         waiting = (group for group in groups(requests, self._decoding.shard_prompts))
@@ -55,10 +45,10 @@ class OnRay:
                     running[worker.answer.remote(group)] = worker, missing
             if not running:
                 return
-            (done,), _ = self._ray.wait(list(running), num_returns=1)
+            (done,), _ = ray.wait(list(running), num_returns=1)
             worker, missing = running.pop(done)
             idle.append(worker)
-            yield Shard([row for row in self._ray.get(done) if row.key in missing])
+            yield Shard([row for row in ray.get(done) if row.key in missing])
 
 
 class _Worker:
