@@ -22,11 +22,13 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft import target
-from fastdraft.recipe import TargetPart
+from fastdraft.recipe import SynthesizePart, TargetPart
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.decode import generate
+from fastdraft.synthesize.engines import batch_prompts, dtype_of
 
-PART, EOS, BATCH, PROMPT_TOKENS, TEMPERATURE = TargetPart(path="demo"), 0, 64, 32, 0.6
+PART, EOS, CONTEXT_TOKENS = TargetPart(path="demo"), 0, 1024
+BATCH, PROMPT_TOKENS, TEMPERATURE = 64, 32, 0.6
 LIBRARY: tuple[ModuleType, ...] = (argparse, inspect, json, time, __import__("decimal"), __import__("typing"))
 
 
@@ -74,7 +76,7 @@ def measured(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple
             tokens = way()
             found = tokens / (time.process_time() - cpu), tokens / (time.monotonic() - clock)
             best[name] = max(best[name][0], found[0]), max(best[name][1], found[1])
-            print(f"{name:28} {found[0]:7,.0f} tokens/s cpu {found[1]:7,.0f} clock", flush=True)
+            print(f"{name:36} {found[0]:7,.0f} tokens/s cpu {found[1]:7,.0f} clock", flush=True)
     return best
 
 
@@ -87,10 +89,15 @@ def main() -> None:
     options = parser.parse_args()
     prompts_RT, tokens = prompts(options.prompts), options.completion_tokens
     exact, half = (target.open_model(PART, torch.device("cpu"), kind) for kind in (torch.float32, torch.bfloat16))
-    ways = {"generate, static, 64, fp32": partial(static_batches, exact, prompts_RT, tokens)}
-    for name, model in (("fp32", exact), ("bf16", half)):
-        for rows in (64, 256):
-            ways[f"ours, {rows} rows, {name}"] = partial(ours, model, rows, prompts_RT, tokens)
+    ways = {
+        f"generate, static, 64, {name}": partial(static_batches, model, prompts_RT, tokens)
+        for name, model in (("fp32", exact), ("bf16", half))
+    }
+    for name, model, rows in (("fp32", exact, 64), ("fp32", exact, 256), ("bf16", half, 64)):
+        ways[f"ours, {rows} rows, {name}"] = partial(ours, model, rows, prompts_RT, tokens)
+    part = SynthesizePart(mix={"any": 1}, prompts=1, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
+    rows, model = batch_prompts(part, PART, CONTEXT_TOKENS), {torch.bfloat16: half}[dtype_of(part, PART)]
+    ways[f"ours, by default {rows} rows, bf16"] = partial(ours, model, rows, prompts_RT, tokens)
     best = measured(ways, options.rounds)
     first = next(iter(best.values()))
     print(

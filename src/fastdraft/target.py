@@ -165,6 +165,13 @@ def open_config(part: TargetPart) -> PretrainedConfig:
     return config
 
 
+def stored_dtype(part: TargetPart) -> torch.dtype:
+    """What the configuration says that the weights are stored in; float32 where it does not."""
+    config = open_config(part)
+    found = config.dtype or config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
 def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
     """The target's tokenizer, which must be a fast one; TargetError where there is none."""
     folder = folder_of(part, weights=False)

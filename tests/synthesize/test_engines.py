@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from fastdraft.errors import MissingExtra
 from fastdraft.maths.law import warp
 from fastdraft.progress import Bar
 from fastdraft.recipe import SynthesizePart, TargetPart
 from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
-from fastdraft.synthesize.engines import ENGINES, Setup
+from fastdraft.synthesize.engines import ENGINES, Setup, batch_prompts
 from fastdraft.synthesize.generate import generate
 from fastdraft.synthesize.rescore import completion_logits, law_logp, rescored, rescorer
 from fastdraft.synthesize.write import Decoding, keyed, write
@@ -123,9 +123,45 @@ def test_vllm_writes_rows_under_their_law(setup_of, tiny_files, tmp_path, monkey
         np.testing.assert_allclose(row.logp, scored.logp, atol=2e-3)
 
 
-def test_weights_in_bf16_are_the_model_that_p_is_of(setup_of):
-    assert setup_of("transformers", precision="bf16").open_target().dtype == torch.bfloat16
-    assert setup_of("transformers").open_target().dtype == torch.float32
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_target_runs_in_what_it_is_stored_in_unless_the_recipe_says_otherwise(
+    setup_of, tiny_llama, tmp_path, stored
+):
+    tiny_llama(7, vocabulary=307).to(stored).save_pretrained(tmp_path / "stored")
+    whose = TargetPart(path=str(tmp_path / "stored"))
+
+    def rows_of(**changed: str) -> tuple[torch.dtype, list[Completion]]:
+        setup = replace(setup_of("transformers", **changed), target=whose)
+        model = setup.open_target()
+        assert {weight.dtype for weight in model.parameters()} == {setup.dtype}
+        return setup.dtype, list(written(setup, CompletionStore(tmp_path / setup.part.precision)).values())
+
+    found, rows = rows_of()
+    assert found == stored
+    assert len(rows) == 23
+    assert all(np.isfinite(row.logp).all() for row in rows)
+    assert [rows_of(precision=name)[0] for name in ("bf16", "fp32")] == [torch.bfloat16, torch.float32]
+
+
+# Keys and values of a token of Llama 3.1 8B: 2 x 32 layers x 8 heads x 128 numbers of two bytes, 128 KiB.
+@pytest.mark.parametrize(
+    ("changed", "rows"),
+    [
+        ({"prompt_tokens": 512, "completion_tokens": 512}, 32),
+        ({"prompt_tokens": 24, "completion_tokens": 104}, 256),
+        ({"prompt_tokens": 24, "completion_tokens": 103}, 256),
+        ({"prompt_tokens": 25, "completion_tokens": 104}, 254),
+        ({"prompt_tokens": 25, "completion_tokens": 104, "precision": "fp32"}, 127),
+        ({"prompt_tokens": 32, "completion_tokens": 512, "mix": {"magpie": 1}}, 32),
+        ({"prompt_tokens": 90_000, "completion_tokens": 90_000}, 1),
+        ({"prompt_tokens": 512, "completion_tokens": 512, "batch_prompts": 199}, 199),
+    ],
+)
+def test_as_many_prompts_at_once_as_four_gigabytes_hold_keys_and_values_of(tmp_path, changed, rows):
+    sizes = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    LlamaConfig(**sizes, head_dim=128, dtype="bfloat16").save_pretrained(tmp_path)
+    part = SynthesizePart.model_validate({"mix": {"text": 1}, "prompts": 1} | changed)
+    assert batch_prompts(part, TargetPart(path=str(tmp_path)), context_tokens=131_072) == rows
 
 
 def test_the_in_process_engine_gives_nothing_that_is_stored(setup_of):

@@ -24,7 +24,7 @@ from fastdraft.records import Card, read_card
 from fastdraft.run import write_json
 from fastdraft.synthesize import magpie
 from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
-from fastdraft.synthesize.engines import ENGINES, Setup
+from fastdraft.synthesize.engines import ENGINES, Setup, batch_prompts
 from fastdraft.synthesize.leaks import REASON, Leaks
 from fastdraft.synthesize.prompt_sets import chat_tokens, instruction_prompts
 from fastdraft.synthesize.prompts import distinct, document_prompts, over_laws, repeated
@@ -293,6 +293,9 @@ def decoding(journey: Journey, part: SynthesizePart | EvaluatePart) -> Decoding:
     """How the target answers, for training and for evaluation."""
     card, seed = journey.target_card(), journey.recipe.seed
     eos = frozenset(card.eos_ids)
-    kept = part.top_logprobs if isinstance(part, SynthesizePart) else 0
+    kept, at_once = 0, part.batch_prompts
+    if isinstance(part, SynthesizePart):
+        kept, at_once = part.top_logprobs, batch_prompts(part, journey.recipe.target, card.context_tokens)
+    assert at_once is not None, "only `synthesize` leaves it open"
     end, rows = card.eos_ids[0], card.vocab_rows
-    return Decoding(part.completion_tokens, eos, seed, card.digest, part.batch_prompts, end, kept, rows)
+    return Decoding(part.completion_tokens, eos, seed, card.digest, at_once, end, kept, rows)

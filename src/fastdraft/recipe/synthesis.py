@@ -99,8 +99,10 @@ class SynthesizePart(Part):
         description="Where the engine's log-probabilities are missing or not those of the law sampled from, the target "
         "reads each row once in this process to find them. Rows of `recorded` are not rescored.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Weights of the target in this process; in bf16 p is the law of the bf16 model."
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Weights of the target in this process; auto: as they are stored. In bf16 p is the law of the bf16 "
+        "model.",
     )
     ray_workers: PositiveInt | None = Field(
         None,
@@ -137,7 +139,10 @@ class SynthesizePart(Part):
     )
     top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0 is all.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample from the smallest set with this mass.")
-    batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
+    batch_prompts: PositiveInt | None = Field(
+        None,
+        description="Prompts answered at once; otherwise as many as 4 GiB hold the keys and values of, 256 at most.",
+    )
 
     @property
     def own_sources(self) -> set[str]:

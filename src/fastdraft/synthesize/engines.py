@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fastdraft import target
 from fastdraft.recipe import SynthesizePart, TargetPart
+from fastdraft.shape.reading import sizes
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.engine_openvino import OpenVino, exported
 from fastdraft.synthesize.engine_ray import OnRay
@@ -22,6 +23,8 @@ from fastdraft.synthesize.generate import InProcess
 from fastdraft.synthesize.write import Decoding, Engine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# More at once are faster (256 for 64: 1.8 times, demo target in bf16, benchmarks/synthesis.py), and a kill costs more.
+CACHE_BYTES, MOST_PROMPTS = 2**32, 256
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,37 @@ class Setup:
 
     def open_target(self) -> PreTrainedModel:
         """The target in this process."""
-        return target.open_model(self.target, self.device, DTYPES[self.part.precision])
+        return target.open_model(self.target, self.device, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the target runs in."""
+        return dtype_of(self.part, self.target)
+
+
+def dtype_of(part: SynthesizePart, whose: TargetPart) -> torch.dtype:
+    """What the target runs in where it answers."""
+    return DTYPES[part.precision] if part.precision in DTYPES else target.stored_dtype(whose)
+
+
+def batch_prompts(part: SynthesizePart, whose: TargetPart, context_tokens: int) -> int:
+    """Prompts answered at once: as many as CACHE_BYTES hold the keys and values of, where the recipe does not say it.
+
+    Each counts with all tokens that it may come to, so that it is the same number on any machine.
+    """
+    if part.batch_prompts:
+        return part.batch_prompts
+    instructions = part.own_sources & part.mix.keys()
+    longest = max(part.prompt_tokens, part.longest_prompt_tokens) if instructions else part.prompt_tokens
+    tokens, known = min(longest + part.completion_tokens, context_tokens), sizes(target.open_config(whose))
+    bytes_a_prompt = 2 * known.layers * known.kv_heads * known.head_size * tokens * dtype_of(part, whose).itemsize
+    return max(1, min(MOST_PROMPTS, CACHE_BYTES // bytes_a_prompt))
 
 
 def transformers(setup: Setup) -> Engine:
     """This process, or Ray's workers."""
     if setup.part.ray_workers:
-        return OnRay(setup.target, DTYPES[setup.part.precision], setup.part.ray_workers, setup.decoding)
+        return OnRay(setup.target, setup.dtype, setup.part.ray_workers, setup.decoding)
     return InProcess(setup.open_target(), setup.decoding)
 
 
@@ -55,7 +82,7 @@ def openvino(setup: Setup) -> Engine:
 
 def vllm(setup: Setup) -> Engine:
     """vLLM in this process."""
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[setup.part.precision]
+    dtype = str(setup.dtype).removeprefix("torch.")
     read_again = setup.part.rescore and setup.decoding.top_logprobs > 0  # rows are raw then
     return Vllm(target.folder_of(setup.target), dtype, setup.target.trust_remote_code, setup.decoding, read_again)
 
