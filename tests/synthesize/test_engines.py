@@ -141,6 +141,7 @@ def test_the_target_runs_in_what_it_is_stored_in_unless_the_recipe_says_otherwis
     assert len(rows) == 23
     assert all(np.isfinite(row.logp).all() for row in rows)
     assert [rows_of(precision=name)[0] for name in ("bf16", "fp32")] == [torch.bfloat16, torch.float32]
+    assert replace(setup_of("openvino"), target=whose).dtype == torch.float32, "as OpenVINO computes"
 
 
 # Keys and values of a token of Llama 3.1 8B: 2 x 32 layers x 8 heads x 128 numbers of two bytes, 128 KiB.

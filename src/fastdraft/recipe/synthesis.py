@@ -101,8 +101,8 @@ class SynthesizePart(Part):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="Weights of the target in this process; auto: as they are stored. In bf16 p is the law of the bf16 "
-        "model.",
+        description="Weights of the target in this process, and in vLLM; auto: as they are stored, fp32 beside engine "
+        "openvino, which computes so. In bf16 p is the law of the bf16 model.",
     )
     ray_workers: PositiveInt | None = Field(
         None,

@@ -49,8 +49,10 @@ class Setup:
 
 
 def dtype_of(part: SynthesizePart, whose: TargetPart) -> torch.dtype:
-    """What the target runs in where it answers."""
-    return DTYPES[part.precision] if part.precision in DTYPES else target.stored_dtype(whose)
+    """What the target runs in where it answers, or where it says the log p of what an engine has written."""
+    if part.precision != "auto":
+        return DTYPES[part.precision]
+    return torch.float32 if part.engine == "openvino" else target.stored_dtype(whose)  # engine_openvino.STRICT
 
 
 def batch_prompts(part: SynthesizePart, whose: TargetPart, context_tokens: int) -> int:
