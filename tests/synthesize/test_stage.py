@@ -109,6 +109,17 @@ def test_instructions_and_magpie_and_several_answers(tiny, synthesized, watched,
 
 
 @pytest.mark.slow
+def test_the_progress_counts_every_answer(tiny, fastdraft):
+    part = {"mix": {"text": 1}, "prompts": 20, "prompt_tokens": 7, "completion_tokens": 3, "answers_per_prompt": 3}
+    part |= {"temperatures": {0.0: 1, 0.7: 2, 1.0: 1}, "top_logprobs": 11}
+    rest = ("align=null", "evaluate=null", "pretrain=null", "continue=null")
+    said = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part)}", *rest).err
+    assert "synthesize: 50 of 50 completions" in said, "5 greedy, 15 x 3"
+    card = json.loads((tiny / RUN / "synthesize" / "card.json").read_text())
+    assert card["completions"] == 50
+
+
+@pytest.mark.slow
 def test_recorded_answers_need_no_weights(tiny, synthesized):
     (tiny / "target" / "model.safetensors").unlink()
     (tiny / "logs.txt").write_text("".join(f"river {i}<start> stone {i} walks<end>\n" for i in range(31)))

@@ -67,7 +67,7 @@ def make_completions(journey: Journey, folder: Path) -> Made:
     own = _own_instructions(setup)  # with an engine of their own: a device may not hold the target twice
     requests = _Counted(_training_requests(journey, setup, own, left_out))
     engine = ENGINES[part.engine](setup)
-    with Bar("synthesize", part.prompts, "completions", len(store.stored())) as bar:
+    with Bar("synthesize", _answers(part), "completions", len(store.stored())) as bar:
         rows = keyed(requests, setup.decoding)
         refused = write(engine, rows, store, setup.decoding, bar, _rescore(setup, engine))
     # Rows that exist already are asked of nobody: all that were read.
@@ -122,7 +122,7 @@ def _say_top(part: SynthesizePart, card: TargetCard) -> None:
         )
     if part.top_logprobs:
         each = top_bytes(part.top_logprobs, card.vocab_rows)
-        most = each * part.prompts * part.answers_per_prompt * part.completion_tokens
+        most = each * _answers(part) * part.completion_tokens
         say(f"synthesize: top_logprobs take {each:g} bytes a token, {most / 1e9:.2g} GB at most")
 
 
@@ -183,6 +183,12 @@ def _training_requests(
         if len(part.mix) > 1:
             prompts = distinct(prompts, seen, left_out)
         yield from repeated(over_laws(_fewer_said(prompts, source, count), laws), part.answers_per_prompt)
+
+
+def _answers(part: SynthesizePart) -> int:
+    """To all prompts, as `repeated` has it: one where it is greedy."""
+    greedy = part.temperatures.get(0.0, 0.0) / sum(part.temperatures.values())
+    return round(part.prompts * (greedy + (1 - greedy) * part.answers_per_prompt))
 
 
 def _count(part: SynthesizePart, source: str) -> int:
