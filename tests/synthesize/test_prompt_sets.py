@@ -83,6 +83,24 @@ def test_a_prompt_that_stands_in_an_evaluation_text_is_a_leak():
     assert text not in Leaks([], 13)
 
 
+def test_a_leak_is_a_prompt_of_whose_runs_half_are_known():
+    dice = np.random.default_rng(5)
+    texts, common = [[dice.integers(0, 3, 29) for _ in range(7)] for _ in range(2)]
+    leaks, n = Leaks(texts, 5, common), 5
+
+    def runs(of: list[np.ndarray]) -> set[tuple[int, ...]]:
+        return {tuple(text[i : i + n].tolist()) for text in of for i in range(len(text) - n + 1)}
+
+    known, unsaid, found = runs(texts), runs(common), Counter[bool]()
+    for length in dice.integers(1, 23, 211):
+        prompt = dice.integers(0, 3, length)
+        own = [run for i in range(length - n + 1) if (run := tuple(prompt[i : i + n].tolist())) not in unsaid]
+        leaked = bool(own) and sum(run in known for run in own) / len(own) >= 0.5
+        assert (prompt in leaks) == leaked
+        found[leaked] += 1
+    assert min(found.values()) > 50
+
+
 def test_the_words_of_a_chat_template_make_no_leak():
     opening, asked, other = np.arange(100, 130), np.arange(20), np.arange(40, 60)
     chats = [np.concatenate([opening, words]) for words in (asked, other)]

@@ -14,6 +14,7 @@ import xxhash
 
 from fastdraft.corpus.shards import Tokens
 
+Runs = npt.NDArray[np.uint64]
 LEAKED_SHARE = 0.5
 REASON = "prompts that stand in evaluation texts"
 
@@ -31,15 +32,27 @@ class Leaks:
     def __contains__(self, prompt: Tokens) -> bool:
         """Whether half of a prompt's runs stand in the evaluation texts."""
         own = runs(prompt, self._run_tokens)
-        own = own[~np.isin(own, self._common)]
-        return len(own) > 0 and float(np.isin(own, self._runs).mean()) >= LEAKED_SHARE
+        own = own[~_among(own, self._common)]
+        return len(own) > 0 and float(_among(own, self._runs).mean()) >= LEAKED_SHARE
 
 
-def _all_runs(texts: Iterable[Tokens], run_tokens: int) -> npt.NDArray[np.uint64]:
+def _among(some: Runs, table: Runs) -> npt.NDArray[np.bool_]:
+    """Which of some stand in a sorted table.
+
+    numpy's `isin` would sort it again: .8 s a prompt where it has a million runs, for .15 ms.
+    """
+    places = np.searchsorted(table, some)
+    found = np.zeros(len(some), np.bool_)
+    inside = places < len(table)
+    found[inside] = table[places[inside]] == some[inside]
+    return found
+
+
+def _all_runs(texts: Iterable[Tokens], run_tokens: int) -> Runs:
     return np.unique(np.concatenate([np.empty(0, np.uint64), *(runs(text, run_tokens) for text in texts)]))
 
 
-def runs(tokens: Tokens, run_tokens: int) -> npt.NDArray[np.uint64]:
+def runs(tokens: Tokens, run_tokens: int) -> Runs:
     """Hashes of the runs of so many tokens; none of a shorter text, which says too little."""
     content = np.ascontiguousarray(tokens, np.int64)
     starts = range(len(content) - run_tokens + 1)
