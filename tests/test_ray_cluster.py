@@ -1,7 +1,7 @@
 """Ray started for one piece of work: it listens on the loopback address alone, and nothing of it is left."""
 
-import os
-import signal
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,21 +22,33 @@ def no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def processes_below(parent: int) -> dict[int, str]:
-    """The command lines of all that a process has started, by process."""
+def ray_processes() -> dict[psutil.Process, str]:
+    """Those of Ray below this process, with their command lines."""
     found = {}
-    for children in Path("/proc").glob(f"{parent}/task/*/children"):
-        for child in map(int, children.read_text().split()):
-            found |= {child: Path(f"/proc/{child}/cmdline").read_text()} | processes_below(child)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            words = " ".join(process.cmdline())
+            found |= {process: words} if "/ray/" in words or "ray::" in words else {}
     return found
 
 
-def ray_processes() -> dict[int, str]:
-    return {pid: words for pid, words in processes_below(os.getpid()).items() if "/ray/" in words or "ray::" in words}
+def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; nobody may ever ask for the exit code of one whose parent is gone."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.status() != psutil.STATUS_ZOMBIE else []
+    return found
 
 
-def running(processes: dict[int, str]) -> set[str]:
-    return {words for pid, words in processes.items() if Path(f"/proc/{pid}").exists()}
+def listening(processes: Iterable[psutil.Process]) -> set[str]:
+    """The addresses at which they do."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections("inet")
+            found |= {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    return found
 
 
 def test_a_cluster_listens_to_this_machine_alone_and_is_gone_when_it_is_left():
@@ -44,9 +56,9 @@ def test_a_cluster_listens_to_this_machine_alone_and_is_gone_when_it_is_left():
         assert sum(ray.get([ray.remote(lambda x: x * x).remote(i) for i in range(5)])) == 30
         started, folder = ray_processes(), Path(ray.get_runtime_context().get_temp_dir())
         assert folder.is_dir()
-        sockets = [socket for pid in started for socket in psutil.Process(pid).net_connections("inet")]
-    assert {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN} <= THIS_MACHINE
-    assert any(socket.status == psutil.CONN_LISTEN for socket in sockets)
+        addresses = listening(started)
+    assert addresses
+    assert addresses <= THIS_MACHINE
     assert any("ray::" in words for words in started.values())
     assert not running(started)
     assert not folder.exists()
@@ -57,13 +69,12 @@ def test_workers_that_outlive_their_raylet_are_ended(monkeypatch):
     with ray_cluster.connected(workers=2, store_bytes=2**27) as ray:
         ray.get(ray.remote(lambda: 0).remote())
         started = ray_processes()
-        (raylet,) = (pid for pid, words in started.items() if words.split("\0")[0].endswith("/raylet"))
-        hangs = next(pid for pid, words in started.items() if "ray::IDLE" in words)
-        os.kill(hangs, signal.SIGSTOP)
+        (raylet,) = (process for process, words in started.items() if words.split()[0].endswith("/raylet"))
+        next(process for process, words in started.items() if "ray::IDLE" in words).suspend()
         shutdown = ray.shutdown
 
         def after_a_second() -> None:
-            os.kill(raylet, signal.SIGKILL)
+            raylet.kill()
             shutdown()
 
         monkeypatch.setattr(ray, "shutdown", after_a_second)
