@@ -27,8 +27,7 @@ from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.decode import generate
 from fastdraft.synthesize.engines import batch_prompts, dtype_of
 
-PART, EOS, CONTEXT_TOKENS = TargetPart(path="demo"), 0, 1024
-BATCH, PROMPT_TOKENS, TEMPERATURE = 64, 32, 0.6
+PART, EOS, BATCH, PROMPT_TOKENS, TEMPERATURE = TargetPart(path="demo"), 0, 64, 32, 0.6
 LIBRARY: tuple[ModuleType, ...] = (argparse, inspect, json, time, __import__("decimal"), __import__("typing"))
 
 
@@ -76,7 +75,7 @@ def measured(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple
             tokens = way()
             found = tokens / (time.process_time() - cpu), tokens / (time.monotonic() - clock)
             best[name] = max(best[name][0], found[0]), max(best[name][1], found[1])
-            print(f"{name:36} {found[0]:7,.0f} tokens/s cpu {found[1]:7,.0f} clock", flush=True)
+            print(f"{name:42} {found[0]:7,.0f} tokens/s cpu {found[1]:7,.0f} clock", flush=True)
     return best
 
 
@@ -96,8 +95,9 @@ def main() -> None:
     for name, model, rows in (("fp32", exact, 64), ("fp32", exact, 256), ("bf16", half, 64)):
         ways[f"ours, {rows} rows, {name}"] = partial(ours, model, rows, prompts_RT, tokens)
     part = SynthesizePart(mix={"any": 1}, prompts=1, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
-    rows, model = batch_prompts(part, PART, CONTEXT_TOKENS), {torch.bfloat16: half}[dtype_of(part, PART)]
-    ways[f"ours, by default {rows} rows, bf16"] = partial(ours, model, rows, prompts_RT, tokens)
+    rows, kind = batch_prompts(part, PART, exact.config.max_position_embeddings), dtype_of(part, PART)
+    model = target.open_model(PART, torch.device("cpu"), kind)
+    ways[f"ours, by default {rows} rows, {kind}"] = partial(ours, model, rows, prompts_RT, tokens)
     best = measured(ways, options.rounds)
     first = next(iter(best.values()))
     print(

@@ -10,12 +10,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -241,6 +242,21 @@ def fastdraft(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         if running.process.exitcode is None:
             running.process.kill()
             running.process.join()
+
+
+@pytest.fixture
+def ray_processes() -> Callable[[], dict[psutil.Process, str]]:
+    """All of Ray's on this machine that run, with their command lines; a worker whose parent is gone is among them."""
+
+    def found() -> dict[psutil.Process, str]:
+        words = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.status() != psutil.STATUS_ZOMBIE:  # nobody may ever ask for its exit code
+                    words[process] = " ".join(process.cmdline())
+        return {process: said for process, said in words.items() if "/ray/" in said or said.startswith("ray::")}
+
+    return found
 
 
 # A whole road: a random target, a tokenizer trained on a random corpus, and a recipe of all stages.

@@ -22,25 +22,6 @@ def no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def ray_processes() -> dict[psutil.Process, str]:
-    """Those of Ray below this process, with their command lines."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            words = " ".join(process.cmdline())
-            found |= {process: words} if "/ray/" in words or "ray::" in words else {}
-    return found
-
-
-def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended; nobody may ever ask for the exit code of one whose parent is gone."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            found += [process] if process.status() != psutil.STATUS_ZOMBIE else []
-    return found
-
-
 def listening(processes: Iterable[psutil.Process]) -> set[str]:
     """The addresses at which they do."""
     found = set()
@@ -51,24 +32,26 @@ def listening(processes: Iterable[psutil.Process]) -> set[str]:
     return found
 
 
-def test_a_cluster_listens_to_this_machine_alone_and_is_gone_when_it_is_left():
+def test_a_cluster_listens_to_this_machine_alone_and_is_gone_when_it_is_left(ray_processes):
+    before = ray_processes()
     with ray_cluster.connected(workers=2, store_bytes=2**27) as ray:
         assert sum(ray.get([ray.remote(lambda x: x * x).remote(i) for i in range(5)])) == 30
         started, folder = ray_processes(), Path(ray.get_runtime_context().get_temp_dir())
         assert folder.is_dir()
-        addresses = listening(started)
+        addresses = listening(started.keys() - before.keys())
     assert addresses
     assert addresses <= THIS_MACHINE
     assert any("ray::" in words for words in started.values())
-    assert not running(started)
+    assert ray_processes().keys() == before.keys()
     assert not folder.exists()
 
 
-def test_workers_that_outlive_their_raylet_are_ended(monkeypatch):
+def test_workers_that_outlive_their_raylet_are_ended(monkeypatch, ray_processes):
     """Ray kills a raylet that takes more than a second to end, as on a busy machine."""
+    before = ray_processes()
     with ray_cluster.connected(workers=2, store_bytes=2**27) as ray:
         ray.get(ray.remote(lambda: 0).remote())
-        started = ray_processes()
+        started = {process: words for process, words in ray_processes().items() if process not in before}
         (raylet,) = (process for process, words in started.items() if words.split()[0].endswith("/raylet"))
         next(process for process, words in started.items() if "ray::IDLE" in words).suspend()
         shutdown = ray.shutdown
@@ -78,4 +61,4 @@ def test_workers_that_outlive_their_raylet_are_ended(monkeypatch):
             shutdown()
 
         monkeypatch.setattr(ray, "shutdown", after_a_second)
-    assert not running(started)
+    assert ray_processes().keys() == before.keys()

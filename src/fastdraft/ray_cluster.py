@@ -38,18 +38,18 @@ def connected(workers: int, store_bytes: int | None = None) -> Iterator[Any]:
         finally:
             ray.shutdown()
         return
+    psutil = need("psutil", "ray")
     with tempfile.TemporaryDirectory(prefix="ray-", dir=os.environ.get("RAY_TMPDIR")) as folder:
         own = {"num_cpus": workers, "object_store_memory": store_bytes, "include_dashboard": False}
         try:
             ray.init(address="local", _temp_dir=folder, **own, **quiet)
             yield ray
         finally:
-            _end(ray, folder)
+            _end(ray, psutil, folder)
 
 
-def _end(ray: Any, folder: str) -> None:
+def _end(ray: Any, psutil: Any, folder: str) -> None:
     """Shut down, and see to it that no process of the cluster in `folder` is left."""
-    psutil = need("psutil", "ray")
     started = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):

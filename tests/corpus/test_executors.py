@@ -92,13 +92,17 @@ def test_two_processes_write_what_one_does_and_it_is_told_how_far_they_are(alone
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
-def test_ray_writes_what_one_process_does_and_says_what_is_wrong(alone, tales, tokenizer, tmp_path, monkeypatch):
+def test_ray_writes_what_one_process_does_and_is_gone_afterwards(
+    alone, tales, tokenizer, tmp_path, monkeypatch, ray_processes
+):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = ray_processes()
     write_source("tales", tales, RAY, tokenizer, tmp_path / "out", seed=7)
     assert files(tmp_path / "out") == alone
     with pytest.raises(CorpusError, match=r"rows without a text in `nowhere`(.|\n)*do: "):
         changed = tales.model_copy(update={"field": "nowhere"})
         write_source("tales", changed, RAY, tokenizer, tmp_path / "changed", seed=7)
+    assert ray_processes().keys() == before.keys()
 
 
 @pytest.mark.slow

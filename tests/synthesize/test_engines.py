@@ -91,9 +91,12 @@ def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
-def test_ray_writes_the_same_bits(setup_of, tmp_path):
+def test_ray_writes_the_same_bits_and_is_gone_afterwards(setup_of, tmp_path, monkeypatch, ray_processes):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = ray_processes()
     ours = written(setup_of("transformers"), CompletionStore(tmp_path / "a"))
     theirs = written(setup_of("transformers", ray_workers=2), CompletionStore(tmp_path / "b"))
+    assert ray_processes().keys() == before.keys()
     assert set(ours) == set(theirs)
     for key, row in ours.items():
         np.testing.assert_array_equal(row.tokens, theirs[key].tokens)

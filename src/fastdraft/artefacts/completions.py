@@ -299,9 +299,9 @@ def decoding(journey: Journey, part: SynthesizePart | EvaluatePart) -> Decoding:
     """How the target answers, for training and for evaluation."""
     card, seed = journey.target_card(), journey.recipe.seed
     eos = frozenset(card.eos_ids)
-    kept, at_once = 0, part.batch_prompts
     if isinstance(part, SynthesizePart):
         kept, at_once = part.top_logprobs, batch_prompts(part, journey.recipe.target, card.context_tokens)
-    assert at_once is not None, "only `synthesize` leaves it open"
+    else:
+        kept, at_once = 0, part.batch_prompts
     end, rows = card.eos_ids[0], card.vocab_rows
     return Decoding(part.completion_tokens, eos, seed, card.digest, at_once, end, kept, rows)

@@ -58,6 +58,11 @@ class RecordedPart(Part):
     end_marker: str = Field("<end>", min_length=1, description="In text files: ends the answer.")
 
 
+# Prompts answered at once, where a recipe does not say it. More are faster (256 for 64: 1.8 times, demo target in bf16,
+# benchmarks/synthesis.py), and a kill costs more.
+CACHE_BYTES, MOST_PROMPTS = 2**32, 256
+
+
 class PromptSetPart(Part):
     """A named set of instructions; a row's prompt is a text or a list of chat messages."""
 
@@ -141,7 +146,8 @@ class SynthesizePart(Part):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample from the smallest set with this mass.")
     batch_prompts: PositiveInt | None = Field(
         None,
-        description="Prompts answered at once; otherwise as many as 4 GiB hold the keys and values of, 256 at most.",
+        description=f"Prompts answered at once; otherwise as many as {CACHE_BYTES >> 30} GiB hold the keys and values "
+        f"of, {MOST_PROMPTS} at most.",
     )
 
     @property

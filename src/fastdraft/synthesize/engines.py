@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fastdraft import target
 from fastdraft.recipe import SynthesizePart, TargetPart
+from fastdraft.recipe.synthesis import CACHE_BYTES, MOST_PROMPTS
 from fastdraft.shape.reading import sizes
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.engine_openvino import OpenVino, exported
@@ -23,8 +24,6 @@ from fastdraft.synthesize.generate import InProcess
 from fastdraft.synthesize.write import Decoding, Engine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# More at once are faster (256 for 64: 1.8 times, demo target in bf16, benchmarks/synthesis.py), and a kill costs more.
-CACHE_BYTES, MOST_PROMPTS = 2**32, 256
 
 
 @dataclass(frozen=True)
