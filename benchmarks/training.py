@@ -183,6 +183,7 @@ def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: st
         objective=objectives.cross_entropy,
         folder=Path(),
         device=device,
+        dtype=torch.bfloat16,
     )
     training = loop.begin(phase)
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from fastdraft.evaluate import tasks
 from fastdraft.maths import acceptance, divergence
+from fastdraft.precision import Precision
 from fastdraft.progress import Bar
 from fastdraft.recipe import DraftPart, TargetPart
 from fastdraft.shape import derive, families
@@ -60,13 +61,16 @@ def test_a_family(monkeypatch):
     assert derive(config, wanted).family == "arcee"
 
 
+FP32 = Precision(name="fp32", reason="by name")
+
+
 def test_a_way_to_run_the_target(tiny_files, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
     echo = run("fastdraft.synthesize.engine_echo")["Echo"]
     engine = run("fastdraft.synthesize.engines", Echo=echo)["ENGINES"]["echo"]
     target = TargetPart(path=str(tiny_files / "target"))
     decoding = Decoding(13, frozenset({0}), 7, "r", 5, 0)
-    setup = engines.Setup(target, None, decoding, torch.device("cpu"), 97, tmp_path)  # type: ignore[arg-type]
+    setup = engines.Setup(target, None, decoding, torch.device("cpu"), FP32, 97, tmp_path)  # type: ignore[arg-type]
     asked = [Request(np.arange(1 + i % 7) * 5 % 300 + 1, Law(1.0), i) for i in range(11)]
     rescore, store = rescorer("none", True, lambda: open_model(target, torch.device("cpu"))), CompletionStore(tmp_path)
     for _ in range(2):  # the second time all is there

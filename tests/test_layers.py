@@ -23,6 +23,7 @@ ROOMS = (
         "manifest",
         "progress",
         "extras",
+        "precision",
         "ray_cluster",
         "energy",
         "records",

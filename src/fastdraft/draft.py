@@ -11,6 +11,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fastdraft.errors import CardError, TargetError, VocabularyMismatch
+from fastdraft.precision import Precision
 from fastdraft.records import Card
 from fastdraft.run import finished_last, recover
 from fastdraft.shape import DraftShape
@@ -18,7 +19,7 @@ from fastdraft.target import TOKENIZER_FILES, TargetCard, load
 
 
 class DraftCard(Card):
-    """A trained draft: what it is, what it was trained on, what it was measured at while it trained.
+    """A trained draft: what it is, what it was trained on and in, what it was measured at while it trained.
 
     `model` is its folder's name beside the card. block_efficiency: by task, on prompts that no evaluation uses.
     """
@@ -26,6 +27,7 @@ class DraftCard(Card):
     kind: ClassVar[str] = "draft"
     target: str
     target_digest: str
+    precision: Precision
     shape: DraftShape
     trained_tokens: int
     held_out_nats: dict[str, float]

@@ -16,7 +16,7 @@ from fastdraft.energy import Joules
 from fastdraft.errors import CardError
 from fastdraft.run import write_json
 
-VERSION = 1
+VERSION = 2
 FILE = "card.json"
 
 

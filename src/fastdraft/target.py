@@ -19,12 +19,14 @@ from transformers import (
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
+from fastdraft import precision
 from fastdraft.decoder import class_of, is_runnable, read_config, writes_text
 from fastdraft.decoder import counts as counts
 from fastdraft.decoder import parameters as parameters
 from fastdraft.decoder import vocabulary_tensors as vocabulary_tensors
 from fastdraft.errors import TargetError, VocabularyMismatch
 from fastdraft.hub import commit_of, fetched, licence_of
+from fastdraft.precision import Asked, Precision
 from fastdraft.progress import unsaid
 from fastdraft.recipe import TargetPart
 from fastdraft.records import Card
@@ -170,6 +172,14 @@ def stored_dtype(part: TargetPart) -> torch.dtype:
     config = open_config(part)
     found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def precision_of(part: TargetPart, asked: Asked, device: torch.device) -> Precision:
+    """What the target computes in on a device; `auto` never rounds weights that are stored in fp32."""
+    found = precision.choose(asked, device)
+    if asked == "auto" and found.name == "bf16" and stored_dtype(part).itemsize > 2:
+        return Precision(name="fp32", reason="the target's weights are stored in fp32")
+    return found
 
 
 def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:

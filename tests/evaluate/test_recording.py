@@ -5,16 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from fastdraft.errors import RecordingError, ShardError
 from fastdraft.evaluate.recording import Target, record, recorded, vocabulary_digest
 from fastdraft.evaluate.tasks import LeftOut, TaskPrompts
+from fastdraft.precision import Precision
 from fastdraft.records import Cost
 from fastdraft.synthesize.completions import Law
 from fastdraft.target import TargetCard
 
 LAWS = [Law(0.0), Law(0.7)]
+
+FP32 = Precision(name="fp32", reason="by name")
 
 
 def task(name: str, prompts: int, tokens: int = 11) -> TaskPrompts:
@@ -33,9 +37,10 @@ class Opened:
             **{"tokenizer_tokens": 131, "context_tokens": 97, "bos_id": None, "eos_ids": (0,), "adds_bos": False},
             digest=digest,
         )
-        self.target = Target(card, None, "v", self._open)
+        self.target = Target(card, FP32, None, "v", self._open)
 
-    def _open(self) -> LlamaForCausalLM:
+    def _open(self, dtype: torch.dtype) -> LlamaForCausalLM:
+        assert dtype == torch.float32
         self.times += 1
         return self._model
 

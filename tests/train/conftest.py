@@ -85,6 +85,7 @@ def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **fields: o
         objective=objective(part, small_teacher() if part.asks_target else None),
         folder=folder,
         device=torch.device("cpu"),
+        dtype=torch.bfloat16 if part.precision == "bf16" else torch.float32,
     )
 
 

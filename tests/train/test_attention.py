@@ -76,7 +76,7 @@ def test_a_step_in_bf16_has_the_loss_and_gradient_of_torch_s_attention(monkeypat
     by_blocks = attention._ByBlocks.apply
     monkeypatch.setattr(attention._ByBlocks, "apply", lambda *given: asked.append(1) or by_blocks(*given))
     for ways, keys in {"blocks": {}, "torch": {"activation_checkpointing": True}}.items():
-        learner = Learner(model, TrainPart(mix={"a": 1.0}, train_tokens=1, **keys)).train()
+        learner = Learner(model, TrainPart(mix={"a": 1.0}, train_tokens=1, **keys), torch.bfloat16).train()
         loss = learner(batch, cross_entropy) / batch.labels_BT.numel()
         found[ways] = loss.detach(), torch.autograd.grad(loss, model.parameters())
         assert config._attn_implementation == "sdpa"

@@ -17,7 +17,7 @@ def test_the_share_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_pa
     layer = 16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24 + 2 * 16
     attention = 2 * 2 * 16 * 3.5
     flops = 6 * 35 * (2 * layer + 16 + 31 * 16 + attention)
-    found = Meter(phase.model.config, phase.part, phase.device).row(0.25)["mfu"]
+    found = Meter(phase.model.config, phase.part, phase.device, phase.dtype).row(0.25)["mfu"]
     assert found == pytest.approx(flops / 0.25 / 1e6)
 
 

@@ -46,7 +46,7 @@ def batch() -> Batch:
 
 def loss_and_gradients(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None = None):
     """As a step takes them: through the head that sees a chunk at a time."""
-    loss = Learner(draft, how).train()(batch, objective(how, target))
+    loss = Learner(draft, how, torch.float32).train()(batch, objective(how, target))
     return loss, torch.autograd.grad(loss, list(draft.parameters()))
 
 
@@ -297,7 +297,7 @@ def test_steps_on_block_length_make_blocks_longer(make_model, batch, decay):
     how, draft = part("block_length", block_gamma=3, block_decay=decay), make_model(5)
     step, losses = torch.optim.Adam(draft.parameters(), lr=0.01), []
     for _ in range(20):
-        loss = Learner(draft, how).train()(batch, objective(how, None))
+        loss = Learner(draft, how, torch.float32).train()(batch, objective(how, None))
         losses.append(loss.item())
         step.zero_grad()
         loss.backward()

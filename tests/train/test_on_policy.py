@@ -96,11 +96,11 @@ def test_a_step_is_the_loss_on_the_continued_rows_and_a_measurement_is_not(make_
     draft, target = make_model(5), make_model(7)
     how = part(on_policy=1.0)
     own = continued(draft, batch, 1.0)
-    learner = Learner(draft, how)
+    learner = Learner(draft, how, torch.float32)
     found = learner.train()(batch, objective(how, target))
-    torch.testing.assert_close(found, Learner(draft, part()).train()(own, objective(part(), target)))
+    torch.testing.assert_close(found, Learner(draft, part(), torch.float32).train()(own, objective(part(), target)))
     measured = learner.eval()(batch, objective(how, target))
-    torch.testing.assert_close(measured, Learner(draft, part()).eval()(batch, objective(part(), target)))
+    torch.testing.assert_close(measured, Learner(draft, part(), torch.float32).eval()(batch, objective(part(), target)))
 
 
 @pytest.mark.parametrize("more", [{"objective": "cross_entropy"}, {"objective": {"forward_kl": 1, "cross_entropy": 1}}])

@@ -91,8 +91,9 @@ def bench(wish: Wish) -> BenchResult:
 def _pair(wish: Wish, part: TargetPart, origin: Origin) -> tuple[Bench, tuple[str, str]]:
     """The pair in the engine's form, and the precision of each; all that does not fit is refused before an export."""
     engine = engine_named(wish.engine)
-    device, weights = device_named(engine, wish.device), weights_named(engine, wish.weights)
-    draft_weights = weights_named(engine, wish.draft_weights or wish.weights)
+    device = device_named(engine, wish.device)
+    weights = weights_named(engine, wish.weights, device)
+    draft_weights = weights_named(engine, wish.draft_weights or wish.weights, device)
     accepted(part, origin.folder, (engine.rules,))
     card, context = origins.target_card(Origin(origin.folder, None), part), context_of(origin.folder)
     tasks = _prompts(wish, origin, part, min(card.context_tokens, context))

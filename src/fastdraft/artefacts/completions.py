@@ -18,6 +18,7 @@ from fastdraft.corpus.shards import Tokens
 from fastdraft.cost.training import top_bytes
 from fastdraft.errors import TargetError
 from fastdraft.evaluate.tasks import tasks_of
+from fastdraft.precision import Precision
 from fastdraft.progress import Bar, say
 from fastdraft.recipe import EvaluatePart, SynthesizePart
 from fastdraft.records import Card, read_card
@@ -45,7 +46,8 @@ MAGPIE_SPARE = 1.25
 class CompletionsCard(Card):
     """What the target wrote for training; the rows lie in completions/ beside the card, and quality.json.
 
-    `log_probabilities` says what they are, and `ids` where the token ids come from.
+    `log_probabilities` says what they are, and `ids` where the token ids come from. `precision` is what the target
+    computed in, in this process or in vLLM: the log-probabilities are those of that model.
     """
 
     kind: ClassVar[str] = "completions"
@@ -53,6 +55,7 @@ class CompletionsCard(Card):
     tokens: int
     engine: str = "transformers"
     log_probabilities: str = LOGP["law"]
+    precision: Precision
     ids: str = "as the engine produced them"
     top_logprobs: int = 0
     quality: Quality | None = None
@@ -73,7 +76,7 @@ def make_completions(journey: Journey, folder: Path) -> Made:
     # Rows that exist already are asked of nobody: all that were read.
     asked = requests.count if part.engine != "recorded" else len(store.stored()) + refused.total()
     found = _reported(setup, store, asked, refused, left_out, folder)
-    return Made(_fields(part, engine, found), found.tokens)
+    return Made(_fields(part, setup.precision, engine, found), found.tokens)
 
 
 class _Counted:
@@ -97,8 +100,19 @@ def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
         )
     _refuse_too_long(part, card, any(source in journey.recipe.corpus for source in part.mix))
     _say_top(part, card)
+    if part.engine == "openvino" and part.precision == "auto":
+        precision = Precision(name="fp32", reason="OpenVINO computes the log-probabilities in fp32")
+    else:
+        precision = journey.target_precision(folder, part.precision)
+    at_once = batch_prompts(part, journey.recipe.target, card.context_tokens, precision.dtype)
     return Setup(
-        journey.recipe.target, part, decoding(journey, part), journey.device, card.context_tokens, folder / "engine"
+        target=journey.recipe.target,
+        part=part,
+        decoding=decoding(journey, part, at_once),
+        device=journey.device,
+        precision=precision,
+        context_tokens=card.context_tokens,
+        scratch=folder / "engine",
     )
 
 
@@ -142,13 +156,14 @@ def _reported(
     return found
 
 
-def _fields(part: SynthesizePart, engine: Engine, found: Quality) -> dict[str, object]:
+def _fields(part: SynthesizePart, precision: Precision, engine: Engine, found: Quality) -> dict[str, object]:
     again = part.engine == "recorded" or (part.server is not None and part.server.text_only)
     known = found.without_logp == 0
     return {
         "completions": found.written,
         "tokens": found.tokens,
         "engine": part.engine,
+        "precision": precision,
         "log_probabilities": LOGP[engine.logp] if known else f"unknown for {found.without_logp} rows",
         "ids": "texts tokenised again, each checked to decode to its text" if again else "as the engine produced them",
         "top_logprobs": part.top_logprobs,
@@ -295,13 +310,10 @@ def _law(temperature: float, part: SynthesizePart) -> Law:
     return Law(temperature, part.top_k, part.top_p) if temperature > 0 else Law(0.0)
 
 
-def decoding(journey: Journey, part: SynthesizePart | EvaluatePart) -> Decoding:
-    """How the target answers, for training and for evaluation."""
+def decoding(journey: Journey, part: SynthesizePart | EvaluatePart, at_once: int) -> Decoding:
+    """How the target answers, for training and for evaluation, so many prompts at once."""
     card, seed = journey.target_card(), journey.recipe.seed
     eos = frozenset(card.eos_ids)
-    if isinstance(part, SynthesizePart):
-        kept, at_once = part.top_logprobs, batch_prompts(part, journey.recipe.target, card.context_tokens)
-    else:
-        kept, at_once = 0, part.batch_prompts
+    kept = part.top_logprobs if isinstance(part, SynthesizePart) else 0
     end, rows = card.eos_ids[0], card.vocab_rows
     return Decoding(part.completion_tokens, eos, seed, card.digest, at_once, end, kept, rows)

@@ -39,6 +39,7 @@ def make_draft(journey: Journey, folder: Path) -> Made:
     part = journey.phase(name)
     assert part is not None, "a stage without a part is not on the road"
     form = start.shape_of(recipe.target, recipe.draft)
+    precision = processes.led(lambda: journey.precision(folder, part.precision))
     processes.led(lambda: _note_data(journey, part, folder))
     phase = Phase(
         name=name,
@@ -46,9 +47,10 @@ def make_draft(journey: Journey, folder: Path) -> Made:
         part=part,
         mixture=Ahead(Mixture(_rows(journey, part), part.mix, _seed(recipe, name))),
         held_out={source: _held_out(journey, source, part) for source in recipe.corpus},
-        objective=objective(part, journey.open_teacher(name)),
+        objective=objective(part, journey.open_teacher(name, precision.dtype)),
         folder=folder,
         device=journey.device,
+        dtype=precision.dtype,
         parallel=recipe.parallel,
         measure=open_measure(journey),
         trackers=partial(trackers.opened, recipe.trackers, recipe.name, folder),
@@ -59,6 +61,7 @@ def make_draft(journey: Journey, folder: Path) -> Made:
     fields = {
         "target": recipe.target.path,
         "target_digest": card.digest,
+        "precision": precision,
         "shape": start.as_built(form, phase.model),
         **processes.led(lambda: _measured(folder, kept_step(progress))),
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from fastdraft import target
@@ -14,6 +15,7 @@ from fastdraft.artefacts.journey import Journey, Made
 from fastdraft.corpus.shards import Tokens
 from fastdraft.evaluate import judge, marked, onepass
 from fastdraft.evaluate.records import JudgeResult, TaskResult
+from fastdraft.precision import Precision
 from fastdraft.recipe import EvaluatePart
 from fastdraft.records import Card
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
@@ -25,9 +27,13 @@ Written = dict[tuple[str, float], list[Completion]]
 
 
 class EvaluationCard(Card):
-    """Every draft of the run on every task and law, and real speculative decoding with the last one."""
+    """Every draft of the run on every task and law, and real speculative decoding with the last one.
+
+    `precision` is what the target computed in while it wrote.
+    """
 
     kind: ClassVar[str] = "evaluation"
+    precision: Precision
     results: tuple[TaskResult, ...]
     judged: dict[str, tuple[JudgeResult, ...]]
 
@@ -36,18 +42,19 @@ def make_evaluation(journey: Journey, folder: Path) -> Made:
     """Every draft of the run scored on what the target writes after held-out prompts, and the judge's word."""
     part = journey.recipe.evaluate
     assert part is not None, "a stage without a part is not on the road"
-    model = journey.open_target()
+    precision = journey.target_precision(folder, part.precision)
+    model = journey.open_target(precision.dtype)
     texts = written(journey, part, model, CompletionStore(folder / "completions"))
     results = [result for phase in journey.drafts() for result in _evaluated(journey, part, phase, texts)]
-    judged = _judged(journey, part, model, texts) if part.judge_prompts else {}
+    judged = _judged(journey, part, model, texts, folder) if part.judge_prompts else {}
     _mark(journey, folder, results[-len(texts) :], texts)
     tokens = sum(len(row.tokens) for rows in texts.values() for row in rows)
-    return Made({"results": tuple(results), "judged": judged}, tokens)
+    return Made({"precision": precision, "results": tuple(results), "judged": judged}, tokens)
 
 
 def written(journey: Journey, part: EvaluatePart, model: PreTrainedModel, store: CompletionStore) -> Written:
     """The target's completions of all that it is asked."""
-    how = decoding(journey, part)
+    how = decoding(journey, part, part.batch_prompts)
     return {
         (task, temperature): complete(model, requests, how, store, f"{task} at temperature {temperature:g}")
         for (task, temperature), requests in asked(journey, part).items()
@@ -84,9 +91,16 @@ def _mark(journey: Journey, folder: Path, results: list[TaskResult], written: Wr
 
 
 def _judged(
-    journey: Journey, part: EvaluatePart, model: PreTrainedModel, written: Written
+    journey: Journey, part: EvaluatePart, model: PreTrainedModel, written: Written, folder: Path
 ) -> dict[str, tuple[JudgeResult, ...]]:
-    """Real speculative decoding with the last draft, on the first prompts of each task."""
+    """Real speculative decoding with the last draft, on the first prompts of each task.
+
+    It is compared with what the fp32 target writes: where `model` is another, that target answers these prompts too.
+    """
+    first = {at: rows[: part.judge_prompts] for at, rows in written.items()}
+    if model.dtype != torch.float32:
+        model, how = journey.open_target(torch.float32), decoding(journey, part, part.batch_prompts)
+        first = judge.in_fp32(model, first, how, CompletionStore(folder / "verification"))
     pair = judge.Judge(
         target=model,
         draft=journey.open_draft(journey.drafts()[-1]),
@@ -96,7 +110,4 @@ def _judged(
         resamples=part.bootstrap_resamples,
         seed=journey.recipe.seed,
     )
-    return {
-        task: tuple(judge.judge(pair, written[task, at][: part.judge_prompts]) for at in part.temperatures)
-        for task in part.tasks
-    }
+    return {task: tuple(judge.judge(pair, first[task, at]) for at in part.temperatures) for task in part.tasks}

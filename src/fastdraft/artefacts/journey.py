@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -10,13 +11,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft import draft, start, target
+from fastdraft import draft, precision, start, target
 from fastdraft.compatibility import other
 from fastdraft.corpus.shards import Shards, SourceCard
 from fastdraft.energy import Joules
 from fastdraft.errors import TargetError
+from fastdraft.precision import Asked, Precision
+from fastdraft.progress import say
 from fastdraft.recipe import Recipe, TrainPart
 from fastdraft.records import Card, read_card
+from fastdraft.run import write_json
 from fastdraft.target import TargetCard
 
 PHASES = ("pretrain", "continue", "align")
@@ -72,9 +76,34 @@ class Journey:
         card = read_card(self.folder / "tokenize", CorpusCard).sources[source]
         return Shards(self.folder / "tokenize" / source / side / "shards", getattr(card, side))
 
-    def open_target(self) -> PreTrainedModel:
-        """The target, float32, on this run's device."""
-        return target.open_model(self.recipe.target, self.device)
+    def precision(self, folder: Path, asked: Asked) -> Precision:
+        """What a phase of training computes in, chosen when it begins: a phase that is resumed elsewhere keeps it.
+
+        Of several processes one asks and tells the others.
+        """
+        return _kept(folder, lambda: precision.choose(asked, self.device))
+
+    def target_precision(self, folder: Path, asked: Asked) -> Precision:
+        """What the target computes in, in the stage of this folder; kept likewise."""
+        return _kept(folder, lambda: target.precision_of(self.recipe.target, asked, self.device))
+
+    def automatic(self) -> dict[str, str]:
+        """For each key of the recipe that is `auto`: what that is on this device, and why."""
+        found = precision.choose("auto", self.device)
+        parts = {
+            **{name: self.phase(name) for name in PHASES},
+            "synthesize": self.recipe.synthesize,
+            "evaluate": self.recipe.evaluate,
+        }
+        return {
+            f"{name}.precision": f"{found.name}, {found.reason}"
+            for name, part in parts.items()
+            if part is not None and part.precision == "auto"
+        }
+
+    def open_target(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The target on this run's device."""
+        return target.open_model(self.recipe.target, self.device, dtype)
 
     def check_teacher(self, phase: str) -> None:
         """Where a phase has a teacher: TargetError where it is missing or its context is shorter than a row,
@@ -93,15 +122,15 @@ class Journey:
                 f"{context:,} tokens\n  do: lower it, name another model, or {advice}"
             )
 
-    def open_teacher(self, phase: str) -> PreTrainedModel | None:
+    def open_teacher(self, phase: str, dtype: torch.dtype) -> PreTrainedModel | None:
         """The model whose live law a phase learns: its `teacher`, or the target; None where it learns none."""
         part = self.phase(phase)
         if part is None or not part.asks_target:
             return None
         if not part.teacher:
-            return self.open_target()
+            return self.open_target(dtype)
         self.check_teacher(phase)
-        return other.open_model(part.teacher, f"{phase}.teacher", self.device)
+        return other.open_model(part.teacher, f"{phase}.teacher", self.device, dtype)
 
     def open_draft(self, phase: str) -> PreTrainedModel:
         """The draft that a phase left; VocabularyMismatch where it is not one for this target."""
@@ -109,6 +138,18 @@ class Journey:
         model = draft.open_draft(folder, self.device)
         draft.check_fit(model, self.target_card(), folder)
         return model
+
+
+def _kept(folder: Path, choose: Callable[[], Precision]) -> Precision:
+    """The precision that precision.json in a stage's folder says; where there is none, one is chosen and kept there."""
+    file = folder / "precision.json"
+    if file.is_file():
+        return Precision.model_validate_json(file.read_text(encoding="utf-8"))
+    found = choose()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, found.model_dump())
+    say(f"{folder.name}: computes in {found.name}: {found.reason}")
+    return found
 
 
 def make_target(journey: Journey, _folder: Path) -> Made:

@@ -67,7 +67,7 @@ def open_measure(journey: Journey) -> Measure | None:
     requests = [request for asked in of_task.values() for request in asked]
     if not requests:
         return None
-    how, store = decoding(journey, part), CompletionStore(journey.folder / FOLDER / "completions")
+    how, store = decoding(journey, part, part.batch_prompts), CompletionStore(journey.folder / FOLDER / "completions")
     keys = {task: [row.key for row in keyed(asked, how)] for task, asked in of_task.items()}
     processes.led(lambda: _write(journey, part, requests, store))
     mine = slice(processes.rank(), None, processes.count())
@@ -76,9 +76,10 @@ def open_measure(journey: Journey) -> Measure | None:
 
 def _write(journey: Journey, part: EvaluatePart, requests: list[Request], store: CompletionStore) -> None:
     """Have the store hold the completion of each request; the target is opened where one is missing."""
-    how, stored = decoding(journey, part), store.stored()
+    how, stored = decoding(journey, part, part.batch_prompts), store.stored()
     if any(row.key not in stored for row in keyed(requests, how)):
-        complete(journey.open_target(), requests, how, store, "prompts to measure on")
+        precision = journey.target_precision(journey.folder / FOLDER, part.precision)
+        complete(journey.open_target(precision.dtype), requests, how, store, "prompts to measure on")
 
 
 def _requests(journey: Journey, part: EvaluatePart, task: str) -> Iterator[Request]:

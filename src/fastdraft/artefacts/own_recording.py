@@ -54,6 +54,7 @@ def own_recording(folder: Path) -> RecordingCard:
         key=card.digest,
         cost=evaluation.cost,
         target=card,
+        precision=evaluation.precision,
         revision=recipe.target.revision,
         vocabulary=_vocabulary(journey),
         written=written,
@@ -62,7 +63,7 @@ def own_recording(folder: Path) -> RecordingCard:
 
 def _written(journey: Journey, part: EvaluatePart) -> Iterator[Written]:
     """What was asked, with the keys of the answers."""
-    how = decoding(journey, part)
+    how = decoding(journey, part, part.batch_prompts)
     for (task, _), requests in asked(journey, part).items():
         yield Written(
             task=task,

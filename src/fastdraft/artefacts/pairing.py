@@ -29,6 +29,7 @@ from fastdraft.evaluate.recording import (
 )
 from fastdraft.evaluate.tasks import tasks_of
 from fastdraft.export.records import ExportCard
+from fastdraft.precision import Asked
 from fastdraft.progress import say
 from fastdraft.recipe import TargetPart
 from fastdraft.records import FILE, Cost, read_card
@@ -58,6 +59,7 @@ class Wish:
     resamples: int = 1000
     seed: int = 7
     batch_prompts: int = 64
+    precision: Asked = "auto"
 
 
 class Subjected(NamedTuple):
@@ -117,7 +119,8 @@ def _written(wish: Wish, part: TargetPart, places: dict[str, Origin]) -> tuple[P
             say(line)
     folder = wish.keep or usual_folder(card.digest)
     say(f"what the target writes is kept in {folder}")
-    writer = Target(card, part.revision, vocabulary, partial(target.open_model, part, wish.device))
+    precision = target.precision_of(part, wish.precision, wish.device)
+    writer = Target(card, precision, part.revision, vocabulary, partial(target.open_model, part, wish.device))
     with locked(folder, "--keep"):
         return folder, record(folder, writer, tasks, wish.laws, wish.seed, wish.batch_prompts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from fastdraft import target
 from fastdraft.artefacts.pairing import Material, Subjected, Wish, trained_for
@@ -12,9 +13,11 @@ from fastdraft.evaluate import onepass
 from fastdraft.evaluate.compared import Side, compare
 from fastdraft.evaluate.names import ELSEWHERE
 from fastdraft.evaluate.onepass import Subject
-from fastdraft.evaluate.recording import Recorded
+from fastdraft.evaluate.recording import Recorded, Written
 from fastdraft.evaluate.records import Comparison, JudgeResult, Result, TaskResult
 from fastdraft.progress import Bar
+from fastdraft.synthesize.completions import Completion, CompletionStore
+from fastdraft.synthesize.generate import Decoding
 
 
 class Task(Result):
@@ -71,9 +74,9 @@ def judge(wish: Wish, given: Material, prompts: int, gamma: int) -> dict[str, tu
             f"{given.target.path} has {digest}\n  do: name the very target that wrote it with --target"
         )
     model = target.open_model(given.target, wish.device)
-    parts = list(_within(given, given.drafts[:1]))
+    parts = [(part.written, part.completions[:prompts]) for part in _within(given, given.drafts[:1])]
     found: dict[str, tuple[JudgeResult, ...]] = {}
-    with Bar("judge", sum(min(prompts, len(rows)) for _, rows in parts), "prompts") as bar:
+    with Bar("judge", sum(len(rows) for _, rows in parts), "prompts") as bar:
         for written, rows in parts:
             pair = judges.Judge(
                 target=model,
@@ -84,10 +87,19 @@ def judge(wish: Wish, given: Material, prompts: int, gamma: int) -> dict[str, tu
                 resamples=wish.resamples,
                 seed=wish.seed,
             )
-            verdict = judges.judge(pair, rows[:prompts])
+            if given.recording.card.precision.name != "fp32":
+                rows = _in_fp32(pair, written, rows, given.folder)
+            verdict = judges.judge(pair, rows)
             found[written.task] = (*found.get(written.task, ()), verdict)
             bar.advance(verdict.prompts)
     return found
+
+
+def _in_fp32(pair: judges.Judge, written: Written, rows: list[Completion], folder: Path) -> list[Completion]:
+    """What the fp32 target writes after the prompts of these rows."""
+    how = Decoding(written.completion_tokens, pair.eos, written.seed, target_revision="fp32", batch_prompts=len(rows))
+    at = written.task, written.temperature
+    return judges.in_fp32(pair.target, {at: rows}, how, CompletionStore(folder / "verification"))[at]
 
 
 def _side(wish: Wish, given: Material, subject: Subjected, part: Recorded) -> Side:

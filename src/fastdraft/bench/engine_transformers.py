@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from fastdraft.bench.timed import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
 from fastdraft.evaluate.assisted import generated
 from fastdraft.manifest import describe
+from fastdraft.precision import fastest
 from fastdraft.target import load
 
 WARM_UP, REPEATS, CONTEXT_TOKENS = 3, 31, 64
@@ -48,6 +49,11 @@ class Transformers(Engine):
         here = torch.accelerator.current_accelerator()
         more = [] if here is None else [f"{here.type}:{number}" for number in range(torch.accelerator.device_count())]
         return [*more, "cpu"]
+
+    @classmethod
+    def usual_weights(cls, device: str) -> str:
+        """bf16 where the device multiplies matrices faster in it, else fp32."""
+        return fastest(torch.device(device)).name
 
     @classmethod
     def hardware(cls, device: str) -> str:

@@ -31,10 +31,10 @@ def device_named(engine: type[Engine], name: str | None) -> str:
     return name
 
 
-def weights_named(engine: type[Engine], name: str | None) -> str:
-    """A precision, otherwise the usual one; BenchError where the engine has none of that name."""
+def weights_named(engine: type[Engine], name: str | None, device: str) -> str:
+    """A precision, otherwise the usual one on the device; BenchError where the engine has none of that name."""
     if name is None:
-        return engine.weights[0]
+        return engine.usual_weights(device)
     if name not in engine.weights:
         raise BenchError(f"{engine.name} has no weights `{name}`\n  do: choose one of {', '.join(engine.weights)}")
     return name

@@ -113,6 +113,11 @@ class Engine(ABC):
         """The devices that are here, the usual one first."""
 
     @classmethod
+    def usual_weights(cls, device: str) -> str:
+        """The precision of the weights on a device, where none is asked for."""
+        return cls.weights[0]
+
+    @classmethod
     @abstractmethod
     def hardware(cls, device: str) -> str:
         """A device in words."""

@@ -37,7 +37,12 @@ Temperature = Annotated[list[str] | None, typer.Option(help="0 is greedy, which 
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts of a task.")]
 Tokens = Annotated[int, typer.Option(min=2, help="Tokens behind each prompt, at most.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Times that all arms are timed in turn.")]
-Weights = Annotated[str | None, typer.Option(help=f"Precision of both; the first is usual. {WEIGHTS}.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Precision of both; the first is usual, in transformers the faster one of fp32 and bf16. {WEIGHTS}."
+    ),
+]
 DraftWeights = Annotated[str | None, typer.Option(help="Precision of the draft, where it is another one.")]
 Save = Annotated[bool, typer.Option("--save", help="Keep the record beside the draft, for its model card.")]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, Overrides, block_lengths, laws_of, screen
 from fastdraft.cli.road import Folder, stage_command, usable_device
-from fastdraft.cli.words import KINDS, TASKS, USUAL
+from fastdraft.cli.words import KINDS, PRECISIONS, TASKS, USUAL
 from fastdraft.errors import RecipeError
 
 if TYPE_CHECKING:
     from fastdraft.artefacts.pairing import Wish
+    from fastdraft.precision import Asked
 
 HELP = """Measure drafts. Of a RECIPE (a .yaml file): its stage `evaluate` alone; the stages it needs must be done.
 Of a DRAFT (a folder or hub id): on any tasks; what its target writes is kept, and drafts are scored on that."""
@@ -74,6 +75,14 @@ Keep = Annotated[
         rich_help_panel=DRAFTS,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="What the target computes in: fp32, bf16, or `auto`: the faster one on the device.",
+        rich_help_panel=DRAFTS,
+        autocompletion=completion.among(PRECISIONS),
+    ),
+]
 BatchPrompts = Annotated[int, typer.Option(min=1, help="Prompts answered at once.", rich_help_panel=DRAFTS)]
 Resamples = Annotated[int, typer.Option(min=1, help="Resamples behind an interval.", rich_help_panel=DRAFTS)]
 Seed = Annotated[int, typer.Option(min=0, help="Of samples and resamples.", rich_help_panel=DRAFTS)]
@@ -105,6 +114,7 @@ def evaluate(
     judge_gamma: JudgeGamma = 4,
     keep: Keep = None,
     batch_prompts: BatchPrompts = 64,
+    precision: Precision = "auto",
     resamples: Resamples = 1000,
     seed: Seed = 7,
     device: Device = "auto",
@@ -115,13 +125,27 @@ def evaluate(
         stage_command("evaluate")(Path(subject), overrides, folder, as_json)
         return
     _refuse(context, f"{subject} is a draft", OF_RECIPES)
-    _check(context, data, compare, subject, top_p)
+    _check(context, data, compare, subject, top_p, precision)
     from fastdraft.artefacts.pairing import Wish
 
-    how = subject, usable_device(device), block_lengths(gammas)
-    what = tuple(tasks or (() if data else USUAL)), laws_of(temperature or ([] if data else ["0,0.6"]), top_k, top_p)
-    whose, numbers = (target, data, keep, compare), (prompts, completion_tokens, resamples, seed, batch_prompts)
-    _measure(Wish(*(*how, *what, *whose, *numbers)), (judge_prompts, judge_gamma) if judge else None, as_json)
+    wish = Wish(
+        draft=subject,
+        device=usable_device(device),
+        gammas=block_lengths(gammas),
+        tasks=tuple(tasks or (() if data else USUAL)),
+        laws=laws_of(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
+        target=target,
+        data=data,
+        keep=keep,
+        other=compare,
+        prompts=prompts,
+        completion_tokens=completion_tokens,
+        resamples=resamples,
+        seed=seed,
+        batch_prompts=batch_prompts,
+        precision=cast("Asked", precision),  # `_check` has seen that it is one
+    )
+    _measure(wish, (judge_prompts, judge_gamma) if judge else None, as_json)
 
 
 def _measure(wish: Wish, judged_by: tuple[int, int] | None, as_json: bool) -> None:
@@ -164,9 +188,11 @@ def _refuse(context: typer.Context, what: str, foreign: set[str]) -> None:
         )
 
 
-def _check(context: typer.Context, data: Path | None, compare: str | None, subject: str, top_p: float) -> None:
+def _check(
+    context: typer.Context, data: Path | None, compare: str | None, subject: str, top_p: float, precision: str
+) -> None:
     if data is not None:
-        given = _given(context) & {"keep", "prompts", "completion_tokens", "batch_prompts"}
+        given = _given(context) & {"keep", "prompts", "completion_tokens", "batch_prompts", "precision"}
         if given:
             raise RecipeError(
                 f"--data {data} holds completions that are written already, and --{min(given).replace('_', '-')} is "
@@ -178,3 +204,5 @@ def _check(context: typer.Context, data: Path | None, compare: str | None, subje
         raise RecipeError(f"--compare: found {compare}, the draft itself\n  do: name another draft")
     if not 0 < top_p <= 1:
         raise RecipeError(f"--top-p: found {top_p:g}, wanted more than 0 and 1 at most\n  do: write it like 0.9")
+    if precision not in PRECISIONS:
+        raise RecipeError(f"--precision: found {precision}, wanted one of {', '.join(PRECISIONS)}\n  do: take auto")

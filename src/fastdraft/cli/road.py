@@ -102,7 +102,7 @@ def on_the_road(resolved: Resolved, folder: Path | None) -> Iterator[tuple[Journ
         torch.set_num_threads(recipe.threads)
     try:
         with ended_by_sigterm(), ExitStack() as held:
-            processes.led(lambda: _take(folder, resolved, held))
+            processes.led(lambda: _take(journey, resolved, held))
             manifest = Manifest(folder, digest(recipe), recipe.seed, journey.device)
             with _end_noted(manifest):
                 yield journey, manifest
@@ -127,15 +127,15 @@ def _end_noted(manifest: Manifest) -> Iterator[None]:
     manifest.end("finished")
 
 
-def _take(folder: Path, resolved: Resolved, held: ExitStack) -> None:
-    """Hold a run folder until `held` closes, and say in it what is run."""
+def _take(journey: Journey, resolved: Resolved, held: ExitStack) -> None:
+    """Hold a run folder until `held` closes, and write what is run into it."""
     from fastdraft.resolve import resolved_yaml
     from fastdraft.run import finished_last, locked, make_folder
 
-    make_folder(folder)
-    held.enter_context(locked(folder))
-    with finished_last(folder / "resolved.yaml") as part:
-        part.write_text(resolved_yaml(resolved), encoding="utf-8")
+    make_folder(journey.folder)
+    held.enter_context(locked(journey.folder))
+    with finished_last(journey.folder / "resolved.yaml") as part:
+        part.write_text(resolved_yaml(resolved, journey.automatic()), encoding="utf-8")
 
 
 def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> None:

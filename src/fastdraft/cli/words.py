@@ -34,5 +34,7 @@ TASKS = (
     *("spec-bench:qa", "spec-bench:math_reasoning", "spec-bench:rag", "humaneval", "gsm8k"),
 )
 USUAL = ("cnn_dailymail", "tinystories", "dolly", "humaneval")
+# precision.Asked.
+PRECISIONS = ("auto", "bf16", "fp32")
 # Kinds of device that road.usable_device takes.
 KINDS = ("auto", "cpu", "cuda", "xpu", "hpu")

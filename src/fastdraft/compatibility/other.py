@@ -37,10 +37,10 @@ def digest(model: str, key: str) -> str:
         return target.digest(TargetPart(path=model))
 
 
-def open_model(model: str, key: str, device: torch.device) -> PreTrainedModel:
-    """The model itself, float32; TargetError where its weights do not fit its config."""
+def open_model(model: str, key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model itself; TargetError where its weights do not fit its config."""
     with _named(key):
-        return target.open_model(TargetPart(path=model), device)
+        return target.open_model(TargetPart(path=model), device, dtype)
 
 
 def check_same_ids(model: Side, tokenizer: PreTrainedTokenizerFast, key: str, advice: str) -> None:

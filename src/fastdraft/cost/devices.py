@@ -11,7 +11,7 @@ from fastdraft.errors import DeviceError
 
 Kind = Literal["cpu", "gpu", "npu", "accelerator"]
 # A precision that a device has no rate for is computed at the next wider one: weights are widened as they are read.
-WIDER = {"int4": "int8", "int8": "bf16"}
+WIDER = {"int4": "int8", "int8": "bf16", "bf16": "fp32"}
 GB, TERA, US = 1e9, 1e12, 1e-6
 
 

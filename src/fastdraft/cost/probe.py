@@ -27,6 +27,7 @@ from torch.nn.functional import linear, rms_norm
 from fastdraft.cost.devices import Device, Reading
 from fastdraft.cost.engine import PROMPT_TOKENS, Sizes, block_seconds, decode_seconds, open_pipeline, random_llama
 from fastdraft.cost.size import BITS, OUTER_BITS
+from fastdraft.precision import fastest
 
 SHALLOW, DEEP = (Sizes(512, 64, layers, 64, 1, 1) for layers in (1, 13))
 # (all in layers, most in the head), both reading 3 MB at int8, or 15; then 24 MB, about what a last cache holds.
@@ -92,6 +93,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> flo
     and steps beside it would seem to take more than the machine has (a median of .5 s made 118 % of one phase).
     """
     side = SIDE if device.type == "cpu" else ACCELERATOR_SIDE
+    if device.type == "cpu" and fastest(device).dtype != dtype:  # emulated bf16: a product of SIDE takes seconds
+        side //= 4
     matrix = torch.arange(side * side, device=device).sin().view(side, side).to(dtype)
     end, times = perf_counter() + seconds, [_squaring(matrix)]
     while len(times) < ROUNDS or perf_counter() < end:
@@ -108,7 +111,8 @@ def in_engine(seconds: float, weights: str) -> dict[str, Any]:
     timers[large] = partial(decode_seconds, pipelines[large], LARGE_STEP_TOKENS)
     timers["block"] = partial(block_seconds, pipelines[large], BLOCK_TOKENS, 1)
     timers["context"] = partial(decode_seconds, pipelines[SMALL[0]], STEP_TOKENS, CONTEXT_TOKENS)
-    timers["bf16"] = _multiplying
+    precision = fastest(torch.device("cpu"))
+    timers["product"] = partial(_multiplying, precision.dtype)
     found, busy = timed(timers, seconds)
     known, step = readings(found, large, weights)
     working = max(found["block"] - step - large.layers * known[-1].layer_overhead_seconds, known[-1].seconds + TINY)
@@ -117,7 +121,7 @@ def in_engine(seconds: float, weights: str) -> dict[str, Any]:
     return {
         "memory_bandwidth_bytes_per_second": known[-1].read_bytes / known[-1].seconds,
         "rates": {
-            "bf16": 2.0 * SIDE**3 / found["bf16"],
+            precision.name: 2.0 * SIDE**3 / found["product"],
             weights: 2.0 * large.read_parameters * BLOCK_TOKENS / computing,
         },
         "layer_overhead_seconds": known[-1].layer_overhead_seconds,
@@ -167,9 +171,9 @@ def _large_layers(weights: str) -> int:
     return min(most, max(fewest, math.ceil(BEYOND_CACHE * cache / _bytes(BROAD._replace(layers=1), weights))))
 
 
-def _multiplying() -> float:
-    """Seconds of torch's multiplication of two matrices of SIDE in bf16, in which training is done."""
-    left = torch.ones(SIDE, SIDE, dtype=torch.bfloat16)
+def _multiplying(dtype: torch.dtype) -> float:
+    """Seconds of torch's multiplication of two matrices of SIDE."""
+    left = torch.ones(SIDE, SIDE, dtype=dtype)
     begin = perf_counter()
     left @ left
     return perf_counter() - begin
@@ -186,13 +190,16 @@ def _squaring(matrix: Tensor) -> float:
 
 
 def in_torch(seconds: float) -> dict[str, Any]:
-    """What torch's kernels reach in bf16, taken for the bytes of any precision: engines read about as fast."""
-    cached, large = (torch.ones(count, 1024, 1024, dtype=torch.bfloat16) for count in (8, 128))
+    """What torch's kernels reach in the precision that this machine trains in, taken for the bytes of any precision:
+    engines read about as fast.
+    """
+    precision = fastest(torch.device("cpu"))
+    cached, large = (torch.ones(count, 1024, 1024, dtype=precision.dtype) for count in (8, 128))
     timers: dict[Any, Timer] = {
-        "layer": _small_layer,
+        "layer": partial(_small_layer, precision.dtype),
         "cached": partial(_reading, cached),
         "large": partial(_reading, large),
-        "bf16": _multiplying,
+        "product": partial(_multiplying, precision.dtype),
     }
     found, busy = timed(timers, seconds)
     overhead, size = found["layer"], float(large.nbytes)
@@ -202,7 +209,7 @@ def in_torch(seconds: float) -> dict[str, Any]:
     ]
     return {
         "memory_bandwidth_bytes_per_second": size / found["large"],
-        "rates": {"bf16": 2.0 * SIDE**3 / found["bf16"]},
+        "rates": {precision.name: 2.0 * SIDE**3 / found["product"]},
         "layer_overhead_seconds": overhead,
         "step_overhead_seconds": overhead,
         "readings": tuple(known),
@@ -218,9 +225,9 @@ def _reading(stack_LHH: Tensor) -> float:
     return perf_counter() - begin
 
 
-def _small_layer() -> float:
+def _small_layer(dtype: torch.dtype) -> float:
     """Seconds of the operations of a layer so narrow that only their overhead counts."""
-    states_1H, matrix_HH = torch.ones(1, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
+    states_1H, matrix_HH = torch.ones(1, 64, dtype=dtype), torch.ones(64, 64, dtype=dtype)
     begin = perf_counter()
     for _ in range(2):
         states_1H = rms_norm(states_1H, (64,))

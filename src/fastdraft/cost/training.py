@@ -23,7 +23,10 @@ def training_flops(size: ModelSize, tokens: float, sequence_tokens: int) -> floa
 
 
 def hours(flops: float, device: Device, utilisation: float = UTILISATION, devices: int = 1) -> float:
-    """Hours of so many FLOPs in bf16 on so many devices at a share of their rate; times devices: accelerator-hours."""
+    """Hours of so many FLOPs on so many devices at a share of their rate; times devices: accelerator-hours.
+
+    The rate is that of bf16, or of fp32 where the device has no faster bf16.
+    """
     return flops / (device.rate("bf16") * utilisation * devices) / 3600
 
 

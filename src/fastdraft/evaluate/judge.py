@@ -8,7 +8,7 @@ Dimensions: B prompts, N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,8 @@ from fastdraft.evaluate.assisted import Run, decode
 from fastdraft.evaluate.onepass import acceptances, law_of, pooled, resampled_prompts
 from fastdraft.evaluate.records import Estimate, JudgeResult, NearTie
 from fastdraft.maths import acceptance
-from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.completions import Completion, CompletionStore, Request
+from fastdraft.synthesize.generate import Decoding, complete
 from fastdraft.synthesize.rescore import completion_logits
 
 # Between a batch and single steps of a 7M fp32 model on a CPU, logits moved by up to 7e-5 (120 tokens).
@@ -39,6 +40,25 @@ class Judge:
     eos: frozenset[int]
     resamples: int
     seed: int
+
+
+def in_fp32(
+    target: PreTrainedModel,
+    completions: Mapping[tuple[str, float], Sequence[Completion]],
+    how: Decoding,
+    store: CompletionStore,
+) -> dict[tuple[str, float], list[Completion]]:
+    """What the fp32 target writes after the same prompts, by task and temperature: one in bf16 writes other texts."""
+    return {
+        (task, temperature): complete(
+            target,
+            [Request(row.prompt, row.law, row.index) for row in rows],
+            how,
+            store,
+            f"{task} at temperature {temperature:g}, fp32",
+        )
+        for (task, temperature), rows in completions.items()
+    }
 
 
 def judge(pair: Judge, completions: Sequence[Completion]) -> JudgeResult:

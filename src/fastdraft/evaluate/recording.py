@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from fastdraft.errors import RecordingError
 from fastdraft.evaluate.tasks import TaskPrompts
+from fastdraft.precision import Precision
 from fastdraft.records import FILE, Card, Cost, read_card, write_card
 from fastdraft.run import cache_folder
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
@@ -46,22 +48,27 @@ class Written(BaseModel):
 
 
 class RecordingCard(Card):
-    """A target and what it wrote. `vocabulary`: digest of the bytes behind its ids."""
+    """A target, what it computed in, and what it wrote. `vocabulary`: digest of the bytes behind its ids."""
 
     kind: ClassVar[str] = "recording"
     target: TargetCard
+    precision: Precision
     revision: str | None
     vocabulary: str
     written: tuple[Written, ...]
 
 
 class Target(NamedTuple):
-    """Whose completions are recorded; `open` loads its weights, and is called only where some are missing."""
+    """Whose completions are recorded; `open` loads its weights, and is called only where some are missing.
+
+    A folder that holds completions goes on in the precision that they were written in.
+    """
 
     card: TargetCard
+    precision: Precision
     revision: str | None
     vocabulary: str
-    open: Callable[[], PreTrainedModel]
+    open: Callable[[torch.dtype], PreTrainedModel]
 
 
 class Recorded(NamedTuple):
@@ -99,7 +106,8 @@ def record(
     RecordingError where the folder is another target's.
     """
     started, before = time.monotonic(), _of_this_target(folder, target)
-    store, opened = CompletionStore(folder / "completions"), cache(target.open)
+    precision = before.precision if before else target.precision
+    store, opened = CompletionStore(folder / "completions"), cache(partial(target.open, precision.dtype))
     parts = [
         _recorded(store, target, opened, task, law, seed, batch_prompts)
         for task, law in ((task, law) for task in tasks for law in laws)
@@ -110,6 +118,7 @@ def record(
         key=target.card.digest,
         cost=Cost(seconds=time.monotonic() - started + (before.cost.seconds if before else 0.0)),
         target=target.card,
+        precision=precision,
         revision=target.revision,
         vocabulary=target.vocabulary,
         written=tuple((kept | made).values()),

@@ -41,7 +41,8 @@ def open_pair(target_name: str, draft_name: str, engine: str, device: str | None
         models: list[PreTrainedModel] = [target.open_model(part, place), draft.open_draft(origin.folder, place)]
         return Transformers(models[0], models[1], tokenizer, eos, context)
     made = engine_named(engine)
-    weights, where = weights_named(made, None), device_named(made, device)
+    where = device_named(made, device)
+    weights = weights_named(made, None, where)
     ours, theirs = (in_form(made, folder, weights)[0] for folder in (target.folder_of(part), origin.folder))
     files = Files(ours, theirs, weights, weights, where, LONGEST_TOKENS, eos)
     return OpenVino(OpenedOpenVino(files, SETTING.properties), tokenizer, context)

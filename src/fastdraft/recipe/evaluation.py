@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from fastdraft.recipe.part import Part
@@ -21,6 +23,11 @@ class EvaluatePart(Part):
     )
     gammas: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Block lengths.")
     batch_prompts: PositiveInt = Field(64, description="Prompts answered at once.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="What the target computes in, chosen as in `synthesize`. The draft is scored in fp32, and real "
+        "speculative decoding runs in fp32.",
+    )
     measure_prompts: int = Field(
         16,
         ge=0,

@@ -104,10 +104,11 @@ class SynthesizePart(Part):
         description="Where the engine's log-probabilities are missing or not those of the law sampled from, the target "
         "reads each row once in this process to find them. Rows of `recorded` are not rescored.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="Weights of the target in this process, and in vLLM; auto: as they are stored, fp32 beside engine "
-        "openvino, which computes so. In bf16 p is the law of the bf16 model.",
+        description="What the target computes in, in this process and in vLLM: log-probabilities are those of that "
+        "model. auto: bf16 where the weights are stored in 16 bits and the device multiplies matrices faster in bf16, "
+        "else fp32; fp32 with engine openvino.",
     )
     ray_workers: PositiveInt | None = Field(
         None,

@@ -89,7 +89,11 @@ class TrainPart(Part):
     )
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
     decay_share: Share = Field(0.4, description="Last share of the steps, over which the rate falls to zero.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast; master weights are always fp32.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Autocast, and what the teacher runs in; master weights are always fp32. auto: bf16 where the "
+        "device multiplies matrices faster in it, else fp32.",
+    )
     compile: bool = Field(False, description="torch.compile the forward pass (needs a C++ compiler on CPU).")
     activation_checkpointing: bool = Field(
         False, description="Compute each layer again in the backward pass: less memory, a third more time."

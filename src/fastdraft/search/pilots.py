@@ -112,7 +112,9 @@ def search(journey: Journey, manifest: Manifest, setting: Setting) -> Search:
         if stage in [known.name for known in stages.road(recipe)]:
             stages.travel(journey, manifest, only=stage)
     folder = journey.folder / "search"
-    rows = written(journey, recipe.evaluate, journey.open_target(), CompletionStore(folder / "completions"))
+    precision = journey.target_precision(folder, recipe.evaluate.precision)
+    model = journey.open_target(precision.dtype)
+    rows = written(journey, recipe.evaluate, model, CompletionStore(folder / "completions"))
     drafts = [_trained(journey, manifest, shape, setting.share, folder) for shape in shapes]
     blocks = (1, *(gamma + 1 for gamma in recipe.evaluate.gammas))
     timed = setting.timed or target.folder_of(recipe.target)

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from fastdraft import precision
 from fastdraft.bench import engine_transformers, openvino
 from fastdraft.cost.engine import EXTRA
 from fastdraft.export.openvino import export_openvino
@@ -42,7 +43,7 @@ def _transformers() -> Iterator[StepTimer]:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
 
     def seconds(folder: Path, block_tokens: int) -> float:
-        model = load(folder, torch.float32 if device.type == "cpu" else torch.bfloat16).to(device).eval()  # type: ignore[arg-type]
+        model = load(folder, precision.fastest(device).dtype).to(device).eval()  # type: ignore[arg-type]
         return engine_transformers.step_seconds(model, block_tokens)
 
     yield seconds

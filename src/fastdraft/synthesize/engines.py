@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft import target
+from fastdraft.precision import Precision
 from fastdraft.recipe import SynthesizePart, TargetPart
 from fastdraft.recipe.synthesis import CACHE_BYTES, MOST_PROMPTS
 from fastdraft.shape.reading import sizes
@@ -23,8 +24,6 @@ from fastdraft.synthesize.engine_vllm import Vllm
 from fastdraft.synthesize.generate import InProcess
 from fastdraft.synthesize.write import Decoding, Engine
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -34,44 +33,33 @@ class Setup:
     part: SynthesizePart
     decoding: Decoding
     device: torch.device
+    precision: Precision
     context_tokens: int
     scratch: Path
 
     def open_target(self) -> PreTrainedModel:
         """The target in this process."""
-        return target.open_model(self.target, self.device, self.dtype)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the target runs in."""
-        return dtype_of(self.part, self.target)
+        return target.open_model(self.target, self.device, self.precision.dtype)
 
 
-def dtype_of(part: SynthesizePart, whose: TargetPart) -> torch.dtype:
-    """What the target runs in where it answers, or where it says the log p of what an engine has written."""
-    if part.precision != "auto":
-        return DTYPES[part.precision]
-    return torch.float32 if part.engine == "openvino" else target.stored_dtype(whose)  # engine_openvino.STRICT
-
-
-def batch_prompts(part: SynthesizePart, whose: TargetPart, context_tokens: int) -> int:
+def batch_prompts(part: SynthesizePart, whose: TargetPart, context_tokens: int, dtype: torch.dtype) -> int:
     """Prompts answered at once: as many as CACHE_BYTES hold the keys and values of, where the recipe does not say it.
 
-    Each counts with all tokens that it may come to, so that it is the same number on any machine.
+    Each counts with all tokens that it may come to.
     """
     if part.batch_prompts:
         return part.batch_prompts
     instructions = part.own_sources & part.mix.keys()
     longest = max(part.prompt_tokens, part.longest_prompt_tokens) if instructions else part.prompt_tokens
     tokens, known = min(longest + part.completion_tokens, context_tokens), sizes(target.open_config(whose))
-    bytes_a_prompt = 2 * known.layers * known.kv_heads * known.head_size * tokens * dtype_of(part, whose).itemsize
+    bytes_a_prompt = 2 * known.layers * known.kv_heads * known.head_size * tokens * dtype.itemsize
     return max(1, min(MOST_PROMPTS, CACHE_BYTES // bytes_a_prompt))
 
 
 def transformers(setup: Setup) -> Engine:
     """This process, or Ray's workers."""
     if setup.part.ray_workers:
-        return OnRay(setup.target, setup.dtype, setup.part.ray_workers, setup.decoding)
+        return OnRay(setup.target, setup.precision.dtype, setup.part.ray_workers, setup.decoding)
     return InProcess(setup.open_target(), setup.decoding)
 
 
@@ -83,7 +71,7 @@ def openvino(setup: Setup) -> Engine:
 
 def vllm(setup: Setup) -> Engine:
     """vLLM in this process."""
-    dtype = str(setup.dtype).removeprefix("torch.")
+    dtype = str(setup.precision.dtype).removeprefix("torch.")
     read_again = setup.part.rescore and setup.decoding.top_logprobs > 0  # rows are raw then
     return Vllm(target.folder_of(setup.target), dtype, setup.target.trust_remote_code, setup.decoding, read_again)
 

@@ -20,15 +20,15 @@ from fastdraft.train.on_policy import continued
 
 
 class Learner(nn.Module):
-    """A draft whose forward is its loss.
+    """A draft whose forward is its loss, computed in a dtype: bf16 by autocast.
 
     One module, so that DDP and FSDP2 see every use of a weight: a tied output layer is used outside the draft's own
     forward, by the fused loss.
     """
 
-    def __init__(self, model: PreTrainedModel, part: TrainPart) -> None:
+    def __init__(self, model: PreTrainedModel, part: TrainPart, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model, self._part = model, part
+        self.model, self._part, self._dtype = model, part, dtype
         if part.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         compiled = torch.compile(model.base_model, dynamic=False) if part.compile else model.base_model
@@ -44,8 +44,7 @@ class Learner(nn.Module):
             body = self._bodies[self.training]
             with self._attention(batch.inputs_BT.device):
                 hidden_NE = body(input_ids=batch.inputs_BT, use_cache=False).last_hidden_state.flatten(0, 1)
-        if self._part.precision == "bf16":
-            hidden_NE = hidden_NE.to(torch.bfloat16)
+        hidden_NE = hidden_NE.to(self._dtype)
         weight_VE = self.model.get_output_embeddings().weight
         if isinstance(loss_of, TwoPass):
             loss_of = loss_of.settled(hidden_NE, weight_VE, self.model.config, self._part.head_chunk_tokens)
@@ -56,11 +55,11 @@ class Learner(nn.Module):
     def _attention(self, device: torch.device) -> AbstractContextManager[None]:
         """By blocks on a CPU; not where a compiler, or a layer that is computed again, would meet two kinds."""
         part = self._part
-        if device.type != "cpu" or part.precision != "bf16" or part.compile or part.activation_checkpointing:
+        if device.type != "cpu" or self._dtype != torch.bfloat16 or part.compile or part.activation_checkpointing:
             return nullcontext()
         return by_blocks(self.model.config)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        if self._part.precision == "fp32":
+        if self._dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
+        return torch.autocast(device.type, self._dtype)

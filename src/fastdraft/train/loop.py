@@ -39,7 +39,8 @@ HeldOut = dict[str, list[Batch]]
 
 @dataclass
 class Phase:
-    """All that one phase of training is made of; `parallel` is how several processes share it, `ddp` or `fsdp`.
+    """All that one phase of training is made of; `parallel` is how several processes share it, `ddp` or `fsdp`;
+    `dtype` is what it computes in, bf16 by autocast.
 
     `measure` is asked beside the held-out loss, by all processes at once; its `block_efficiency` is what a draft is
     chosen by. `trackers` opens them behind a step.
@@ -53,6 +54,7 @@ class Phase:
     objective: Objective
     folder: Path
     device: torch.device
+    dtype: torch.dtype
     parallel: str = "ddp"
     measure: Callable[[PreTrainedModel], dict[str, float]] | None = None
     trackers: Callable[[int], Sequence[Any]] = lambda _: ()
@@ -113,8 +115,8 @@ def begin(phase: Phase) -> Training:
     """The phase's model on its device, or its shards on every process's, with what moves it."""
     if phase.device.type == "cpu":
         heap.keep_freed_memory()
-    learner = parallel.spread(Learner(phase.model, phase.part), phase.parallel, phase.device)
-    meter = Meter(phase.model.config, phase.part, phase.device)
+    learner = parallel.spread(Learner(phase.model, phase.part, phase.dtype), phase.parallel, phase.device)
+    meter = Meter(phase.model.config, phase.part, phase.device, phase.dtype)
     return Training(phase, learner.train(), optim.build(phase.model, phase.part), meter)
 
 

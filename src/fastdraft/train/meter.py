@@ -15,7 +15,6 @@ from fastdraft.cost.size import ModelSize
 from fastdraft.cost.training import training_flops
 from fastdraft.recipe import TrainPart
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RATE_SECONDS = 0.5
 
 
@@ -27,10 +26,10 @@ class Meter:
     machine.
     """
 
-    def __init__(self, config: PretrainedConfig, part: TrainPart, device: torch.device) -> None:
+    def __init__(self, config: PretrainedConfig, part: TrainPart, device: torch.device, dtype: torch.dtype) -> None:
         tokens, self._device = part.batch_sequences * part.sequence_tokens, device
         self._flops = training_flops(ModelSize.of_config(config), tokens, part.sequence_tokens)
-        rate = _rate(device, DTYPES[part.precision], torch.get_num_threads())
+        rate = _rate(device, dtype, torch.get_num_threads())
         self._flops_per_second = processes.summed(rate)[0]
         if device.type != "cpu":  # a target that has just written completions to measure on is no part of training
             torch.get_device_module(device).reset_peak_memory_stats(device)
