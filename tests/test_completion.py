@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -15,6 +16,7 @@ from fastdraft.cost.size import BITS
 from fastdraft.evaluate.tasks import TASKS, USUAL
 from fastdraft.export.formats import FORMATS
 from fastdraft.play.opening import ENGINES as PLAYERS
+from fastdraft.precision import Asked
 from fastdraft.search.timers import TIMERS
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +68,7 @@ def test_the_words_are_those_of_the_tables():
         "PLAYERS": tuple(PLAYERS),
         "TASKS": tuple(task.name for task in TASKS),
         "USUAL": USUAL,
+        "PRECISIONS": get_args(Asked),
     }
     named = {name: words_ for name, words_ in vars(words).items() if name.isupper() and name != "KINDS"}
     assert named == tables
