@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -243,6 +244,15 @@ def load(
             f"  do: check that the download is complete, and that config.json belongs to it"
         )
     return model
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What this model's forward, and its output, call the cache: `cache` or, before transformers renamed it,
+    `past_key_values`, which newer releases warn about and 5.40 removes.
+
+    Delete this when the oldest transformers that pyproject.toml allows has `cache`.
+    """
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def _fetched(part: TargetPart, weights: bool) -> Path:

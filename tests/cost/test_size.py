@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fastdraft.cost.size import BITS, ModelSize, kv_bytes, read_bytes, weight_bytes
 from fastdraft.recipe import DraftPart
 from fastdraft.shape.derive import derive
+from fastdraft.target import cache_name
 
 SMALL = {"vocab_size": 131, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
 SMALL |= {"num_key_value_heads": 2, "intermediate_size": 211, "pad_token_id": 0}
@@ -79,7 +80,7 @@ def test_keys_and_values_of_every_layer(paper):
     config = small()
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.inference_mode():
-        cache = model(input_ids=torch.arange(5)[None], use_cache=True).past_key_values
+        cache = model(input_ids=torch.arange(5)[None], use_cache=True)[cache_name(model)]
     held = sum(tensor.numel() for layer in cache.layers for tensor in (layer.keys, layer.values))
     assert kv_bytes(ModelSize.of_config(config), 5) == 2 * held
     assert kv_bytes(paper, 0) == 0

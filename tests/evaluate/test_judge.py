@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from fastdraft.errors import JudgeError
 from fastdraft.evaluate.judge import Judge, judge
 from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.target import cache_name
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2, 13)]
 ENDS = frozenset({118, 30})  # tokens that the target likes: some texts end early
@@ -107,7 +108,7 @@ def test_a_draft_that_is_another_with_its_cache_is_refused(
     draft = perturbed(pair.target, 0.1, 3)
 
     def wrong_with_a_cache(_model: object, _inputs: object, output: CausalLMOutputWithPast) -> None:
-        if output.past_key_values is not None:
+        if output[cache_name(draft)] is not None:
             output.logits = output.logits.roll(1, -1)
 
     draft.register_forward_hook(wrong_with_a_cache)

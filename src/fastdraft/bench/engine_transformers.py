@@ -22,7 +22,7 @@ from fastdraft.bench.timed import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setti
 from fastdraft.evaluate.assisted import generated
 from fastdraft.manifest import describe
 from fastdraft.precision import fastest
-from fastdraft.target import load
+from fastdraft.target import cache_name, load
 
 WARM_UP, REPEATS, CONTEXT_TOKENS = 3, 31, 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -127,13 +127,14 @@ class OpenedTransformers:
 def step_seconds(model: PreTrainedModel, block_tokens: int) -> float:
     """A forward over so many tokens with CONTEXT_TOKENS behind them, and the choice of a token: the median."""
     context = torch.arange(CONTEXT_TOKENS, device=model.device)[None] % model.config.vocab_size
-    cache = model(input_ids=context, use_cache=True).past_key_values
+    name = cache_name(model)
+    cache = model(input_ids=context, use_cache=True)[name]
     taken = []
     for _ in range(WARM_UP + REPEATS):
         started = perf_counter()
-        model(input_ids=context[:, :block_tokens], past_key_values=cache, use_cache=True).logits.argmax(-1).tolist()
+        model(input_ids=context[:, :block_tokens], use_cache=True, **{name: cache}).logits.argmax(-1).tolist()
         taken.append(perf_counter() - started)
-        cache.crop(CONTEXT_TOKENS)
+        cache.crop(-block_tokens)
     return median(taken[WARM_UP:])
 
 
@@ -149,11 +150,12 @@ class _Forward(NamedTuple):
 @contextmanager
 def _watched(model: PreTrainedModel) -> Iterator[list[_Forward]]:
     """A list that grows by one entry with each forward of the model."""
+    name = cache_name(model)
     begun: list[tuple[float, int, int]] = []
     forwards: list[_Forward] = []
 
     def before(_: Any, __: Any, given: dict[str, Any]) -> None:
-        cache = given.get("past_key_values")
+        cache = given.get(name)
         past = cache.get_seq_length() if cache is not None else 0
         begun.append((perf_counter(), past, given["input_ids"].shape[1]))
 

@@ -18,6 +18,7 @@ from fastdraft.maths.verify import accept_greedy, accept_sampled
 from fastdraft.play.blocks import Asked, Block, Side
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.drawing import draw
+from fastdraft.target import cache_name
 
 
 class Transformers:
@@ -90,14 +91,14 @@ class _Reader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._cache, self._read_tokens = model, DynamicCache(config=model.config), 0
+        self._cache_name = cache_name(model)
 
     @torch.inference_mode()
     def read(self, text: Sequence[int], last: int) -> Tensor:
         """(last,V) float32 logits behind the last tokens of a text of which the beginning was read before."""
         fresh = torch.tensor([text[self._read_tokens :]], device=self._model.device)
-        output = self._model(
-            input_ids=fresh, past_key_values=self._cache, use_cache=True, logits_to_keep=min(last, fresh.shape[1])
-        )
+        cached = {self._cache_name: self._cache, "use_cache": True}
+        output = self._model(input_ids=fresh, logits_to_keep=min(last, fresh.shape[1]), **cached)
         self._read_tokens = len(text)
         logits_TV: Tensor = output.logits[0, -last:].float().cpu()
         return logits_TV
@@ -105,5 +106,5 @@ class _Reader:
     def forget(self, tokens: int) -> None:
         """All behind so many tokens."""
         if self._read_tokens > tokens:
-            self._cache.crop(tokens)
+            self._cache.crop(tokens - self._read_tokens)  # negative: the number of tokens to remove
             self._read_tokens = tokens

@@ -27,8 +27,6 @@ ALIASES = {
 # Where the target does not say. An MLP is dense between 2 and 6 widths: an expert's is not, nor one that has none.
 HIDDEN_SIZE, LAYERS, CONTEXT_TOKENS, MLP_RATIO, DENSE_MLP = 4096, 32, 2048, 3.0, (2.0, 6.0)
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What a stand-in takes from its target beside sizes, where its own family has the key.
-CARRIED = ("rms_norm_eps", "sliding_window")
 # Keys that say how the target's own files are stored or opened: a draft is stored in full and opens without its code.
 OF_TARGET_ONLY = ("quantization_config", "compression_config", "auto_map", "_name_or_path")
 # Stretched positions that every engine computes alike, and their keys.
@@ -103,7 +101,10 @@ def beginning(target: PretrainedConfig) -> tuple[dict[str, Any], list[str]]:
     else:
         notes.append(f"the target is a `{text.model_type}`, the draft a `{other.family}`: {other.reason}")
         config = _plain(AutoConfig.for_model(other.family))
-        config |= {key: getattr(text, key, None) for key in CARRIED if key in config}
+        if "sliding_window" in config:
+            config["sliding_window"] = getattr(text, "sliding_window", None)
+        if "rms_norm_eps" in config:  # no norm can do without: the stand-in's own where the target has none
+            config["rms_norm_eps"] = getattr(text, "rms_norm_eps", None) or config["rms_norm_eps"]
         config |= {key: _known_id(getattr(text, key, None), sizes(target).vocab_rows) for key in SPECIAL_IDS}
         notes += _take_positions(text, config)
     config["pad_token_id"] = _known_id(config.get("pad_token_id"), sizes(target).vocab_rows)

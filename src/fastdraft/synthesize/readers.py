@@ -24,6 +24,7 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 
 from fastdraft.corpus.shards import Tokens
+from fastdraft.target import cache_name
 
 ATTENTION = "fastdraft_places"
 # Tokens of a block of the cache: few, so that little is read behind the last token; each costs a call, dear on a GPU.
@@ -89,6 +90,7 @@ class _Places(Cache):
     def __init__(self, target: PreTrainedModel, texts: Texts) -> None:
         super().__init__(layers=[])
         self._target, self._texts = target, texts
+        self._cached = {cache_name(target): self, "use_cache": True}
         tokens = max(map(len, texts.prompts)) + texts.completion_tokens
         self._block_tokens = CACHE_BLOCK_TOKENS.get(target.device.type, CACHE_BLOCK_TOKENS_ELSEWHERE)
         self._blocks = -(-tokens // self._block_tokens)
@@ -108,7 +110,7 @@ class _Places(Cache):
             inputs_BT = np.stack([np.pad(head, (0, longest - len(head))) for head in heads])
             self._opened = torch.arange(first, len(self.rows), device=self._target.device)
             inputs = torch.from_numpy(inputs_BT).to(self._target.device)
-            self._target.base_model(input_ids=inputs, past_key_values=self, use_cache=True)
+            self._target.base_model(input_ids=inputs, **self._cached)
             self._opened = None
 
     def next_logits(self) -> Tensor:
@@ -119,11 +121,7 @@ class _Places(Cache):
         seen_T = torch.arange(self._seen_blocks * self._block_tokens, device=token_B1.device)
         mask_B11T = (seen_T <= self._lengths_B[:, None])[:, None, None]
         output = self._target(
-            input_ids=token_B1,
-            past_key_values=self,
-            use_cache=True,
-            attention_mask=mask_B11T,
-            position_ids=self._lengths_B[:, None],
+            input_ids=token_B1, attention_mask=mask_B11T, position_ids=self._lengths_B[:, None], **self._cached
         )
         self._lengths_B = self._lengths_B + 1
         logits_BV: Tensor = output.logits[:, -1].float()
@@ -241,6 +239,7 @@ class _Padded:
         self._target, self._texts = target, texts
         self.rows: list[int] = []
         self._cache: Any = None
+        self._cache_name = cache_name(target)
         self._mask_BT: Tensor | None = None
         self._begun: list[int] = []
 
@@ -269,13 +268,11 @@ class _Padded:
         return torch.from_numpy(inputs_BT).to(self._target.device)
 
     def _forward(self, inputs_BT: Tensor) -> Tensor:
-        masked = {}
+        more = {self._cache_name: self._cache}
         if self._mask_BT is not None:
             position_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)[:, -inputs_BT.shape[1] :]
-            masked = {"attention_mask": self._mask_BT, "position_ids": position_BT}
-        output = self._target(
-            input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=1, **masked
-        )
-        self._cache = output.past_key_values
+            more |= {"attention_mask": self._mask_BT, "position_ids": position_BT}
+        output = self._target(input_ids=inputs_BT, use_cache=True, logits_to_keep=1, **more)
+        self._cache = output[self._cache_name]
         logits_BV: Tensor = output.logits[:, -1].float()
         return logits_BV

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastdraft.corpus.order import IGNORED, Batch
+from fastdraft.target import cache_name
 from fastdraft.train.coins import coins
 
 
@@ -41,11 +42,11 @@ def _written(model: PreTrainedModel, text_BT: Tensor, given_B: Tensor, coin_BT: 
     """(B,T) the first tokens of each text, so many as are given, and what the draft says behind them."""
     training = model.training
     model.eval()  # a model that computes its layers again in training keeps no cache
-    text_BT, first, cache = text_BT.clone(), int(given_B.min()), None
+    text_BT, first, cache, name = text_BT.clone(), int(given_B.min()), None, cache_name(model)
     fresh_BT = text_BT[:, :first]
     for place in range(first, text_BT.shape[1]):
-        output = model(input_ids=fresh_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        drawn_B, cache = _drawn(output.logits[:, -1].float().softmax(-1), coin_BT[:, place]), output.past_key_values
+        output = model(input_ids=fresh_BT, use_cache=True, logits_to_keep=1, **{name: cache})
+        drawn_B, cache = _drawn(output.logits[:, -1].float().softmax(-1), coin_BT[:, place]), output[name]
         text_BT[:, place] = text_BT[:, place].where(given_B > place, drawn_B)
         fresh_BT = text_BT[:, place : place + 1]
     model.train(training)
