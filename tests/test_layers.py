@@ -22,6 +22,7 @@ ROOMS = (
         "run",
         "manifest",
         "progress",
+        "dependencies",
         "extras",
         "precision",
         "ray_cluster",

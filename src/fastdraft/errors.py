@@ -13,6 +13,7 @@ FastDraftError                 something of ours went wrong; exit code 1
 │   ├── ShardError             token shards that are not what their card says
 │   ├── ServerError            a server that cannot be reached, or serves something else than the target
 │   ├── DeviceError            a device whose speed is not known
+│   ├── DependencyError        a required package that is missing or older than the lower bound
 │   ├── MissingExtra           an optional package that is not installed
 │   ├── ExportError            a draft that a format, or the engine that reads it, has no place for
 │   ├── BenchError             a pair that an engine cannot be timed with as asked, or that it does not use
@@ -87,6 +88,10 @@ class ServerError(UserError):
 
 class DeviceError(UserError):
     """A device whose speed is not known."""
+
+
+class DependencyError(UserError):
+    """A required package that is missing or older than the lower bound."""
 
 
 class MissingExtra(UserError):

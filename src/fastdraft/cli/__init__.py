@@ -16,6 +16,7 @@ import typer
 from fastdraft import __version__
 from fastdraft.cli import align, bench, check, evaluate, export, plan, play, recipes, report, road, search
 from fastdraft.cli.words import STAGES
+from fastdraft.dependencies import check_dependencies
 from fastdraft.errors import FastDraftError, MainProcessFailed, UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
@@ -50,6 +51,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     if show:
         print(f"fastdraft {__version__}")
         raise typer.Exit
+    check_dependencies()
 
 
 app.command()(check.check)
