@@ -142,9 +142,10 @@ def test_a_name_that_cannot_be_fetched(monkeypatch):
 
 
 def test_a_tokenizer_that_cannot_encode(tmp_path, fitting):
-    """Without tokenizer_config.json the family's own class is taken, here with an unknown token that is not there."""
+    """A table of whole words that names no token for an unknown one."""
     folder = tmp_path / "target"
     shutil.copytree(fitting[0], folder)
-    (folder / "tokenizer_config.json").unlink()
+    words = {"seven": 0, "wolves": 1, "walk": 2}
+    edit(folder / "tokenizer.json", model={"type": "WordLevel", "vocab": words, "unk_token": "<nowhere>"})
     with pytest.raises(TargetError, match=f"the tokenizer in {folder} cannot encode a text: .*\n  do: copy all"):
         read(str(folder))

@@ -108,7 +108,7 @@ def test_a_draft_that_is_another_with_its_cache_is_refused(
     draft = perturbed(pair.target, 0.1, 3)
 
     def wrong_with_a_cache(_model: object, _inputs: object, output: CausalLMOutputWithPast) -> None:
-        if output[cache_name(draft)] is not None:
+        if output.get(cache_name(draft)) is not None:
             output.logits = output.logits.roll(1, -1)
 
     draft.register_forward_hook(wrong_with_a_cache)
