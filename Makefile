@@ -9,7 +9,7 @@ CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get 
 # virtual Xeon with AMX the build for that very processor ended the process at the first product of q8_0 weights.
 LLAMA_CPP := CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF' $(INSTALL) -e '.[llamacpp]'
 
-.PHONY: setup setup-dev demo test test-fast check docs
+.PHONY: setup setup-dev demo test test-fast test-newest test-lowest check docs
 
 setup: .venv/base
 setup-dev: .venv/dev
@@ -21,6 +21,9 @@ setup-dev: .venv/dev
 
 .venv/dev: .venv/base
 	$(INSTALL) -e '.[dev,docs,openvino,play,ray,report,view]'
+	# optimum-intel asks for torchvision, which package indexes hold for torch with CUDA: where torch has none, importing it
+	# fails, and with it every model of transformers.
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall -q -y torchvision
 	if command -v c++ >/dev/null; then $(LLAMA_CPP); else echo 'no C++ compiler: the tests of llama.cpp will be skipped'; fi
 	$(CHROMIUM) || echo 'no chromium: the tests that need a browser will be skipped'
 	touch $@
@@ -34,6 +37,26 @@ test: setup-dev check
 
 test-fast: setup-dev
 	$(BIN)/python -m pytest -m "not slow" -q
+
+# The fast tests with the newest release of everything (without OpenVINO, which asks for an older transformers), and with
+# the oldest that pyproject.toml allows: docs/decisions/0009-versions.md.
+test-newest: .venv-newest/dev
+	.venv-newest/bin/python -m pytest -m "not slow" -q -n auto
+
+test-lowest: .venv-lowest/dev
+	.venv-lowest/bin/python -m pytest -m "not slow" -q -n auto
+
+.venv-newest/dev: pyproject.toml
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --disable-pip-version-check -q --upgrade --upgrade-strategy eager torch==2.13.0 \
+		-e '.[dev,docs,play,ray,report,view]'
+	touch $@
+
+.venv-lowest/dev: pyproject.toml dev/lowest.py
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) dev/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --disable-pip-version-check -q -c .venv-lowest/constraints.txt torch==2.13.0 -e '.[dev]'
+	touch $@
 
 check: setup-dev
 	$(BIN)/ruff format --check -q src tests
