@@ -1,18 +1,21 @@
-# make demo | make test | make check | make docs; `make setup` is their common first step.
+# make demo | make test | make test-engines | make check | make docs; `make setup` is their common first step.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
 # Debian's, for tests in a real browser.
 CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
-# Comes as source: six minutes of one core, without the library for pictures, which nothing here uses, and for any x86: on a
-# virtual Xeon with AMX the build for that very processor ended the process at the first product of q8_0 weights.
-LLAMA_CPP := CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF' $(INSTALL) -e '.[llamacpp]'
+# Comes as source. Compiled without the library for pictures and without llama.cpp's common library: nothing here uses
+# them. Not for this very processor: on a virtual Xeon with AMX such a build ended the process at the first product of q8_0
+# weights. On x86 GGML_NATIVE=OFF means AVX2, FMA, F16C and BMI2.
+LLAMA_CPP := CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
+	-DCMAKE_PROJECT_llama_cpp_INCLUDE="$(CURDIR)/.ci/llama-cpp.cmake"' $(INSTALL) -e '.[llamacpp]'
 
-.PHONY: setup setup-dev demo test test-fast test-newest test-lowest check docs
+.PHONY: setup setup-dev setup-engines demo test test-fast test-engines test-newest test-lowest check docs
 
 setup: .venv/base
 setup-dev: .venv/dev
+setup-engines: .venv/engines
 
 .venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,22 +24,26 @@ setup-dev: .venv/dev
 
 .venv/dev: .venv/base
 	$(INSTALL) -e '.[dev,docs,openvino,play,ray,report,view]'
-	# optimum-intel asks for torchvision, which package indexes hold for torch with CUDA: where torch has none, importing it
-	# fails, and with it every model of transformers.
-	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall -q -y torchvision
-	if command -v c++ >/dev/null; then $(LLAMA_CPP); else echo 'no C++ compiler: the tests of llama.cpp will be skipped'; fi
 	$(CHROMIUM) || echo 'no chromium: the tests that need a browser will be skipped'
+	touch $@
+
+.venv/engines: .venv/dev
+	$(LLAMA_CPP)
 	touch $@
 
 demo: setup
 	$(BIN)/fastdraft run recipes/demo.yaml
 
 test: setup-dev check
-	$(BIN)/python -m pytest -m "not slow" -q
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m "not slow and not engine" -q
+	$(BIN)/python -m pytest -m "slow and not engine" -q
 
 test-fast: setup-dev
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow and not engine" -q
+
+# One thread each: on a busy machine two threads took six times as long for a proof (dev/LOG.md, 2026-11-30).
+test-engines: setup-engines
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engine --engines llama_cpp -n 2 -q
 
 # The fast tests with the newest release of everything (without OpenVINO, which asks for an older transformers), and with
 # the oldest that pyproject.toml allows: docs/decisions/0009-versions.md.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,26 @@ from fastdraft.manifest import Manifest
 from fastdraft.resolve import digest, resolve, resolved_yaml
 from fastdraft.stages import travel
 
+# Modules of engines that are compiled from source or large, and the extra that installs each.
+ENGINES = {"llama_cpp": "llamacpp", "vllm": "vllm"}
 STORIES = Path(__file__).parents[2] / "shared" / "targets" / "stories260k"
 TinyLlama = Callable[..., LlamaForCausalLM]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test-engines` names the engines whose tests must run."""
+    parser.addoption("--engines", default="", help="fail, instead of skip, where these modules are missing: a,b")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `engine(module)` is skipped where the module is missing, or fails where --engines names it."""
+    for mark in item.iter_markers("engine"):
+        (module,) = mark.args
+        if find_spec(module) is None:
+            reason = f"{module} is not installed: pip install 'fastdraft[{ENGINES[module]}]'"
+            if module in item.config.getoption("engines").split(","):
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
 
 
 @pytest.fixture

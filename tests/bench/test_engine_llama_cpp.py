@@ -3,20 +3,18 @@
 import numpy as np
 import pytest
 
-for module in ("llama_cpp", "gguf"):
-    pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[llamacpp]'")
+from fastdraft.artefacts.benching import in_form
+from fastdraft.bench.engine_llama_cpp import LlamaCpp
+from fastdraft.bench.equality import Texts, check, difference
+from fastdraft.bench.predict import predictions, scored
+from fastdraft.bench.records import Steps
+from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files
+from fastdraft.errors import DiskFull
+from fastdraft.export.gguf import export_gguf
+from fastdraft.run import cache_folder
+from fastdraft.synthesize.completions import Completion, Law
 
-from fastdraft.artefacts.benching import in_form  # noqa: E402
-from fastdraft.bench.engine_llama_cpp import LlamaCpp  # noqa: E402
-from fastdraft.bench.equality import Texts, check, difference  # noqa: E402
-from fastdraft.bench.predict import predictions, scored  # noqa: E402
-from fastdraft.bench.records import Steps  # noqa: E402
-from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files  # noqa: E402
-from fastdraft.errors import DiskFull  # noqa: E402
-from fastdraft.export.gguf import export_gguf  # noqa: E402
-from fastdraft.run import cache_folder  # noqa: E402
-from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
-
+pytestmark = pytest.mark.engine("llama_cpp")
 TOKENS = 23
 EACH = dict.fromkeys((1, 3), 1e-2)
 PROMPTS = [np.array([305, 507, 711, 305, 507]), np.array([17, 1999])]

@@ -1,4 +1,4 @@
-"""Small drafts for the packaged target, of each family that GGUF has; a sentencepiece-like tokenizer; llama.cpp."""
+"""Small drafts for the packaged target, of each family that GGUF has; a sentencepiece-like tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -85,14 +85,6 @@ def spoken(tmp_path_factory) -> Path:
     model_of("llama", vocab_size=409, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
     pieces([source.read_text(encoding="utf-8")], 401).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def llama_cpp():
-    """llama-cpp-python; the test is skipped where it is not installed."""
-    return pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python is not installed: pip install 'fastdraft[llamacpp]'"
-    )
 
 
 @pytest.fixture(scope="session")

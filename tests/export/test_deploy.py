@@ -74,8 +74,8 @@ def test_transformers(pair):
     assert printed(snippets("transformers")[0][1], *pair) == greedy(pair[0])
 
 
-@pytest.mark.slow
-def test_llama_cpp(llama_cpp, pair, tmp_path):
+@pytest.mark.engine("llama_cpp")
+def test_llama_cpp(pair, tmp_path):
     for model, place in zip(pair, ("target", "draft"), strict=True):
         export_gguf(model, tmp_path / place, "f32")
     files = (tmp_path / place / file_name("f32") for place in ("target", "draft"))

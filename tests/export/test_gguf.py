@@ -24,6 +24,7 @@ from fastdraft.records import read_card
 from fastdraft.run import finished_last
 from fastdraft.target import folder_of, load, open_tokenizer
 
+LLAMA_CPP = pytest.mark.engine("llama_cpp")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 LLAMA3 = {
     "rope_type": "llama3",
@@ -182,6 +183,8 @@ def opened(folder: Path, to: Path, weights: str):
     export_gguf(folder, to, weights)
     original = load(folder, torch.float32).eval()
     tried = material(open_tokenizer(TargetPart(path=str(folder))), PROBES, [], 256)
+    # Half of the time of a proof is transformers': 3.6 ms a token. `export` itself is tested with all prompts.
+    tried = tried._replace(prompts=tried.prompts[::3])
     return original, open_gguf(to, tried.longest_tokens), tried
 
 
@@ -204,24 +207,26 @@ VARIANTS = {
 }
 
 
-@pytest.mark.slow
+@LLAMA_CPP
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_llama_cpp_writes_what_the_draft_writes(llama_cpp, draft_of, tmp_path, variant):
+def test_llama_cpp_writes_what_the_draft_writes(draft_of, tmp_path, variant):
     proof = prove(*opened(draft_of(**VARIANTS[variant]), tmp_path, "f32"))
-    assert proof.equal_prompts == proof.prompts >= 16
+    assert proof.equal_prompts == proof.prompts >= 5
     assert proof.agreeing_tokens == proof.tokens
     assert proof.unlike_texts == ()
 
 
-@pytest.mark.slow
-def test_a_sentencepiece_tokenizer_cuts_alike(llama_cpp, spoken, tmp_path):
+@LLAMA_CPP
+def test_a_sentencepiece_tokenizer_cuts_alike(spoken, tmp_path):
     proof = prove(*opened(spoken, tmp_path, "f32"))
     assert proof.equal_prompts == proof.prompts
     assert proof.unlike_texts == ()
 
 
-def accepts(llama_cpp, target: Path, draft: Path) -> bool:
+def accepts(target: Path, draft: Path) -> bool:
     """common_speculative_are_compatible of llama.cpp (common/speculative.cpp), asked of the library itself."""
+    import llama_cpp
+
     models = [llama_cpp.Llama(str(path), vocab_only=True, verbose=False) for path in (target, draft)]
     vocabs = [llama_cpp.llama_model_get_vocab(model._model.model) for model in models]
     types = {llama_cpp.llama_vocab_type(vocab) for vocab in vocabs}
@@ -231,18 +236,18 @@ def accepts(llama_cpp, target: Path, draft: Path) -> bool:
     return len(types) == 1 and adds[0] == adds[1] and abs(sizes[0] - sizes[1]) <= 128 and texts[0] == texts[1]
 
 
-@pytest.mark.slow
-def test_llama_cpp_takes_the_draft(llama_cpp, draft_of, spoken, tmp_path):
+@LLAMA_CPP
+def test_llama_cpp_takes_the_draft(draft_of, spoken, tmp_path):
     """The packaged target's own file beside its draft's; a model of another vocabulary is refused."""
     for name, folder in (("target", folder_of(TargetPart(path="demo"))), ("draft", draft_of()), ("other", spoken)):
         export_gguf(folder, tmp_path / name, "q8_0")
     target, draft, other = (tmp_path / name / file_name("q8_0") for name in ("target", "draft", "other"))
-    assert accepts(llama_cpp, target, draft)
-    assert not accepts(llama_cpp, target, other)
+    assert accepts(target, draft)
+    assert not accepts(target, other)
 
 
-@pytest.mark.slow
-def test_it_is_handed_over(llama_cpp, draft_of, tmp_path):
+@LLAMA_CPP
+def test_it_is_handed_over(draft_of, tmp_path):
     """The command's whole way: the rule, the file, its proof, the model card."""
     wish = Wish(draft_of(), "gguf", "f32", TargetPart(path="demo"), tmp_path / "out")
     folder, card = export(wish)
@@ -252,8 +257,8 @@ def test_it_is_handed_over(llama_cpp, draft_of, tmp_path):
     assert "library_name: gguf" in (folder / "README.md").read_text()
 
 
-@pytest.mark.slow
-def test_weights_that_are_not_turned_are_seen(llama_cpp, draft_of, tmp_path, monkeypatch):
+@LLAMA_CPP
+def test_weights_that_are_not_turned_are_seen(draft_of, tmp_path, monkeypatch):
     """The proof can fail: rotary positions on rows in transformers' order."""
     monkeypatch.setattr("fastdraft.export.gguf_families.turned", lambda weight, _: weight)
     proof = prove(*opened(draft_of(), tmp_path, "f32"))
@@ -262,9 +267,9 @@ def test_weights_that_are_not_turned_are_seen(llama_cpp, draft_of, tmp_path, mon
     assert proof.widest_gap > 0.1
 
 
-@pytest.mark.slow
+@LLAMA_CPP
 @pytest.mark.parametrize(("weights", "least"), [("q8_0", 0.97), ("q4_0", 0.8)])
-def test_rounded_weights_are_proved_in_llama_cpp(llama_cpp, tmp_path, weights, least):
+def test_rounded_weights_are_proved_in_llama_cpp(tmp_path, weights, least):
     """The packaged draft, by the command: llama.cpp ends the process where it cannot run on a processor."""
     command = [
         sys.executable,

@@ -110,9 +110,8 @@ def test_ray_writes_the_same_bits_and_is_gone_afterwards(setup_of, tmp_path, mon
         np.testing.assert_array_equal(row.logp, theirs[key].logp)
 
 
-@pytest.mark.slow
+@pytest.mark.engine("vllm")
 @pytest.mark.filterwarnings("ignore:")  # vLLM's own
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_writes_rows_under_their_law(setup_of, tiny_files, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; otherwise nearly all of a machine without a GPU
     wide = AutoConfig.from_pretrained(tiny_files / "target", head_dim=32)  # the least that vLLM 0.32.0 has on a CPU

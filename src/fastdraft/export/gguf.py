@@ -156,6 +156,7 @@ class _Opened:
             str(file),
             n_ctx=longest_tokens,
             n_threads=torch.get_num_threads(),
+            n_threads_batch=torch.get_num_threads(),
             logits_all=True,
             type_k=llama_cpp.GGML_TYPE_F32,
             type_v=llama_cpp.GGML_TYPE_F32,
