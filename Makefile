@@ -10,6 +10,9 @@ CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get 
 # weights. On x86 GGML_NATIVE=OFF means AVX2, FMA, F16C and BMI2.
 LLAMA_CPP := CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE="$(CURDIR)/.ci/llama-cpp.cmake"' $(INSTALL) -e '.[llamacpp]'
+# A worker for each core, with one thread each: most tests wait for processes, or multiply matrices of a few rows.
+# Each worker takes 2 GiB.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal --durations 30
 
 .PHONY: setup setup-dev setup-engines demo test test-fast test-engines test-newest test-lowest check docs
 
@@ -35,11 +38,10 @@ demo: setup
 	$(BIN)/fastdraft run recipes/demo.yaml
 
 test: setup-dev check
-	$(BIN)/python -m pytest -m "not slow and not engine" -q
-	$(BIN)/python -m pytest -m "slow and not engine" -q
+	$(PYTEST) -m "not engine"
 
 test-fast: setup-dev
-	$(BIN)/python -m pytest -m "not slow and not engine" -q
+	$(PYTEST) -m "not slow and not engine"
 
 # One thread each: on a busy machine two threads took six times as long for a proof (dev/LOG.md, 2026-11-30).
 test-engines: setup-engines

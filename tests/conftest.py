@@ -54,6 +54,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: no worker of pytest-xdist is left alone with them in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 # Several workers of pytest-xdist run the tests. What takes seconds to make is made by one of them, for all.
 
 
