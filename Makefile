@@ -10,6 +10,10 @@ CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get 
 # weights. On x86 GGML_NATIVE=OFF means AVX2, FMA, F16C and BMI2.
 LLAMA_CPP := CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE="$(CURDIR)/.ci/llama-cpp.cmake"' $(INSTALL) -e '.[llamacpp]'
+# A worker for each core, with one thread each: most tests wait for processes, or multiply matrices of a few rows.
+# Each worker takes 2 GiB.
+PYTEST := -m pytest -q -n logical --maxprocesses 8 --dist worksteal --durations 30
+test test-fast test-newest test-lowest: export OMP_NUM_THREADS = 1
 
 .PHONY: setup setup-dev setup-engines demo test test-fast test-engines test-newest test-lowest check docs
 
@@ -35,11 +39,10 @@ demo: setup
 	$(BIN)/fastdraft run recipes/demo.yaml
 
 test: setup-dev check
-	$(BIN)/python -m pytest -m "not slow and not engine" -q
-	$(BIN)/python -m pytest -m "slow and not engine" -q
+	$(BIN)/python $(PYTEST) -m "not engine"
 
 test-fast: setup-dev
-	$(BIN)/python -m pytest -m "not slow and not engine" -q
+	$(BIN)/python $(PYTEST) -m "not slow and not engine"
 
 # One thread each: on a busy machine two threads took six times as long for a proof (dev/LOG.md, 2026-11-30).
 test-engines: setup-engines
@@ -48,10 +51,10 @@ test-engines: setup-engines
 # The fast tests with the newest release of everything (without OpenVINO, which asks for an older transformers), and with
 # the oldest that pyproject.toml allows: docs/decisions/0009-versions.md.
 test-newest: .venv-newest/dev
-	.venv-newest/bin/python -m pytest -m "not slow" -q -n auto
+	.venv-newest/bin/python $(PYTEST) -m "not slow and not engine"
 
 test-lowest: .venv-lowest/dev
-	.venv-lowest/bin/python -m pytest -m "not slow" -q -n auto
+	.venv-lowest/bin/python $(PYTEST) -m "not slow and not engine"
 
 .venv-newest/dev: pyproject.toml
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest

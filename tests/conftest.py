@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -21,6 +22,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from fasteners import InterProcessLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import warning_once
@@ -50,6 +52,38 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if module in item.config.getoption("engines").split(","):
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: no worker of pytest-xdist is left alone with them in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+# Several workers of pytest-xdist run the tests. What takes seconds to make is made by one of them, for all.
+
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run have."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def made_once(common: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder of that name, made by the first worker that asks for it; the others wait."""
+
+    def of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = common / name, common / f"{name}.done"
+        with InterProcessLock(common / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return of
 
 
 @pytest.fixture
@@ -218,7 +252,7 @@ class FastDraft:
         return self.begun[-1]
 
     def await_checkpoint(self, phase: str) -> None:
-        """Until a phase has one, as it has one second after its first step; no more than seconds on a busy machine."""
+        """Until a phase has one; no more than seconds on a busy machine."""
         for _ in range(10_000):
             if list(self.folder.glob(f"runs/tiny/{phase}/checkpoint-*[0-9]")):
                 return
@@ -264,8 +298,11 @@ def fastdraft(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def ray_processes() -> Callable[[], dict[psutil.Process, str]]:
-    """All of Ray's on this machine that run, with their command lines; a worker whose parent is gone is among them."""
+def ray_processes(common: Path) -> Iterator[Callable[[], dict[psutil.Process, str]]]:
+    """All of Ray's on this machine that run, with their command lines; a worker whose parent is gone is among them.
+
+    Tests that use this run one at a time, since they count what others of them would start.
+    """
 
     def found() -> dict[psutil.Process, str]:
         words = {}
@@ -275,7 +312,8 @@ def ray_processes() -> Callable[[], dict[psutil.Process, str]]:
                     words[process] = " ".join(process.cmdline())
         return {process: said for process, said in words.items() if "/ray/" in said or said.startswith("ray::")}
 
-    return found
+    with InterProcessLock(common / "ray.lock"):
+        yield found
 
 
 # A whole road: a random target, a tokenizer trained on a random corpus, and a recipe of all stages.
@@ -367,10 +405,8 @@ def _tiny_recipe() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with target/, text/, rows.jsonl and recipe.yaml: paths in the recipe are relative to it."""
-    folder, dice = tmp_path_factory.mktemp("tiny"), random.Random(5)
+def _make_files(folder: Path) -> None:
+    dice = random.Random(5)
     texts, rows = ([_document(dice) for _ in range(60)] for _ in range(2))
     (folder / "text").mkdir()
     for number in range(3):
@@ -378,7 +414,12 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     _target(folder / "target", [*texts, *rows])
     (folder / "recipe.yaml").write_text(yaml.safe_dump(_tiny_recipe(), sort_keys=False))
-    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_files(made_once: Callable[..., Path]) -> Path:
+    """A folder with target/, text/, rows.jsonl and recipe.yaml: paths in the recipe are relative to it."""
+    return made_once("tiny", _make_files)
 
 
 @pytest.fixture
@@ -388,12 +429,8 @@ def tiny(tiny_files: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def finished(tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a tiny road that has been gone to its end in runs/tiny, in this process; copy it to change it."""
-    folder, run = tmp_path_factory.mktemp("finished") / "files", Path("runs/tiny")
-    shutil.copytree(tiny_files, folder)
-    threads = torch.get_num_threads()
+def _run_stages(folder: Path) -> None:
+    run, threads = Path("runs/tiny"), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         patch.chdir(folder)
         run.mkdir(parents=True)
@@ -404,7 +441,17 @@ def finished(tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         journey = Journey(recipe, run, torch.device("cpu"))
         travel(journey, Manifest(run, digest(recipe), recipe.seed, journey.device))
         torch.set_num_threads(threads)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_files: Path, made_once: Callable[..., Path]) -> Path:
+    """The files of a tiny road that has been gone to its end in runs/tiny, in this process; copy it to change it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_files, folder, dirs_exist_ok=True)
+        _run_stages(folder)
+
+    return made_once("finished", make)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 RUN = Path("runs/tiny")
-UNTIL = ["pretrain.train_tokens=100_000", "--until", "pretrain"]
+UNTIL = ["pretrain.train_tokens=30_000", "pretrain.checkpoint_seconds=0.2", "--until", "pretrain"]
 
 
 def losses(run: Path) -> list[float]:

@@ -14,8 +14,8 @@ RUN = Path("runs/tiny")
 PHASES = ("pretrain", "continue", "align")
 # Under Muon a last bit in a sum grows: see tests/train/test_processes.py.
 ADAMW = [*(f"{phase}.optimizer=adamw" for phase in PHASES), "evaluate.judge_prompts=0"]
-# Seconds of training, several checkpoints: one is there before the end also on a machine that has nothing else to do.
-LONG = ["pretrain.train_tokens=100_000", *ADAMW]  # checkpoints each second
+# Several checkpoints: one is there before the end also on a machine that has nothing else to do.
+LONG = ["pretrain.train_tokens=30_000", "pretrain.checkpoint_seconds=0.2", *ADAMW]
 
 
 def losses(run: Path) -> dict[str, list[float]]:

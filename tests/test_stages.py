@@ -15,10 +15,13 @@ from fastdraft.stages import STAGES, key_of, road
 
 RUN = "runs/tiny"
 NAMES = [stage.name for stage in STAGES]
-# Seconds of training a phase: longer than the time between checkpoints.
-LONG = ["pretrain.train_tokens=60_000", "continue.train_tokens=60_000", "align.train_tokens=20_000"]
+# Several times as long as the time between checkpoints.
+LONG = ["pretrain.train_tokens=20_000", "continue.train_tokens=20_000", "align.train_tokens=10_000"]
+LONG += [f"{phase}.checkpoint_seconds=0.2" for phase in ("pretrain", "continue", "align")]
 # Over 11 sampled prompts, intervals are too narrow to judge by: one of such runs was refuted (see evaluate/judge.py).
-LONG += ["evaluate.prompts=23", "evaluate.judge_prompts=23"]
+JUDGED = ["evaluate.prompts=23", "evaluate.judge_prompts=23"]
+# Real decoding is four fifths of what a tiny road costs.
+NOT_JUDGED = ["evaluate.judge_prompts=0"]
 # Each kill falls at a random moment after the beginning of a stage; the second ones meet what the first have left.
 KILLED = ["target", "tokenize", "pretrain", "pretrain", "continue", "continue", "synthesize", "align", "evaluate"]
 TIMED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
@@ -143,7 +146,7 @@ def test_what_is_measured_counts_where_something_is_chosen_by_it(tiny, chosen):
 def test_a_remade_stage_moves_the_old_one_aside(road_done, fastdraft):
     run = road_done / RUN
     before, old = cards(run), (run / "align/model/model.safetensors").read_bytes()
-    ended = fastdraft("run", "recipe.yaml", "align.learning_rate=0.002")
+    ended = fastdraft("run", "recipe.yaml", "align.learning_rate=0.002", *NOT_JUDGED)
     assert ended.code == 0, ended.err
     assert made(commands(run)[-1]) == ["align", "evaluate"]
     assert sorted(path.name for path in (run / "stale").iterdir()) == ["align-0", "evaluate-0"]
@@ -153,7 +156,7 @@ def test_a_remade_stage_moves_the_old_one_aside(road_done, fastdraft):
     notes = commands(run)[-1]["notes"]
     assert [note.partition(":")[0] for note in notes] == ["align", "evaluate"]  # and no warning
     assert "stale/align-0" in notes[0]
-    assert commands(run)[-1]["command"].endswith("run recipe.yaml align.learning_rate=0.002")
+    assert commands(run)[-1]["command"].endswith("run recipe.yaml align.learning_rate=0.002 evaluate.judge_prompts=0")
 
 
 def test_the_manifest_says_what_was_run_with_what(road_done, fastdraft):
@@ -175,9 +178,9 @@ def test_recipes_without_a_held_out_side(tiny, fastdraft):
     assert cards(tiny / RUN)["pretrain"]["held_out_nats"] == {}
 
 
-def stop(fastdraft, run: Path, stage: str, seconds: float, how: int):
+def stop(fastdraft, run: Path, keys: list[str], stage: str, seconds: float, how: int):
     """Start the road, stop it some seconds after a stage has begun; how it ended."""
-    running = fastdraft.start("run", "recipe.yaml", *LONG)
+    running = fastdraft.start("run", "recipe.yaml", *keys)
     while running.process.exitcode is None and not (run / stage / "key").exists():
         running.process.join(0.005)
     running.process.join(seconds)
@@ -188,14 +191,14 @@ def stop(fastdraft, run: Path, stage: str, seconds: float, how: int):
 
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(tiny, fastdraft):
-    begun = time.monotonic()
-    assert fastdraft("run", "recipe.yaml", *LONG, "--folder", "runs/calm").code == 0
+    begun, keys = time.monotonic(), [*LONG, *NOT_JUDGED]
+    assert fastdraft("run", "recipe.yaml", *keys, "--folder", "runs/calm").code == 0
     share = (time.monotonic() - begun) / len(KILLED)
     calm, spoiled, dice = tiny / "runs/calm", tiny / RUN, random.Random(29)
-    codes = [stop(fastdraft, spoiled, stage, dice.uniform(0, share), signal.SIGKILL).code for stage in KILLED]
+    codes = [stop(fastdraft, spoiled, keys, stage, dice.uniform(0, share), signal.SIGKILL).code for stage in KILLED]
     assert set(codes) <= {0, -signal.SIGKILL}, [running.err.read_text() for running in fastdraft.begun]
     assert codes.count(-signal.SIGKILL) >= 6
-    ended = fastdraft("run", "recipe.yaml", *LONG)
+    ended = fastdraft("run", "recipe.yaml", *keys)
     assert ended.code == 0, ended.err
     assert cards(spoiled) == cards(calm)
     assert metrics(spoiled) == metrics(calm)
@@ -209,13 +212,13 @@ def test_kills_at_any_moment_change_nothing(tiny, fastdraft):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tokenize", "pretrain", "synthesize", "evaluate"])
 def test_ctrl_c_stops_and_the_same_command_goes_on(tiny, fastdraft, stage):
-    run = tiny / RUN
-    ended = stop(fastdraft, run, stage, 0.05, signal.SIGINT)
+    run, keys = tiny / RUN, [*LONG, *(JUDGED if stage == "evaluate" else NOT_JUDGED)]
+    ended = stop(fastdraft, run, keys, stage, 0.05, signal.SIGINT)
     assert (ended.code, ended.out) == (130, ""), ended.err
     assert ended.err.splitlines()[-1] == "stopped: the same command goes on from the last checkpoint"
     assert "Traceback" not in ended.err
     assert commands(run)[-1]["outcome"] == "interrupted"
     assert not (run / stage / "card.json").exists()
-    ended = fastdraft("run", "recipe.yaml", *LONG)
+    ended = fastdraft("run", "recipe.yaml", *keys)
     assert ended.code == 0, ended.err
     assert made(commands(run)[-1]) == NAMES[NAMES.index(stage) :]

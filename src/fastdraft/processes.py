@@ -3,21 +3,26 @@
 The main process, rank 0, alone writes: cards, manifests, locks, metrics, checkpoints, and what a user reads. The others
 train with it and wait for the rest. What they tell one another goes over a gloo group beside the device's own: that
 needs no device, and a wait for it may take hours (docs/scale.md).
+
+The module is imported by progress bars, also in the processes of tokenization, which have no other use for torch: its
+import takes 2.7 s, so it is imported by the functions that need it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastdraft.errors import MainProcessFailed, RecipeError, Stopped
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 Value = TypeVar("Value")
 # The main process may tokenise for days; where it dies instead, its closed connection ends the wait at once.
@@ -52,6 +57,8 @@ def begin(device: torch.device) -> torch.device:
 def end() -> None:
     """Leave the other processes, once they have nothing more to say."""
     if _joined():
+        import torch.distributed as dist
+
         dist.destroy_process_group()
         _words.cache_clear()
 
@@ -59,13 +66,19 @@ def end() -> None:
 def rank() -> int:
     """Which process this is, from 0."""
     if _joined():
+        import torch.distributed as dist
+
         return dist.get_rank()
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def count() -> int:
     """How many processes work on this command."""
-    return dist.get_world_size() if _joined() else 1
+    if not _joined():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
 def is_main() -> bool:
@@ -97,6 +110,9 @@ def summed(*numbers: float) -> tuple[float, ...]:
     """Each number, added over the processes."""
     if count() == 1:
         return numbers
+    import torch
+    import torch.distributed as dist
+
     total = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(total, group=_words())
     return tuple(total.tolist())
@@ -108,21 +124,33 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 
 def _joined() -> bool:
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
     return dist.is_available() and dist.is_initialized()
 
 
 @cache
 def _words() -> dist.ProcessGroup:
     """The group over which words go; made by all processes at once."""
+    import torch.distributed as dist
+
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
     return group
 
 
 def _tell(outcome: tuple[bool, str | None, object]) -> None:
+    import torch
+    import torch.distributed as dist
+
     dist.broadcast_object_list([outcome], src=0, group=_words(), device=torch.device("cpu"))
 
 
 def _heard() -> Any:
+    import torch
+    import torch.distributed as dist
+
     heard: list[Any] = [None]
     dist.broadcast_object_list(heard, src=0, group=_words(), device=torch.device("cpu"))
     stopped, failure, value = heard[0]

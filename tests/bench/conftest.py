@@ -1,6 +1,7 @@
 """An engine whose steps take the seconds that they are said to take: speculative decoding, counted and not timed."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,16 @@ class Counted(Engine):
         return f"gamma={gamma}"
 
 
+@cache
+@torch.inference_mode()
+def _next(model, ids):
+    """The likeliest token; computed once, as all arms and repeats decode the same texts."""
+    return int(model(input_ids=torch.tensor(ids)[None]).logits[0, -1].argmax())
+
+
 class _Counted:
     def __init__(self, engine, factor):
         self.engine, self.factor = engine, factor
-
-    @torch.inference_mode()
-    def _next(self, model, ids):
-        return int(model(input_ids=torch.tensor(ids)[None]).logits[0, -1].argmax())
 
     def complete(self, asked, arm):
         self.engine.asked.append(arm)
@@ -80,10 +84,10 @@ class _Counted:
             count = arm.gamma if arm.kind == "draft" and blocks else 0
             proposed = list(ids)
             for _ in range(count):
-                proposed.append(self._next(draft, proposed))
+                proposed.append(_next(draft, tuple(proposed)))
             emitted = 0
             while emitted <= count and len(ids) < end:
-                ids.append(self._next(target, ids))
+                ids.append(_next(target, tuple(ids)))
                 emitted += 1
                 if len(proposed) < len(ids) or proposed[len(ids) - 1] != ids[-1]:
                     break
@@ -96,12 +100,17 @@ class _Counted:
         return Timed(tokens, seconds, first, tuple(blocks), drafted if self.engine.drafts else 0, drafting)
 
 
-@pytest.fixture
-def counted(tiny_llama, perturbed) -> type[Engine]:
-    """The engine, with a draft that half agrees."""
+@pytest.fixture(scope="session")
+def readers(tiny_llama, perturbed) -> Readers:
+    """A target and a draft that half agrees."""
     target = tiny_llama(3)
-    pair = Readers(target, perturbed(target, 0.2, 1))
-    return type("Counted", (Counted,), {"readers_of": pair, "asked": []})
+    return Readers(target, perturbed(target, 0.2, 1))
+
+
+@pytest.fixture
+def counted(readers) -> type[Engine]:
+    """The engine of those two."""
+    return type("Counted", (Counted,), {"readers_of": readers, "asked": []})
 
 
 @pytest.fixture

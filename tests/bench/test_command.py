@@ -43,6 +43,7 @@ def known(folder):
     return origins.evidence(origin, part, origins.target_card(origin, part))
 
 
+@pytest.mark.slow
 def test_a_pair_from_the_command_to_its_model_card(road, fastdraft):
     ended = fastdraft("bench", "target", DRAFT, *QUICK, "--save", "--json")
     assert ended.code == 0, ended.err

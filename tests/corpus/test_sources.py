@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fastdraft.corpus import python
 from fastdraft.corpus.document import WHOLE, Portion, Rejected, content_key
 from fastdraft.corpus.python import _docstrings
 from fastdraft.corpus.sources import SOURCES, anywhere, documents, read
@@ -161,7 +162,19 @@ def test_docstrings_are_those_of_modules_classes_and_functions():
     assert list(_docstrings("def broken(:")) == []
 
 
+@pytest.fixture
+def python_files(monkeypatch):
+    """Every 37th Python file of this machine; reading and parsing them all takes a minute and a half."""
+    found = python._python_files()[::37]
+    assert len(found) >= 100
+    monkeypatch.setattr(python, "_python_files", lambda: found)
+    python._wanted_code.cache_clear(), python._wanted_docstrings.cache_clear()
+    yield
+    python._wanted_code.cache_clear(), python._wanted_docstrings.cache_clear()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("python_files")
 def test_code_and_docstrings_of_a_file_fall_on_one_side():
     """A file's docstrings stand in its code too: split apart, the held-out ones would have been trained on."""
     code = SourcePart(source="python_code", documents_at_most=700, held_out_share=0.2)
@@ -217,8 +230,6 @@ def test_portions_are_the_source_and_none_reads_anothers_document(tmp_path, kind
 
 @pytest.mark.parametrize("source", ["python_code", "python_docstrings"])
 def test_portions_of_what_was_found_on_the_machine(monkeypatch, tmp_path, source):
-    from fastdraft.corpus import python
-
     paths = []
     for i in range(13):
         (tmp_path / f"{i}.py").write_text(f'"""{f"module {i} " * 20}"""\n' + "x = 1\n" * 60)

@@ -45,6 +45,21 @@ def done(road_done, monkeypatch, one_thread) -> Path:
     return RUN
 
 
+@pytest.fixture
+def exported(done, made_once, monkeypatch) -> tuple[Path, ExportCard]:
+    """The run as it was handed over, once for all tests that only read this."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(Path.cwd(), folder, dirs_exist_ok=True)
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            export(Wish(RUN, "huggingface"))
+
+    shutil.copytree(made_once("exported", make) / RUN / "export", done / "export")
+    folder = done / "export" / "huggingface-bf16"
+    return folder, read_card(folder, ExportCard)
+
+
 def test_a_run_is_handed_over(done):
     folder, card = export(Wish(done, "huggingface", "fp32"))
     assert folder == done / "export" / "huggingface-fp32"
@@ -65,8 +80,8 @@ def test_a_run_is_handed_over(done):
     assert all((folder / name).read_bytes() == (Path("target") / name).read_bytes() for name in names)
 
 
-def test_the_card_says_what_the_runs_cards_say(done):
-    folder, _ = export(Wish(done, "huggingface"))
+def test_the_card_says_what_the_runs_cards_say(done, exported):
+    folder, _ = exported
     text = (folder / "README.md").read_text()
     card = ModelCard(text)
     assert (card.data.library_name, card.data.base_model) == ("transformers", None)
@@ -86,9 +101,9 @@ def test_the_card_says_what_the_runs_cards_say(done):
     assert (folder / "recipe.yaml").read_text() == (done / "resolved.yaml").read_text()
 
 
-def test_what_was_measured_elsewhere_is_told_too(done):
+def test_what_was_measured_elsewhere_is_told_too(done, exported):
     """Speed-ups and advice, where a bench has left any."""
-    _, card = export(Wish(done, "huggingface"))
+    _, card = exported
     origin = origin_of(done)
     part = target_of(origin)
     known = evidence(origin, part, target_card(origin, part))
@@ -100,9 +115,9 @@ def test_what_was_measured_elsewhere_is_told_too(done):
     assert "base_model: some/target" in model_card(replace(known, part=TargetPart(path="some/target")), card)
 
 
-def test_the_card_says_whose_words_were_learnt(done):
+def test_the_card_says_whose_words_were_learnt(done, exported):
     """The licence that the recipe names, and where prompts came from."""
-    _, card = export(Wish(done, "huggingface"))
+    _, card = exported
     origin = origin_of(done)
     known = evidence(origin, target_of(origin), target_card(origin, target_of(origin)))
     (name, (part, source)), *_ = known.sources.items()
@@ -116,8 +131,8 @@ def test_the_card_says_whose_words_were_learnt(done):
     assert "after prompts from text 0.75, dolly (hub databricks/databricks-dolly-15k) 0.25." in text
 
 
-def test_the_card_says_what_energy_is_known(done):
-    _, card = export(Wish(done, "huggingface"))
+def test_the_card_says_what_energy_is_known(done, exported):
+    _, card = exported
     origin = origin_of(done)
     part = target_of(origin)
     known = evidence(origin, part, target_card(origin, part))
@@ -147,8 +162,8 @@ def shown(folder: Path, card: ExportCard) -> str:
     return console.export_text()
 
 
-def test_it_is_shown(done):
-    text = shown(*export(Wish(done, "huggingface")))
+def test_it_is_shown(exported):
+    text = shown(*exported)
     for said in (
         "huggingface, weights bf16",
         "accepted by vLLM",
@@ -159,9 +174,9 @@ def test_it_is_shown(done):
         assert said in text
 
 
-def test_the_commands_name_what_the_engine_opens(done):
+def test_the_commands_name_what_the_engine_opens(done, exported):
     """llama.cpp a file; an id on the hub only where the engine reads what lies there."""
-    folder, card = export(Wish(done, "huggingface"))
+    folder, card = exported
     assert card.given_to_an_engine(folder) == folder
     gguf = card.model_copy(update={"format": "gguf", "files": {"NOTICE": 1, "draft-q8_0.gguf": 3}})
     assert f"llama-server -m TARGET -md {folder}/draft-q8_0.gguf " in shown(folder, gguf)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -82,13 +83,8 @@ class Serving:
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the target writes, as vLLM says it."""
         law = Law(body["temperature"], max(body["top_k"], 0), body["top_p"])
-        prompt = np.array(body["prompt"], np.int64)
-        coins = torch.from_numpy(np.random.default_rng(body["seed"]).random((1, body["max_tokens"])))
         with self._lock:
-            (written,) = generate(self.target, [prompt], law, body["max_tokens"], self.eos, coins)
-            row = Completion("0", prompt, written.tokens, written.logp, law)
-            ((_, logits_NV),) = completion_logits(self.target, [row])
-        raw_NV = logits_NV.log_softmax(-1)
+            row, raw_NV = _written(self.target, tuple(body["prompt"]), law, body["max_tokens"], self.eos, body["seed"])
         raw = raw_NV.gather(1, torch.from_numpy(row.tokens)[:, None])[:, 0]
         choice = {
             "index": 0,
@@ -104,6 +100,18 @@ class Serving:
             "finish_reason": "stop" if int(row.tokens[-1]) in self.eos else "length",
         }
         return {"model": self.model, "choices": [choice]}
+
+
+@cache
+def _written(
+    target: LlamaForCausalLM, prompt: tuple[int, ...], law: Law, tokens: int, eos: frozenset[int], seed: int
+) -> tuple[Completion, torch.Tensor]:
+    """A completion and the raw log-probabilities of its places; computed once, as fifty tests ask for the same 41."""
+    ids, coins = np.array(prompt, np.int64), torch.from_numpy(np.random.default_rng(seed).random((1, tokens)))
+    (written,) = generate(target, [ids], law, tokens, eos, coins)
+    row = Completion("0", ids, written.tokens, written.logp, law)
+    ((_, logits_NV),) = completion_logits(target, [row])
+    return row, logits_NV.log_softmax(-1)
 
 
 def _said(law_V: torch.Tensor, token: int, likeliest: int) -> dict[str, float]:

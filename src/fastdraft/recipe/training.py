@@ -102,7 +102,7 @@ class TrainPart(Part):
         "stop", description="A step whose loss is no number, or explodes: stop, or leave it out and count it."
     )
     head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at one time.")
-    checkpoint_seconds: PositiveInt = Field(60, description="Seconds between checkpoints.")
+    checkpoint_seconds: PositiveFloat = Field(60, description="Seconds between checkpoints.")
     held_out_every_tokens: PositiveInt = Field(
         250_000,
         description="Tokens between measures of held-out loss and block efficiency (`evaluate.measure_prompts`).",
