@@ -103,3 +103,14 @@ def test_stored_tokens_and_a_bucket_have_the_loss_and_gradient_of_the_textbook(
 def test_of_no_tokens_there_are_no_losses():
     nothing = torch.zeros(0, 11), torch.zeros(0, 3), torch.zeros(0, 3).int(), {"forward_kl": 1.0}
     assert coarse_divergences(*nothing, torch.zeros(0).long(), torch.zeros(0)).tolist() == []
+
+
+def test_logits_in_bf16_become_the_rounded_gradient():
+    draw = torch.Generator().manual_seed(3)
+    logits_NV = (3 * torch.randn(11, 31, generator=draw)).bfloat16()
+    top, labels_N = torch.randn(11, 31, generator=draw).log_softmax(-1).topk(5), torch.arange(11)
+    given = top.values, top.indices, {"forward_kl": 0.5, "total_variation": 0.5}, labels_N, torch.full((11,), 0.3)
+    exact_NV = logits_NV.float()
+    wanted_N, found_N = coarse_divergences(exact_NV, *given), coarse_divergences(logits_NV, *given)
+    assert torch.equal(found_N, wanted_N)
+    assert torch.equal(logits_NV, exact_NV.bfloat16())

@@ -180,7 +180,7 @@ class Stored:
 class StoredLoss:
     """Divergences from the stored distributions and cross entropy, with the gradient that is known in closed form.
 
-    Through autograd it took 1.5 times as long as cross entropy (docs/decisions/0005-training-speed.md).
+    Through autograd a step took 1.6 times as long as with cross entropy (docs/decisions/0005-training-speed.md).
     """
 
     def __init__(self, part: TrainPart, batch: Batch) -> None:
