@@ -10,9 +10,10 @@ page, and a cast that takes 2 ms in memory that is there took 33 ms (docs/decisi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,19 @@ ChunkLoss = Callable[[Tensor, Tensor], Tensor]
 CACHED_BYTES = 1 << 21
 
 
-@runtime_checkable
-class KnownGradient(Protocol):
-    """A loss whose gradient is known in closed form."""
+class KnownGradient(ABC):
+    """A chunk's loss whose gradient is known in closed form."""
 
+    @abstractmethod
+    def __call__(self, logits_NV: Tensor, place: Tensor) -> Tensor:
+        """() the sum of the losses of a chunk's tokens."""
+
+    @abstractmethod
     def graded(self, logits_NV: Tensor, place: Tensor, compiled: bool) -> Tensor:
         """() the loss; the logits are replaced by its gradient."""
 
 
-class CrossEntropy:
+class CrossEntropy(KnownGradient):
     """-log q of the label, the sum over a chunk: a loss whose gradient is known, the law less one at the label."""
 
     def __init__(self, labels_N: Tensor) -> None:
