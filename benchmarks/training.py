@@ -5,12 +5,13 @@
     python benchmarks/training.py runs/training --device cuda           # benchmarks/gpu.sh does all for a GPU
     python benchmarks/training.py runs/training --schedule              # the recipes' own steps, for a minute each
 
-All have the same model, batch, precision (bf16 autocast over fp32 weights), optimizer (AdamW, fused) and data: random
-tokens, which take as long as any. Ours runs the very steps of a phase. Each is a process of its own, so that its peak
-memory is its own; they take turns step by step, so that a disturbance meets all of them, and a figure is the median.
-Where their memory would not fit together (128 256 tokens of vocabulary on a CPU), only one of them runs at a time.
-MFU: FLOPs of forward and backward pass (cost/training.py) over what a bf16 matrix product reaches, measured in turn
-with the steps. `--clock process` counts the process's own CPU seconds over its threads: for a machine that is shared.
+All have the same model, batch, precision, optimizer (AdamW, fused) and data: random tokens, which take as long as any.
+`--precision bf16` is autocast over fp32 weights; `auto`, the default, is what this device multiplies faster. Ours runs
+the very steps of a phase. Each is a process of its own, so that its peak memory is its own; they take turns step by
+step, so that a disturbance meets all of them, and a figure is the median. Where their memory would not fit together
+(128 256 tokens of vocabulary on a CPU), only one of them runs at a time. MFU: FLOPs of forward and backward pass
+(cost/training.py) over what a matrix product in that precision reaches, measured in turn with the steps. `--clock
+process` counts the process's own CPU seconds over its threads: for a machine that is shared.
 A shape whose figures are in the folder is not measured again. `--schedule` runs a recipe's own steps (its batch in
 micro-batches, Muon) for `--seconds` and says by arithmetic how long the paper's 12.5B tokens of PT and CP take.
 Needs PYTHONPATH=src and: pip install torch transformers accelerate pydantic xxhash rich
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import resource
 import subprocess
@@ -29,7 +31,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -46,6 +48,7 @@ from fastdraft.corpus.order import Mixture
 from fastdraft.cost.devices import DEVICES, Device
 from fastdraft.cost.size import ModelSize
 from fastdraft.cost.training import training_flops
+from fastdraft.precision import DTYPES, choose
 from fastdraft.recipe import TrainPart
 from fastdraft.resolve import resolve
 from fastdraft.train import loop, objectives
@@ -54,6 +57,8 @@ from fastdraft.train.meter import peak_memory_bytes
 RECIPES = Path(__file__).parents[1] / "recipes"
 SEED, LEARNING_RATE, CLIP = 7, 1e-3, 1.0
 SIDE = {"cpu": 2048, "cuda": 8192}
+# Instructions of a processor that decide its rates, by the names of /proc/cpuinfo.
+FLAGS = ("avx2", "f16c", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 # What decides the shape of a draft in the published configurations of its target.
 PHI_3_MINI = {
     "vocab_size": 32064,
@@ -159,7 +164,7 @@ class RandomRows:
 Step = Callable[[], None]
 
 
-def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: str) -> Step:
+def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: str, precision: str) -> Step:
     """A step of a phase, as the road takes it; compiled on an accelerator, as the recipes for them say."""
     part = TrainPart(
         mix={"random": 1.0},
@@ -183,7 +188,7 @@ def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: st
         objective=objectives.cross_entropy,
         folder=Path(),
         device=device,
-        dtype=torch.bfloat16,
+        dtype=DTYPES[precision],
     )
     training = loop.begin(phase)
 
@@ -193,8 +198,8 @@ def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: st
     return step
 
 
-def plain(model: PreTrainedModel, load: Load, device: torch.device) -> Step:
-    """Autocast, whole logits, torch's cross entropy."""
+def plain(model: PreTrainedModel, load: Load, device: torch.device, precision: str) -> Step:
+    """Autocast in bf16, whole logits, torch's cross entropy."""
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     rows, drawn = RandomRows(model.config.vocab_size, load.sequence_tokens), iter(range(10**6))
@@ -202,7 +207,10 @@ def plain(model: PreTrainedModel, load: Load, device: torch.device) -> Step:
     def step() -> None:
         batch = [rows.row(next(drawn)) for _ in range(load.sequences)]
         inputs_BT, labels_BT = (torch.stack(side).to(device) for side in zip(*batch, strict=True))
-        with torch.autocast(device.type, torch.bfloat16):
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if precision == "bf16":
+            autocast = torch.autocast(device.type, torch.bfloat16)
+        with autocast:
             logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
         loss = cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten())
         loss.backward()
@@ -228,8 +236,10 @@ class Asked(TrainerCallback):
         say(seconds=self._clock() - self._begun)
 
 
-def run_trainer(model: PreTrainedModel, load: Load, device: torch.device, clock: Clock, compiled: bool) -> None:
-    """transformers' Trainer in bf16 with the fused optimizer, until it is told to end."""
+def run_trainer(
+    model: PreTrainedModel, load: Load, device: torch.device, clock: Clock, compiled: bool, precision: str
+) -> None:
+    """transformers' Trainer with the fused optimizer, until the end of its input."""
     rows = RandomRows(model.config.vocab_size, load.sequence_tokens)
 
     class Data(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -247,7 +257,7 @@ def run_trainer(model: PreTrainedModel, load: Load, device: torch.device, clock:
             per_device_train_batch_size=load.sequences,
             learning_rate=LEARNING_RATE,
             max_grad_norm=CLIP,
-            bf16=True,
+            bf16=precision == "bf16",
             optim="adamw_torch_fused",
             torch_compile=compiled,
             use_cpu=device.type == "cpu",
@@ -283,16 +293,20 @@ def say(**found: float) -> None:
     print(json.dumps(found), flush=True)
 
 
-def serve(arm: str, shape_name: str, load: Load, device: torch.device, clock: Clock) -> None:
+def serve(given: argparse.Namespace, load: Load, device: torch.device, clock: Clock) -> None:
     """One arm's process: a step for each line that comes in, whose seconds go out."""
     if device.type == "cpu":
         # What does not fit is refused here, and no other process of the machine is ended for it.
         resource.setrlimit(resource.RLIMIT_DATA, (free_bytes(), resource.RLIM_INFINITY))
+    arm, precision = given.serve, given.precision
+    (shape_name,) = given.shapes
     model = draft.new(SHAPES[shape_name].form(), SEED)
     if arm.startswith("Trainer"):
-        return run_trainer(model, load, device, clock, compiled="compiled" in arm)
-    optimizer = "muon" if "Muon" in arm else "adamw"
-    step = plain(model, load, device) if arm == "plain loop" else ours(model, load, device, optimizer)
+        return run_trainer(model, load, device, clock, compiled="compiled" in arm, precision=precision)
+    if arm == "plain loop":
+        step = plain(model, load, device, precision)
+    else:
+        step = ours(model, load, device, "muon" if "Muon" in arm else "adamw", precision)
     while True:
         await_order()
         begun = clock()
@@ -345,11 +359,11 @@ class Arm:
         return None
 
 
-def matrix_rate(device: torch.device, clock: Clock) -> float:
-    """FLOP/s of a product of two large matrices in bf16, after one that is not counted."""
+def matrix_rate(device: torch.device, clock: Clock, precision: str) -> float:
+    """FLOP/s of a product of two large matrices, after one that is not counted."""
     side = SIDE[device.type]
     # Not of ones: accelerators multiply matrices of equal numbers faster.
-    left = torch.arange(side * side, device=device).sin().view(side, side).to(torch.bfloat16)
+    left = torch.arange(side * side, device=device).sin().view(side, side).to(DTYPES[precision])
     left @ left
     begun = clock()
     for _ in range(4):
@@ -357,10 +371,23 @@ def matrix_rate(device: torch.device, clock: Clock) -> float:
     return 8.0 * side**3 / (clock() - begun)
 
 
+def processor(device: torch.device) -> str:
+    """Its name, how many threads torch has there, and the flags that decide its rates."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = re.findall(r"^([^\t:]+?)\s*: (.*)$", info.read_text(), re.MULTILINE) if info.is_file() else []
+    known = dict(reversed(lines))
+    flags = [flag for flag in FLAGS if flag in (known.get("flags") or known.get("Features") or "").split()]
+    name = known.get("model name") or platform.processor()
+    family = f" family {known['cpu family']} model {known['model']}" if "cpu family" in known else ""
+    return f"{name}{family}, {torch.get_num_threads()} threads, {' '.join(flags)}"
+
+
 def measure(name: str, load: Load, given: argparse.Namespace, device: torch.device, clock: Clock) -> dict[str, Any]:
     """A shape's figures: seconds of each arm's steps, peak memory, the rate of the machine meanwhile."""
     arms = [arm for arm in load.arms if not given.arms or arm in given.arms]
-    own = ["--device", given.device, "--clock", given.clock]
+    own = ["--device", given.device, "--clock", given.clock, "--precision", given.precision]
     own += [f"--{word}" for word in ("quick", "schedule") if getattr(given, word)]
     commands = {
         arm: [sys.executable, __file__, str(given.folder), *own, "--shapes", name, "--serve", arm] for arm in arms
@@ -379,12 +406,16 @@ def measure(name: str, load: Load, given: argparse.Namespace, device: torch.devi
                     peaks[arm] = running.pop(arm).end()
                 else:
                     seconds[arm].append(taken)
-            rates.append(matrix_rate(device, clock))  # behind the steps: a process that starts takes the cores too
+            rates.append(
+                matrix_rate(device, clock, given.precision)
+            )  # behind the steps: a process that starts takes the cores too
         peaks |= {arm: process.end() for arm, process in running.items()}
     form = SHAPES[name].form()
     size = ModelSize.of_shape(form)
     return {
         "shape": name,
+        "precision": given.precision,
+        "processor": processor(device),
         "schedule": given.schedule,
         "parameters": size.parameters,
         "vocabulary": size.vocab_rows,
@@ -410,7 +441,8 @@ HEAD = (
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown; the ratios are to the fastest Trainer."""
     lines = [" | ".join(cells) for found in results for cells in rows_of(found)]
-    return "\n".join(f"| {line} |" for line in [" | ".join(HEAD), " | ".join(["---"] * len(HEAD)), *lines])
+    lines = [f"| {line} |" for line in [" | ".join(HEAD), " | ".join(["---"] * len(HEAD)), *lines]]
+    return "\n".join([*lines, "", *sorted({found["processor"] for found in results})])
 
 
 def rows_of(found: dict[str, Any]) -> list[list[str]]:
@@ -420,13 +452,13 @@ def rows_of(found: dict[str, Any]) -> list[list[str]]:
     best = max((arm for arm in speeds if arm.startswith("Trainer")), key=speeds.__getitem__, default=None)
     rate, published = median(found["matrix_rates"] or [1.0]), card()
     about = f"{found['shape']}, {found['parameters'] / 1e6:.1f}M, {found['vocabulary']} tokens, "
-    about += f"{found['sequences']} x {found['sequence_tokens']}, {rate / 1e9:,.0f} GFLOP/s"
+    about += f"{found['sequences']} x {found['sequence_tokens']}, {found['precision']}, {rate / 1e9:,.0f} GFLOP/s"
     rows = []
     for arm, each in arms.items():
         cells = ["" if rows else about, arm]
         if arm in speeds:
             flops = found["flops"] / tokens * speeds[arm]
-            of_card = f"{flops / published.rate('bf16'):.0%}, {published.name}" if published else ""
+            of_card = f"{flops / published.rate(found['precision']):.0%}, {published.name}" if published else ""
             cells += [
                 f"{speeds[arm]:,.0f}",
                 f"{flops / rate:.0%}",
@@ -475,6 +507,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(USUAL))
     parser.add_argument("--arms", nargs="+", choices=ALL, help="otherwise all that a shape has")
     parser.add_argument("--device", choices=list(SIDE), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
     parser.add_argument("--quick", action="store_true", help="two small steps of each")
     parser.add_argument("--rounds", type=int, help="steps of each that count, otherwise as the shape says")
@@ -490,12 +523,12 @@ def main() -> None:
     given = parsed()
     device = torch.device(given.device)
     clock = Clock(given.clock == "process", device)
+    given.precision = choose(given.precision, device).name
     loads = {name: of_recipe(name) if given.schedule else SHAPES[name].loads[given.device] for name in given.shapes}
     loads = {name: smaller(load) if given.quick else load for name, load in loads.items()}
     if given.serve:
         warnings.simplefilter("ignore")
-        (name,) = given.shapes
-        return serve(given.serve, name, loads[name], device, clock)
+        return serve(given, loads[given.shapes[0]], device, clock)
     given.folder.mkdir(parents=True, exist_ok=True)
     for name, load in loads.items():
         file = given.folder / f"{name}{'-schedule' if given.schedule else ''}.json"

@@ -29,7 +29,7 @@ MODELS = [
 @pytest.mark.parametrize(("family", "values"), MODELS)
 def test_every_parameter_has_one_optimizer(family, values, optimizer):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **values))
-    found = optim.build(model, part(optimizer=optimizer))
+    found = optim.build(model, part(optimizer=optimizer), torch.bfloat16)
     groups = [(name, group) for name, made in found.items() for group in made.param_groups]
     owners = {id(p): (name, group["weight_decay"]) for name, group in groups for p in group["params"]}
     assert sum(len(group["params"]) for _, group in groups) == len(owners)
@@ -58,3 +58,39 @@ def test_each_step_takes_its_share_of_each_peak(make_phase, tmp_path, schedule):
         handle.remove()
     factors = [SCHEDULES[schedule](step, 11, 2, 0.5) for step in range(11)]
     assert used == {"adamw": [0.004 * f for f in factors], "muon": [0.03 * f for f in factors]}
+
+
+@pytest.mark.parametrize("shape", [(13, 7), (7, 13), (11, 11)])
+def test_muon_in_fp32_takes_the_steps_of_torch_s_own(shape):
+    """Up to what torch's rounds, which iterates in bf16."""
+    draw = torch.Generator().manual_seed(3)
+    first, slopes = torch.randn(shape, generator=draw), [torch.randn(shape, generator=draw) for _ in range(3)]
+    moved = {}
+    for kind in (torch.optim.Muon, optim.Muon):
+        weight = torch.nn.Parameter(first.clone())
+        optimizer = kind([weight], lr=0.3, weight_decay=0.25)
+        for slope in slopes:
+            weight.grad = slope.clone()
+            optimizer.step()
+        moved[kind] = weight.detach() - first
+        assert optimizer.state[weight].keys() == {"momentum_buffer"}
+    theirs, found = moved.values()
+    assert 0 < (found - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("shape", [(13, 7), (7, 13), (11, 11)])
+def test_orthogonalisation_in_fp32_is_that_in_float64(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    wanted = optim.orthogonal(matrix, 1e-7)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert (left @ right * wanted).sum() / len(values) == pytest.approx(1, abs=0.3)
+    assert torch.linalg.svdvals(wanted).sub(1).abs().max() < 0.5
+    found = optim.orthogonal(matrix.float(), 1e-7)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_iteration_runs_in_what_the_phase_multiplies_in():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+    kinds = {torch.bfloat16: torch.optim.Muon, torch.float32: optim.Muon}
+    for dtype, kind in kinds.items():
+        assert type(optim.build(model, part(optimizer="muon"), dtype)["muon"]) is kind

@@ -10,6 +10,7 @@ page, and a cast that takes 2 ms in memory that is there took 33 ms (docs/decisi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -29,7 +30,19 @@ ChunkLoss = Callable[[Tensor, Tensor], Tensor]
 CACHED_BYTES = 1 << 21
 
 
-class CrossEntropy:
+class KnownGradient(ABC):
+    """A chunk's loss whose gradient is known in closed form."""
+
+    @abstractmethod
+    def __call__(self, logits_NV: Tensor, place: Tensor) -> Tensor:
+        """() the sum of the losses of a chunk's tokens."""
+
+    @abstractmethod
+    def graded(self, logits_NV: Tensor, place: Tensor, compiled: bool) -> Tensor:
+        """() the loss; the logits are replaced by its gradient."""
+
+
+class CrossEntropy(KnownGradient):
     """-log q of the label, the sum over a chunk: a loss whose gradient is known, the law less one at the label."""
 
     def __init__(self, labels_N: Tensor) -> None:
@@ -71,15 +84,19 @@ def _fused() -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _graded_in_cache(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """() the same for a few rows on a CPU, whose intermediate results stay in its cache, in half as many passes."""
+    """() the same for a few tokens on a CPU, whose intermediate results stay in its cache, in half as many passes."""
     mask_N1 = (labels_N != IGNORED)[:, None]
     label_N1 = labels_N[:, None].where(mask_N1, 0)
     scores_NV = logits_NV.float()
-    law_NV = scores_NV.softmax(1)
     # log q(label) by way of the likeliest token, whose probability is at least 1/V: the label's own may be 0 in fp32.
-    logq_N1 = scores_NV.gather(1, label_N1) - scores_NV.amax(1, keepdim=True) + law_NV.amax(1, keepdim=True).log()
-    law_NV.scatter_add_(1, label_N1, law_NV.new_full(label_N1.shape, -1.0))
-    logits_NV.copy_(law_NV.mul_(mask_N1))
+    logq_N1 = scores_NV.gather(1, label_N1) - scores_NV.amax(1, keepdim=True)
+    torch.softmax(scores_NV, 1, out=scores_NV)
+    logq_N1 += scores_NV.amax(1, keepdim=True).log_()
+    scores_NV.scatter_add_(1, label_N1, scores_NV.new_full(label_N1.shape, -1.0))
+    if not mask_N1.all():
+        scores_NV.mul_(mask_N1)
+    if scores_NV is not logits_NV:  # fp32 logits are their own copy
+        logits_NV.copy_(scores_NV)
     return -logq_N1.where(mask_N1, 0).sum()
 
 
@@ -147,15 +164,18 @@ class _SummedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         grad_hidden_NE, grad_weight_VE = torch.zeros_like(hidden_NE), torch.zeros_like(weight_VE, dtype=torch.float32)
         logits_NV = hidden_NE.new_empty(min(chunk_tokens, len(asked_M)), len(weight))
-        of_chunk_VE = torch.empty_like(weight)
+        # Chunks are added in fp32; torch has no product of bf16 matrices that adds to fp32 on a CPU.
+        of_chunk_VE = None if weight.dtype == torch.float32 else torch.empty_like(weight)
         for place in asked_M.split(chunk_tokens):
             hidden = hidden_NE[place]
             logits = torch.mm(hidden, weight.T, out=logits_NV[: len(hidden)])
             loss, grad_logits_NV = _loss_and_gradient(logits, loss_of, place, compiled)
             total += loss
             grad_hidden_NE[place] = grad_logits_NV @ weight
-            # Chunks are added in fp32; torch has no product of bf16 matrices that adds to fp32 on a CPU.
-            grad_weight_VE += torch.mm(grad_logits_NV.T, hidden, out=of_chunk_VE)
+            if of_chunk_VE is None:
+                grad_weight_VE.addmm_(grad_logits_NV.T, hidden)
+            else:
+                grad_weight_VE += torch.mm(grad_logits_NV.T, hidden, out=of_chunk_VE)
         ctx.save_for_backward(grad_hidden_NE, grad_weight_VE)
         return total
 
@@ -168,8 +188,13 @@ class _SummedLoss(torch.autograd.Function):
 
 def _loss_and_gradient(logits_NV: Tensor, loss_of: ChunkLoss, place: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
     """() a chunk's loss, and its gradient; the logits may be gone."""
-    if isinstance(loss_of, CrossEntropy):
+    if isinstance(loss_of, KnownGradient):
         return loss_of.graded(logits_NV, place, compiled), logits_NV
+    return by_autograd(loss_of, logits_NV, place)
+
+
+def by_autograd(loss_of: ChunkLoss, logits_NV: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """() a chunk's loss, and its gradient."""
     with torch.enable_grad():
         leaf = logits_NV.detach().requires_grad_()
         loss = loss_of(leaf.float(), place)

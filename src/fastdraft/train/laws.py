@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdraft.maths.coarse import coarse_target
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
 from fastdraft.train.head import CACHED_BYTES
 
@@ -36,11 +37,8 @@ class _Divergences(torch.autograd.Function):
         gradient_NV, losses = torch.empty_like(logits_NV), []
         for rows in _pieces(logits_NV):
             laws = _laws(target_logits(rows), logits_NV[rows])
-            found = [(weight, *_graded(name, laws)) for name, weight in weights.items()]
-            losses.append(torch.stack([weight * loss for weight, loss, _ in found]).sum(0))
-            slope = found[0][0] * found[0][2]
-            for weight, _, more in found[1:]:
-                slope.add_(more, alpha=weight)
+            loss_N, slope = _weighted(laws, weights)
+            losses.append(loss_N)
             torch.addcmul(slope, laws.q, slope.sum(-1, keepdim=True), value=-1, out=gradient_NV[rows])
         ctx.save_for_backward(gradient_NV)
         return torch.cat(losses)
@@ -50,6 +48,72 @@ class _Divergences(torch.autograd.Function):
         # In place: the graph is walked once, and autograd notices where it is not.
         (gradient_NV,) = ctx.saved_tensors
         return gradient_NV.mul_(grad_outputs[0][:, None]), None, None
+
+
+def coarse_divergences(
+    logits_NV: Tensor,
+    logp_NK: Tensor,
+    ids_NK: Tensor,
+    weights: Mapping[str, float],
+    labels_N: Tensor,
+    text_N: Tensor,
+) -> Tensor:
+    """(N) the weighted divergences from K stored log-probabilities, plus text_N times the cross entropy of the label.
+
+    The logits are replaced by the gradient of the sum. Tokens whose logp_NK is NaN have cross entropy alone. K < V.
+    The outcomes are the K tokens and one bucket for all others (maths/coarse.py). With q_r the draft's probability of
+    the bucket, the gradient of another token's logit is its share of the bucket times (g_r - q_r sum(g)).
+    """
+    pieces = _pieces(logits_NV)
+    if not len(logits_NV):
+        return logits_NV.new_zeros(0, dtype=torch.float32)
+    return torch.cat(
+        [
+            _coarse_in_cache(logits_NV[rows], logp_NK[rows], ids_NK[rows], weights, labels_N[rows], text_N[rows])
+            for rows in pieces
+        ]
+    )
+
+
+def _coarse_in_cache(
+    logits_NV: Tensor,
+    logp_NK: Tensor,
+    ids_NK: Tensor,
+    weights: Mapping[str, float],
+    labels_N: Tensor,
+    text_N: Tensor,
+) -> Tensor:
+    known_N1, label_N1, text_N1 = ~logp_NK[:, :1].isnan(), labels_N[:, None], text_N[:, None]
+    # Any K distinct tokens and any finite distribution do where none was stored: their slope is set to 0 below.
+    ids_NK = ids_NK.where(known_N1, torch.arange(ids_NK.shape[1], device=ids_NK.device))
+    logp_NC = coarse_target(logp_NK.float().where(known_N1, -math.log(logits_NV.shape[1])), logits_NV.shape[1])
+    scores_NV = logits_NV.float()
+    label_score_N1, known_scores_NK = scores_NV.gather(1, label_N1), scores_NV.gather(1, ids_NK)
+    # The others alone: 1 - the sum of the known has no digits left where the draft is sure.
+    scores_NV.scatter_(1, ids_NK, -torch.inf)
+    rest_score_N1 = scores_NV.amax(1, keepdim=True)
+    torch.softmax(scores_NV, 1, out=scores_NV)
+    rest_score_N1 -= scores_NV.amax(1, keepdim=True).log_()
+    outcomes_NC = torch.cat([known_scores_NK, rest_score_N1], 1)
+    total_N1 = outcomes_NC.logsumexp(1, keepdim=True)
+    logp_NC, logq_NC = logp_NC.clamp_(min=LEAST_LOGP), outcomes_NC - total_N1
+    loss_N, slope_NC = _weighted(_Laws(logp_NC, logq_NC, logp_NC.exp(), logq_NC.exp()), weights)
+    slope_NC = slope_NC.where(known_N1, 0)
+    by_outcome_NC = slope_NC - logq_NC.exp() * (slope_NC.sum(1, keepdim=True) - text_N1)
+    scores_NV.mul_(by_outcome_NC[:, -1:]).scatter_(1, ids_NK, by_outcome_NC[:, :-1])
+    scores_NV.scatter_add_(1, label_N1, -text_N1)
+    if scores_NV is not logits_NV:  # fp32 logits are their own copy
+        logits_NV.copy_(scores_NV)
+    return loss_N.where(known_N1[:, 0], 0) + text_N * (total_N1 - label_score_N1)[:, 0]
+
+
+def _weighted(laws: _Laws, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """(N) the weighted sum of the losses, and (N,V) that of their slopes."""
+    found = [(weight, *_graded(name, laws)) for name, weight in weights.items()]
+    slope_NV = found[0][0] * found[0][2]
+    for weight, _, more in found[1:]:
+        slope_NV.add_(more, alpha=weight)
+    return torch.stack([weight * loss_N for weight, loss_N, _ in found]).sum(0), slope_NV
 
 
 class _Laws(NamedTuple):

@@ -117,7 +117,7 @@ def begin(phase: Phase) -> Training:
         heap.keep_freed_memory()
     learner = parallel.spread(Learner(phase.model, phase.part, phase.dtype), phase.parallel, phase.device)
     meter = Meter(phase.model.config, phase.part, phase.device, phase.dtype)
-    return Training(phase, learner.train(), optim.build(phase.model, phase.part), meter)
+    return Training(phase, learner.train(), optim.build(phase.model, phase.part, phase.dtype), meter)
 
 
 def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> Progress:
