@@ -89,23 +89,26 @@ def _sample() -> list[str]:
 
 
 def _config() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-5,  # type: ignore[arg-type]  # transformers annotates it as an int
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
+    config: LlamaConfig = LlamaConfig.from_dict(
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 256,
+            "intermediate_size": 704,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            "architectures": ["LlamaForCausalLM"],
+            "dtype": "bfloat16",
+        }
     )
+    return config
 
 
 if __name__ == "__main__":
