@@ -86,7 +86,7 @@ def test_a_search_goes_on_where_it_was(tiny, fastdraft):
         (["--engine", "abacus"], "--engine: found abacus, wanted one of openvino, transformers"),
         (["--plot", "depth.pdf"], "--plot: found depth.pdf, wanted a name that ends in .png or .svg"),
         (["--timed-target", "nowhere"], "--timed-target: no config.json in nowhere"),
-        (["evaluate=null"], "a search trains and measures pilots"),
+        (["evaluate=null", "--engine", "transformers"], "a search trains and measures pilots"),
     ],
 )
 def test_what_a_search_cannot_do(tiny, fastdraft, arguments, said):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from httpx import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+
+# The errors of the HTTP library that the hub's client uses: httpx, from huggingface_hub 2 on httpx2.
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from fastdraft.errors import ExportError
 from fastdraft.export import terms

@@ -30,7 +30,9 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self._part, self._dtype = model, part, dtype
         if part.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # Newer transformers warns about the second name, 6.0 removes it; 5.5 has no other.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         compiled = torch.compile(model.base_model, dynamic=False) if part.compile else model.base_model
         # By whether it trains, in a dict: as an attribute, the compiled body's weights would have a second name.
         self._bodies: dict[bool, Callable[..., Any]] = {True: compiled, False: model.base_model}
