@@ -37,7 +37,7 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny, fastdraft):
     ("arguments", "told"),
     [
         (["--engine", "vllm"], "no playground in `vllm`"),
-        (["demo", "nowhere-at-all/x"], "nowhere-at-all"),
+        (["demo", "nowhere-at-all/x", "--terminal"], "nowhere-at-all"),
         (["--terminal", "--prompt", " "], "the prompt is empty"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from huggingface_hub import HfApi
 
 # The errors of the HTTP library that the hub's client uses: httpx, from huggingface_hub 2 on httpx2.
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
 from fastdraft.errors import ExportError
 from fastdraft.export import terms
