@@ -1,6 +1,7 @@
 """What making a draft costs, against the paper's figures and files that were really written."""
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft.cost.devices import DEVICES
@@ -65,7 +66,7 @@ def test_a_checkpoint_is_as_large_as_one_that_was_written(tmp_path, optimizer):
     )
     model = AutoModelForCausalLM.from_config(config)
     part = TrainPart(mix={"text": 1}, train_tokens=1, optimizer=optimizer)
-    optimizers = optim.build(model, part)
+    optimizers = optim.build(model, part, torch.float32)
     model(input_ids=model.dummy_inputs["input_ids"] % 1009).logits.sum().backward()
     for each in optimizers.values():
         each.step()

@@ -192,12 +192,12 @@ def test_an_unfinished_run_is_told_as_far_as_it_is(run, stage):
 
 
 def test_cards_of_another_version_are_named(run):
-    edit(run / "evaluate" / "card.json", lambda card: card.update(version=2))
+    edit(run / "evaluate" / "card.json", lambda card: card.update(version=1))
     account = read(run)
     assert account.evaluation is None
-    assert any("evaluation` of version 2, wanted" in note for note in account.notes)
+    assert any("evaluation` of version 1, wanted" in note for note in account.notes)
     html = page.one(account)
-    assert "of version 2" in html
+    assert "of version 1" in html
     assert "evaluate is unreadable" in html
 
 
