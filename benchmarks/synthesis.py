@@ -22,10 +22,11 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft import target
+from fastdraft.precision import fastest
 from fastdraft.recipe import SynthesizePart, TargetPart
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.decode import generate
-from fastdraft.synthesize.engines import batch_prompts, dtype_of
+from fastdraft.synthesize.engines import batch_prompts
 
 PART, EOS, BATCH, PROMPT_TOKENS, TEMPERATURE = TargetPart(path="demo"), 0, 64, 32, 0.6
 LIBRARY: tuple[ModuleType, ...] = (argparse, inspect, json, time, __import__("decimal"), __import__("typing"))
@@ -95,7 +96,8 @@ def main() -> None:
     for name, model, rows in (("fp32", exact, 64), ("fp32", exact, 256), ("bf16", half, 64)):
         ways[f"ours, {rows} rows, {name}"] = partial(ours, model, rows, prompts_RT, tokens)
     part = SynthesizePart(mix={"any": 1}, prompts=1, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
-    rows, kind = batch_prompts(part, PART, exact.config.max_position_embeddings), dtype_of(part, PART)
+    kind = fastest(torch.device("cpu")).dtype
+    rows = batch_prompts(part, PART, exact.config.max_position_embeddings, kind)
     model = target.open_model(PART, torch.device("cpu"), kind)
     ways[f"ours, by default {rows} rows, {kind}"] = partial(ours, model, rows, prompts_RT, tokens)
     best = measured(ways, options.rounds)
