@@ -13,3 +13,5 @@ for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
         raise SystemExit(f"pyproject.toml: `{line}` has no lower bound\n  do: write {line}>=VERSION")
     if package != "torch":
         print(f"{package}=={version}")
+# typer 0.25, to which huggingface_hub 1 holds the OpenVINO set, uses what click 8.5 deprecates; warnings are errors.
+print("click<8.5")

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,9 @@ def test_every_piece_of_python_is_python():
 
 
 def test_the_page_of_commands_is_printed_from_them():
+    """By the pinned typer: each release prints it in another way."""
+    if f"typer=={version('typer')}\n" not in (ROOT / "constraints.txt").read_text():
+        pytest.skip(f"typer {version('typer')} is not the one that prints the page")
     asked = [*("-m", "typer", "fastdraft.cli", "utils", "docs"), *("--name", "fastdraft", "--title", "Every command")]
     printed = subprocess.run([sys.executable, *asked], capture_output=True, text=True, check=True).stdout
     assert COMMANDS.read_text().strip() == printed.strip(), "do: make docs"
