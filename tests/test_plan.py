@@ -120,6 +120,7 @@ def test_the_papers_rates_as_alphas():
     assert [expected_block_efficiency(alpha, 3) for alpha in alphas] == pytest.approx([1 + 3 * rate for rate in rates])
 
 
+@pytest.mark.slow
 def test_every_device_makes_a_plan(bare):
     for device in DEVICES.values():
         made = make_plan(bare, 50, None, Setting(device, published("h200"), "int4"))

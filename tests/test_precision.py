@@ -79,6 +79,7 @@ def test_the_recipe_says_what_auto_became_and_still_loads_as_auto(tiny: Path) ->
     assert resolve(tiny / "resolved.yaml").recipe == resolved.recipe
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::fastdraft.precision.PrecisionWarning")
 def test_bf16_by_name_goes_through_every_stage_and_is_verified_in_fp32(
     tiny: Path, monkeypatch: pytest.MonkeyPatch

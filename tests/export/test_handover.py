@@ -188,6 +188,7 @@ def test_the_commands_name_what_the_engine_opens(done, exported):
     assert 'LLMPipeline("TARGET"' in text
 
 
+@pytest.mark.slow
 def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
     folder, _ = export(Wish(done / "pretrain", "huggingface"))
     text = (folder / "README.md").read_text()
@@ -197,6 +198,7 @@ def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
     assert "the target itself wrote" not in text
 
 
+@pytest.mark.slow
 def test_a_bare_folder_is_described_by_its_files(done, tmp_path):
     bare = (done / "align" / "model").rename(tmp_path / "bare")
     with pytest.raises(ExportError, match="which target it is a draft for\n  do: add --target"):
@@ -222,6 +224,7 @@ def test_a_target_that_has_changed_is_another_one(done):
     assert card.notes[0] in text
 
 
+@pytest.mark.slow
 def test_a_licence_that_binds_the_draft_goes_with_it(done):
     """The naming rule in the card, the line in NOTICE, the target's own text of it."""
     Path("target/README.md").write_text("---\nlicense: llama3.1\n---\n# A target\n")
@@ -256,6 +259,7 @@ def test_the_licence_is_that_of_the_target_which_the_draft_was_trained_for(done)
     assert licence_of(bare, target_card(bare, TargetPart(path="target"))) is None
 
 
+@pytest.mark.slow
 def test_what_is_not_the_draft_is_not_finished(done, monkeypatch):
     def spoilt(model_folder, destination, weights):
         FORMATS["huggingface"].write(model_folder, destination, weights)
@@ -337,6 +341,7 @@ def on_the_hub(done, monkeypatch) -> TargetPart:
     return TargetPart(path="some/target")
 
 
+@pytest.mark.slow
 def test_a_draft_is_held_against_the_revision_that_is_named(done, on_the_hub):
     with pytest.raises(VocabularyMismatch, match="vLLM"):
         export(Wish(done, "huggingface", target=on_the_hub))

@@ -267,6 +267,7 @@ def test_a_donors_files_are_part_of_the_key(tiny, pair, tmp_path):
     assert keys("draft.start=target_embedding") == keys()
 
 
+@pytest.mark.slow
 def test_the_road_from_a_donor(tiny, fastdraft):
     """The card says what shape came of it, and the next phase goes on from it."""
     keys = ["draft={start: prune:target, layers: 1, hidden_size: 16}", "--until", "continue"]

@@ -167,6 +167,7 @@ def test_what_does_not_go_together_is_said_before_anything_is_run(tiny, synthesi
     assert message in synthesized({"mix": {"text": 1}, "prompts": 3} | part, code=2)
 
 
+@pytest.mark.slow
 def test_a_context_too_short_is_said_before_a_server_is_asked_for_more(synthesized):
     """Also where the target's card was made before, by a recipe that asked for less."""
     part = {"mix": {"text": 1}, "prompts": 3, "prompt_tokens": 7, "completion_tokens": 3, "batch_prompts": 5}

@@ -194,6 +194,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(make_phase, make_model, tmp_path):
     together(2, *(job(tmp_path / way, way.partition(",")[0], **settings) for way, settings in WAYS.items()))
     for way, settings in WAYS.items():
@@ -204,6 +205,7 @@ def test_two_processes_learn_what_one_learns(make_phase, make_model, tmp_path):
         assert_saved(tmp_path / way)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pretrain keeps")
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_keep_the_draft_that_one_keeps(make_phase, tmp_path, how):
@@ -320,6 +322,7 @@ def test_kill_9_of_one_of_two_ends_the_other_without_a_launcher(make_phase, tmp_
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_sigterm_to_one_of_two_ends_both_behind_a_checkpoint(make_phase, tmp_path, how):
     train(make_phase(tmp_path / "whole", optimizer="adamw"))
