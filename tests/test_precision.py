@@ -40,7 +40,7 @@ def test_auto_is_what_multiplies_faster() -> None:
         pytest.skip(f"bf16 products run at {ratio:.2g} times the rate of fp32 here: either precision is right")
     found = choose("auto", CPU)
     assert found.name == ("bf16" if ratio > 1 else "fp32")
-    assert f"{precision.bf16_ratio(CPU):.2g} times the rate of fp32" in found.reason
+    assert found.reason.startswith("bf16 matrix products are " + ("faster" if ratio > 1 else "not faster"))
 
 
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])

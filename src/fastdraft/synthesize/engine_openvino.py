@@ -25,9 +25,14 @@ MODEL = "openvino_model.xml"
 # The law is that of float32 arithmetic; the defaults (bf16, 8-bit cache) are another model's.
 STRICT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 CACHE_GIGABYTES = 2
-# Said in every export: optimum-intel 2.0 asks a configuration for its type by the name of before transformers 5.0, and
-# torch's tracer reads all that a model has, the loss of one that no one trains among it.
-OF_TRACING = ("`torch_dtype` is deprecated", "`loss_type=None` was set in the config")
+# Logged in every export. optimum-intel 2.1 asks a configuration for its type by its name before transformers 5.0, and
+# makes masks by `cache_position`, which transformers 5.5 deprecates. torch's tracer reads all that a model has, the
+# loss of one that no one trains among it.
+OF_TRACING = (
+    "`torch_dtype` is deprecated",
+    "`cache_position` is deprecated as an arg",
+    "`loss_type=None` was set in the config",
+)
 
 
 class OpenVino:
