@@ -91,7 +91,13 @@ def test_a_published_draft_is_repaired(published, tmp_path, mine, theirs, one_th
     target = read(str(published(mine)))
     repair(target, read(str(draft)), tmp_path / "out")
     report = hold_against(target, read(str(tmp_path / "out")), repaired=True)
-    assert {found.rule for found in report.findings if found.verdict != "holds"} <= {CONTEXT}
+    left = {CONTEXT}
+    if mine == "Phi-3-mini":
+        # transformers 5.5 rebuilds the tokenizer of a folder whose config.json says llama by rules of its own, whatever
+        # tokenizer.json says: the very files of the target encode " a" otherwise there, and the check reports it.
+        left.add("every text, the same ids")
+        assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (published(mine) / "tokenizer.json").read_bytes()
+    assert {found.rule for found in report.findings if found.verdict != "holds"} <= left
     ids = torch.tensor([target.tokenizer("def fox(jumps):\n    return 'over'", add_special_tokens=False).input_ids])
     before, after = (m(ids).logits for m in (model, AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()))
     shared = min(before.shape[-1], after.shape[-1])
