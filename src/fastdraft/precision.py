@@ -1,7 +1,7 @@
 """The floating-point precision that a device computes in: bf16 where it multiplies matrices faster in it, else fp32.
 
-Processors differ by more than a hundred times: with AVX-512 bf16 or AMX instructions bf16 is 2 to 4 times as fast as
-fp32; with AVX2 alone torch emulates it, at a fiftieth of the rate of fp32 (docs/decisions/0008-precision.md).
+With AVX-512 bf16 or AMX instructions bf16 is 2 to 4 times as fast as fp32. With AVX2 alone torch emulates it, at a
+hundredth of the rate of fp32 (docs/decisions/0008-precision.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Asked = Literal["auto", "bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # Sides of the square matrices: emulated bf16 takes 30 to 70 ms for a product of 256 on AVX2 cores, fp32 .3 to .5.
 CPU_SIDE, ACCELERATOR_SIDE, ROUNDS, ROUND_SECONDS = 256, 4096, 4, 0.005
-# bf16 rounds: it is worth taking where it is clearly faster, and a choice near 1 would differ from run to run.
+# Times as fast as fp32 that bf16 must be: it rounds, and a choice near 1 would differ from run to run.
 WORTH_TAKING = 1.2
 FIRST_CUDA_CAPABILITY = (8, 0)
 

@@ -84,19 +84,21 @@ class Journey:
         return _kept(folder, lambda: precision.choose(asked, self.device))
 
     def target_precision(self, folder: Path, asked: Asked) -> Precision:
-        """What the target computes in, in the stage of this folder; kept likewise."""
+        """What the target computes in during the stage of this folder: chosen when it begins, and kept."""
         return _kept(folder, lambda: target.precision_of(self.recipe.target, asked, self.device))
 
     def automatic(self) -> dict[str, str]:
-        """For each key of the recipe that is `auto`: what that is on this device, and why."""
+        """For each `precision: auto` of the recipe: what it is on this device, and why."""
         found = precision.choose("auto", self.device)
         parts = {
             **{name: self.phase(name) for name in PHASES},
             "synthesize": self.recipe.synthesize,
             "evaluate": self.recipe.evaluate,
         }
+        # The target is not opened for a comment: it may not be here yet.
+        unless = ", unless the target's weights are stored in fp32" if found.name == "bf16" else ""
         return {
-            f"{name}.precision": f"{found.name}, {found.reason}"
+            f"{name}.precision": f"{found.name}, {found.reason}{'' if name in PHASES else unless}"
             for name, part in parts.items()
             if part is not None and part.precision == "auto"
         }
