@@ -19,12 +19,11 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import runs as demo
-from fastdraft.artefacts.evaluation import EvaluationCard
-from fastdraft.draft import DraftCard
-from fastdraft.evaluate.records import TaskResult
-from fastdraft.extras import need
-from fastdraft.records import read_card
-from fastdraft.resolve import resolve
+from fastdraft.config.resolve import resolve
+from fastdraft.models.draft import DraftCard
+from fastdraft.results.evaluation import EvaluationCard, TaskResult
+from fastdraft.system.cards import read_card
+from fastdraft.system.optional_packages import need
 from runs import RECIPE, spread, table
 
 # PT's tokens as shares of the demo's.

@@ -27,16 +27,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from fastdraft import start
-from fastdraft.artefacts.completions import CompletionsCard
-from fastdraft.artefacts.evaluation import EvaluationCard
-from fastdraft.draft import DraftCard
-from fastdraft.evaluate.records import TaskResult
-from fastdraft.recipe import Recipe, TargetPart, TrainPart
-from fastdraft.records import card_key, read_card
-from fastdraft.resolve import resolve
-from fastdraft.stages import key_of, road
-from fastdraft.target import open_config, parameters
+from fastdraft import init
+from fastdraft.config import Recipe, TargetPart, TrainPart
+from fastdraft.config.resolve import resolve
+from fastdraft.models.draft import DraftCard
+from fastdraft.models.target import open_config, parameters
+from fastdraft.pipeline.stages import key_of, road
+from fastdraft.results.evaluation import EvaluationCard, TaskResult
+from fastdraft.synthesize.completions_card import CompletionsCard
+from fastdraft.system.cards import card_key, read_card
 
 # The second target lies beside the repository; it is left out where it is absent.
 TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stories260k.yaml")}
@@ -242,7 +241,7 @@ def mixed(parts: dict[str, TrainPart]) -> dict[str, float]:
 
 def pruned(recipe: Recipe) -> dict[str, object]:
     """The recipe's own shape, cut out of the target."""
-    shape = start.shape_of(recipe.target, recipe.draft)
+    shape = init.shape_of(recipe.target, recipe.draft)
     sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
     return {"draft.start": f"prune:{recipe.target.path}"} | {f"draft.{size}": getattr(shape, size) for size in sizes}
 

@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdraft import target
-from fastdraft.corpus.ahead import Ahead
-from fastdraft.corpus.order import Mixture, ShardRows
-from fastdraft.corpus.permutation import Computed
-from fastdraft.corpus.shards import Shards, SideCard, index_of, survey
-from fastdraft.corpus.tokenized import write_source, write_tokenizer
-from fastdraft.recipe import SourcePart, TargetPart, TokenizePart
+from fastdraft.config import SourcePart, TargetPart, TokenizePart
+from fastdraft.data.order import Mixture, ShardRows
+from fastdraft.data.permutation import Computed
+from fastdraft.data.prefetch import Ahead
+from fastdraft.data.shards import Shards, SideCard, index_of, survey
+from fastdraft.data.tokenize import write_source, write_tokenizer
+from fastdraft.models import target
 
 SHARD_TOKENS = 50_000_000
 SEQUENCES, SEQUENCE_TOKENS = 16, 512

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft import target
+from fastdraft.config import TargetPart
 from fastdraft.evaluate.assisted import decode
-from fastdraft.evaluate.onepass import Subject, acceptances, pooled, resampled_prompts, scored
-from fastdraft.evaluate.records import Estimate, TaskResult
+from fastdraft.evaluate.one_pass import Subject, acceptances, pooled, resampled_prompts, scored
 from fastdraft.evaluate.tasks import tasks_of
-from fastdraft.recipe import TargetPart
+from fastdraft.models import target
+from fastdraft.results.evaluation import Estimate, TaskResult
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
-from fastdraft.synthesize.generate import complete
+from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.write import Decoding
 
 GAMMAS, RESAMPLES, SEED, REPEATS = range(1, 9), 2000, 7, 3

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import runs as demo
-from fastdraft.extras import need
+from fastdraft.system.optional_packages import need
 from runs import spread, table
 
 # What of each way is tried: its own rate. Under Muon AdamW's is the demo's.

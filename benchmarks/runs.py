@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fastdraft.recipe import Recipe
-from fastdraft.records import card_key
-from fastdraft.resolve import resolve
-from fastdraft.stages import key_of, road
+from fastdraft.config import Recipe
+from fastdraft.config.resolve import resolve
+from fastdraft.pipeline.stages import key_of, road
+from fastdraft.system.cards import card_key
 
 RECIPE = Path("recipes/demo.yaml")
 PHASES = ("pretrain", "continue", "align")

@@ -31,13 +31,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastdraft import target
-from fastdraft.progress import Bar
-from fastdraft.recipe import ServerPart
+from fastdraft.config import ServerPart
+from fastdraft.models import target
 from fastdraft.synthesize.completions import CompletionStore, Law, Request
 from fastdraft.synthesize.decode import generate
 from fastdraft.synthesize.engine_server import Servers
 from fastdraft.synthesize.write import Decoding, as_given, keyed, write
+from fastdraft.system.progress import Bar
 from synthesis import EOS, PART, prompts
 
 MODEL, PLACES, IN_FLIGHT, LAW = "served", 16, (16, 32, 64), Law(1.0)

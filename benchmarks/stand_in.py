@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastdraft import target
-from fastdraft.errors import RunError, ShapeError, UserError
-from fastdraft.recipe import TargetPart
-from fastdraft.run import finished_last
+from fastdraft.config import TargetPart
+from fastdraft.models import target
+from fastdraft.system.errors import RunError, ShapeError, UserError
+from fastdraft.system.files import finished_last
 
 KEY = "fastdraft_stand_in"
 PROBE_ROWS, PROBE_TOKENS = 4, 128

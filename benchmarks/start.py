@@ -18,12 +18,11 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import runs as demo
-from fastdraft import start
-from fastdraft.artefacts.evaluation import EvaluationCard
-from fastdraft.draft import DraftCard
-from fastdraft.evaluate.records import TaskResult
-from fastdraft.records import read_card
-from fastdraft.resolve import resolve
+from fastdraft import init
+from fastdraft.config.resolve import resolve
+from fastdraft.models.draft import DraftCard
+from fastdraft.results.evaluation import EvaluationCard, TaskResult
+from fastdraft.system.cards import read_card
 from runs import PHASES, RECIPE, spread, table
 
 DONOR = Path("../shared/targets/pycoder-7m")  # another tokenizer, beside the repository; left out where it is absent
@@ -53,7 +52,7 @@ def ways() -> list[str]:
 def keys(way: str, seed: int, share: float) -> dict[str, Any]:
     """The demo with another start and seed, at a share of its tokens, in the shape that it has with a random start."""
     recipe = resolve(RECIPE).recipe
-    shape = start.shape_of(recipe.target, recipe.draft)
+    shape = init.shape_of(recipe.target, recipe.draft)
     found = demo.demo_at(share, seed, "start") | {"draft.start": way}
     if recipe.draft.params_millions is not None and ":" in way:
         sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")

@@ -3,10 +3,10 @@
     python benchmarks/step_time.py runs/step-time --make    # exports the shapes once, a minute each
     python benchmarks/step_time.py runs/step-time           # measures the processor, predicts, measures the shapes
 
-The prediction knows the probe of the processor (cost/probe.py) and the shapes' sizes; nothing is fitted to the shapes'
-own times. Run it alone on the machine. Shapes take turns, so that a disturbance meets all of them; a figure is the
-median of rounds, and of a round the median step of a greedy completion counts. The spread is from the first quartile to
-the third, as a share of the median.
+The prediction knows the probe of the processor (planning/probe.py) and the shapes' sizes; nothing is fitted to the
+shapes' own times. Run it alone on the machine. Shapes take turns, so that a disturbance meets all of them; a figure is
+the median of rounds, and of a round the median step of a greedy completion counts. The spread is from the first
+quartile to the third, as a share of the median.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastdraft.bench.openvino import open_folder
-from fastdraft.cost.devices import Device
-from fastdraft.cost.engine import HEAD_SIZE, PROMPT_TOKENS, Sizes, block_seconds, decode_seconds
-from fastdraft.cost.probe import probe_cpu
-from fastdraft.cost.size import ModelSize
-from fastdraft.cost.steps import step_seconds
+from fastdraft.config import TargetPart
 from fastdraft.export.openvino import export_openvino
-from fastdraft.recipe import TargetPart
-from fastdraft.target import TOKENIZER_FILES, folder_of, quiet
+from fastdraft.models.openvino import open_folder
+from fastdraft.models.openvino_llama import HEAD_SIZE, PROMPT_TOKENS, Sizes, block_seconds, decode_seconds
+from fastdraft.models.target import TOKENIZER_FILES, folder_of, quiet
+from fastdraft.planning.devices import Device
+from fastdraft.planning.model_size import ModelSize
+from fastdraft.planning.probe import probe_cpu
+from fastdraft.planning.step_times import step_seconds
 
 # Rows, width, layers, MLP, heads, key-value heads. The two of 20M have equal parameters and differ in depth; of
 # the 17M nearly all is vocabulary.

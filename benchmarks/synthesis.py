@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft import target
-from fastdraft.recipe import SynthesizePart, TargetPart
+from fastdraft.config import SynthesizePart, TargetPart
+from fastdraft.models import target
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.decode import generate
 from fastdraft.synthesize.engines import batch_prompts

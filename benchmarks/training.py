@@ -10,8 +10,8 @@ All have the same model, batch, precision, optimizer (AdamW, fused) and data: ra
 the very steps of a phase. Each is a process of its own, so that its peak memory is its own; they take turns step by
 step, so that a disturbance meets all of them, and a figure is the median. Where their memory would not fit together
 (128 256 tokens of vocabulary on a CPU), only one of them runs at a time. MFU: FLOPs of forward and backward pass
-(cost/training.py) over what a matrix product in that precision reaches, measured in turn with the steps. `--clock
-process` counts the process's own CPU seconds over its threads: for a machine that is shared.
+(planning/training_cost.py) over what a matrix product in that precision reaches, measured in turn with the steps.
+`--clock process` counts the process's own CPU seconds over its threads: for a machine that is shared.
 A shape whose figures are in the folder is not measured again. `--schedule` runs a recipe's own steps (its batch in
 micro-batches, Muon) for `--seconds` and says by arithmetic how long the paper's 12.5B tokens of PT and CP take.
 Needs PYTHONPATH=src and: pip install torch transformers accelerate pydantic xxhash rich
@@ -42,17 +42,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from fastdraft import draft, shape, target
-from fastdraft.corpus.ahead import Ahead
-from fastdraft.corpus.order import Mixture
-from fastdraft.cost.devices import DEVICES, Device
-from fastdraft.cost.size import ModelSize
-from fastdraft.cost.training import training_flops
-from fastdraft.precision import DTYPES, choose
-from fastdraft.recipe import TrainPart
-from fastdraft.resolve import resolve
+from fastdraft.config import TrainPart
+from fastdraft.config.resolve import resolve
+from fastdraft.data.order import Mixture
+from fastdraft.data.prefetch import Ahead
+from fastdraft.models import draft, shape, target
+from fastdraft.planning.devices import DEVICES, Device
+from fastdraft.planning.model_size import ModelSize
+from fastdraft.planning.training_cost import training_flops
+from fastdraft.system.precision import DTYPES, choose
 from fastdraft.train import loop, objectives
-from fastdraft.train.meter import peak_memory_bytes
+from fastdraft.train.utilization import peak_memory_bytes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SEED, LEARNING_RATE, CLIP = 7, 1e-3, 1.0

@@ -27,10 +27,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import warning_once
 
-from fastdraft.artefacts.journey import Journey
-from fastdraft.manifest import Manifest
-from fastdraft.resolve import digest, resolve, resolved_yaml
-from fastdraft.stages import travel
+from fastdraft.config.resolve import digest, resolve, resolved_yaml
+from fastdraft.models.run_context import Journey
+from fastdraft.pipeline.stages import travel
+from fastdraft.system.manifest import Manifest
 
 # Modules of engines that are compiled from source or large, and the extra that installs each.
 ENGINES = {"llama_cpp": "llamacpp", "vllm": "vllm"}
@@ -186,8 +186,8 @@ def speller() -> Callable[..., PreTrainedTokenizerFast]:
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        *("fastdraft.cli", "fastdraft.stages", "fastdraft.search.timers", "fastdraft.artefacts.scoring"),
-        *("fastdraft.artefacts.handover", "fastdraft.compatibility.repair", "fastdraft.plan"),
+        *("fastdraft.cli", "fastdraft.pipeline.stages", "fastdraft.pipeline.step_timers", "fastdraft.evaluate.score"),
+        *("fastdraft.export.export_draft", "fastdraft.compatibility.repair", "fastdraft.planning.plan"),
     ]
 )
 COMMAND = """
@@ -200,7 +200,7 @@ if file_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 sys.argv = ["fastdraft", *arguments]
 from fastdraft.cli import main
-from fastdraft.target import quiet
+from fastdraft.models.target import quiet
 quiet()  # as main says by the environment, where nothing was imported before it
 main()
 """

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdraft.artefacts.evaluation import EvaluationCard
+from fastdraft.config.resolve import resolve
 from fastdraft.maths.acceptance import acceptance_rate, block_efficiency, chain
-from fastdraft.records import read_card
-from fastdraft.resolve import resolve
-from fastdraft.stages import key_of, road
+from fastdraft.pipeline.stages import key_of, road
+from fastdraft.results.evaluation import EvaluationCard
+from fastdraft.system.cards import read_card
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = (1, 5, 10)

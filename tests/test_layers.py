@@ -1,4 +1,4 @@
-"""Imports flow one way: a room imports only rooms that stand above it, and no module reaches itself."""
+"""Imports flow one way: a package imports only packages that stand before it, and no module reaches itself."""
 
 import ast
 import sys
@@ -10,59 +10,13 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src"
-ROOMS = (
-    *(
-        "errors",
-        "processes",
-        "stopping",
-        "recipe",
-        "recipe_yaml",
-        "schema",
-        "resolve",
-        "run",
-        "manifest",
-        "progress",
-        "dependencies",
-        "extras",
-        "precision",
-        "ray_cluster",
-        "energy",
-        "records",
-        "maths",
-    ),
-    *(
-        "hub",
-        "decoder",
-        "target",
-        "shape",
-        "draft",
-        "compatibility",
-        "cost",
-        "plan",
-        "corpus",
-        "train",
-        "start",
-        "synthesize",
-        "evaluate",
-        "bench",
-    ),
-    *("export", "artefacts", "demo", "stages", "search", "view", "report", "play", "cli", "__main__"),
+PACKAGES = (
+    *("system", "results", "config", "maths", "data", "models", "compatibility", "planning", "train", "init"),
+    *("synthesize", "evaluate", "export", "bench", "pipeline", "report", "play", "demo", "cli", "__main__"),
 )
-KNOW_TRANSFORMERS = {
-    "decoder",
-    "target",
-    "shape",
-    "draft",
-    "compatibility",
-    "train",
-    "start",
-    "synthesize",
-    "evaluate",
-    "bench",
-    "play",
-    "export",
+MAY_IMPORT_TRANSFORMERS = {
+    *("models", "compatibility", "train", "init", "synthesize", "evaluate", "export", "bench", "pipeline", "play"),
     "demo",
-    "artefacts",
 }
 MATHS_IMPORTS = {"torch", "numpy", *sys.stdlib_module_names}
 
@@ -77,7 +31,7 @@ MODULES = _modules()
 
 
 def _imports(module: str, source: str, package: str | None = None) -> Iterator[str]:
-    """The modules that a module imports, wherever in it; relative names count from `package`, or the one it is in."""
+    """The modules that a module imports, also within functions; relative names count from `package` or its own."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -90,24 +44,24 @@ def _imports(module: str, source: str, package: str | None = None) -> Iterator[s
                 yield origin
 
 
-def _room(module: str) -> str | None:
-    """The room of one of our modules; None for the package itself and for what others wrote."""
+def _package(module: str) -> str | None:
+    """The package of one of our modules; None for `fastdraft` itself and for other distributions."""
     parts = module.split(".")
     return parts[1] if parts[0] == "fastdraft" and len(parts) > 1 else None
 
 
 def _faults(module: str, imports: set[str]) -> list[str]:
-    """What a module imports against the plan of the house."""
-    home = _room(module)
-    rooms = {room for name in imports if (room := _room(name))}
-    if strangers := ({home} | rooms) - {None, *ROOMS}:
-        return [f"{module}: {', '.join(sorted(map(str, strangers)))}: a room is missing from the list"]
+    """The imports of a module that break the order."""
+    home = _package(module)
+    packages = {package for name in imports if (package := _package(name))}
+    if unknown := ({home} | packages) - {None, *PACKAGES}:
+        return [f"{module}: {', '.join(sorted(map(str, unknown)))}: a package is missing from the list"]
     tops = {name.partition(".")[0] for name in imports}
-    allowed = ROOMS[: ROOMS.index(home) + 1] if home else ()
-    faults = [f"{module}: {room} does not stand above {home}" for room in sorted(rooms - set(allowed))]
-    if "transformers" in tops and home not in KNOW_TRANSFORMERS:
-        faults.append(f"{module}: {home} may not know transformers")
-    if home == "maths" and (others := (tops - MATHS_IMPORTS - {"fastdraft"}) | (rooms - {"maths"})):
+    allowed = PACKAGES[: PACKAGES.index(home) + 1] if home else ()
+    faults = [f"{module}: {package} does not stand before {home}" for package in sorted(packages - set(allowed))]
+    if "transformers" in tops and home not in MAY_IMPORT_TRANSFORMERS:
+        faults.append(f"{module}: {home} may not import transformers")
+    if home == "maths" and (others := (tops - MATHS_IMPORTS - {"fastdraft"}) | (packages - {"maths"})):
         faults.append(f"{module}: maths may not import {', '.join(sorted(others))}")
     return faults
 
@@ -117,11 +71,15 @@ def _graph() -> dict[str, set[str]]:
     return {name: set(_imports(name, path.read_text(), packages.get(name))) for name, path in MODULES.items()}
 
 
-def test_a_room_imports_only_rooms_above_it() -> None:
+def test_a_package_imports_only_packages_before_it() -> None:
     graph = _graph()
     assert len(graph) >= 15
-    assert sum(_room(name) is not None for imports in graph.values() for name in imports) >= 15
+    assert sum(_package(name) is not None for imports in graph.values() for name in imports) >= 15
     assert [fault for module, imports in graph.items() for fault in _faults(module, imports)] == []
+
+
+def test_no_module_stands_outside_a_package() -> None:
+    assert {path.name for path in (SOURCES / "fastdraft").glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 def test_no_module_reaches_itself() -> None:
@@ -131,17 +89,21 @@ def test_no_module_reaches_itself() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("errors", "import fastdraft.run", "run does not stand above errors"),
-        ("errors", "from fastdraft import run", "run does not stand above errors"),
-        ("recipe", "from fastdraft import __version__, run", "run does not stand above recipe"),
-        ("corpus.shards", "def late():\n    from fastdraft.stages import road", "stages does not stand above corpus"),
-        ("train.loop", "from ..cli import main", "cli does not stand above train"),
-        ("corpus.shards", "import transformers.utils", "corpus may not know transformers"),
-        ("cli", "from transformers import AutoModel", "cli may not know transformers"),
-        ("maths.law", "import pydantic", "maths may not import pydantic"),
-        ("maths.law", "from fastdraft.errors import UserError", "maths may not import errors"),
-        ("attic", "", "attic: a room is missing from the list"),
-        ("cli", "import fastdraft.attic", "attic: a room is missing from the list"),
+        ("system.errors", "import fastdraft.config", "config does not stand before system"),
+        ("system.errors", "from fastdraft import config", "config does not stand before system"),
+        ("config.recipe", "from fastdraft import __version__, data", "data does not stand before config"),
+        (
+            "data.shards",
+            "def late():\n    from fastdraft.pipeline.stages import STAGES",
+            "pipeline does not stand before data",
+        ),
+        ("train.loop", "from ..cli import main", "cli does not stand before train"),
+        ("data.shards", "import transformers.utils", "data may not import transformers"),
+        ("cli", "from transformers import AutoModel", "cli may not import transformers"),
+        ("maths.sampling", "import pydantic", "maths may not import pydantic"),
+        ("maths.sampling", "from fastdraft.system.errors import UserError", "maths may not import system"),
+        ("attic", "", "attic: a package is missing from the list"),
+        ("cli", "import fastdraft.attic", "attic: a package is missing from the list"),
     ],
 )
 def test_the_guard_sees_a_bad_import(module: str, source: str, fault: str) -> None:
@@ -152,10 +114,13 @@ def test_the_guard_sees_a_bad_import(module: str, source: str, fault: str) -> No
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cli", "import json\nfrom fastdraft import __version__, errors, stages"),
-        ("train.loop", "from transformers import AutoModel\nfrom fastdraft.train import head\nfrom . import optim"),
-        ("maths.law", "import math\nimport torch.nn\nfrom fastdraft.maths import verify"),
-        ("demo.build", "from fastdraft.corpus.document import Document"),
+        ("cli", "import json\nfrom fastdraft import __version__, pipeline, system"),
+        (
+            "train.loop",
+            "from transformers import AutoModel\nfrom fastdraft.train import head\nfrom . import optimizers",
+        ),
+        ("maths.sampling", "import math\nimport torch.nn\nfrom fastdraft.maths import verification"),
+        ("demo.build", "from fastdraft.data.document import Document"),
     ],
 )
 def test_the_guard_lets_a_good_import_pass(module: str, source: str) -> None:
@@ -163,7 +128,10 @@ def test_the_guard_lets_a_good_import_pass(module: str, source: str) -> None:
     assert _faults(module, set(_imports(module, source))) == []
 
 
-def test_the_guard_sees_a_circle() -> None:
-    graph = {**_graph(), "fastdraft.errors": set(_imports("fastdraft.errors", "from fastdraft import cli"))}
+def test_the_guard_sees_a_cycle() -> None:
+    graph = {
+        **_graph(),
+        "fastdraft.system.errors": set(_imports("fastdraft.system.errors", "from fastdraft import cli")),
+    }
     with pytest.raises(CycleError, match="nodes are in a cycle"):
         TopologicalSorter(graph).prepare()

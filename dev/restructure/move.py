@@ -1,7 +1,8 @@
-"""Apply the layout of table.py to a checkout: python move.py CHECKOUT. The checkout must be clean; nothing is committed.
+"""Apply the layout of table.py to a checkout: python move.py CHECKOUT. The checkout must be clean; nothing is
+committed.
 
-It stops when a module of the table is missing, or one of the checkout is not in it; when a definition of a module that is
-taken apart has no place; when a new name of a module is already taken in a file.
+It stops when a module of the table is missing, or one of the checkout is not in it; when a definition of a module that
+is taken apart has no place; when a new name of a module is already taken in a file.
 """
 
 import ast
@@ -11,8 +12,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wrap import wrap  # noqa: E402
 from table import DOCSTRINGS, MODULES, OPTIONAL, SPLIT, TEST_FOLDERS, TESTS  # noqa: E402
+from wrap import wrap  # noqa: E402
 
 ROOT = Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
 SRC = ROOT / "src" / "fastdraft"
@@ -59,7 +60,9 @@ def shadowed() -> set[str]:
         package = module_of(path)
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ImportFrom):
-                hidden |= {f"{package}.{each.name}" for each in node.names if node.module == f"{full(package)}.{each.name}"}
+                hidden |= {
+                    f"{package}.{each.name}" for each in node.names if node.module == f"{full(package)}.{each.name}"
+                }
     return hidden
 
 
@@ -154,7 +157,9 @@ def take_apart(old: str) -> dict[str, tuple[list[str], list[str]]]:
     made = {}
     for where, codes in pieces.items():
         used = {node.id for code in codes for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-        others = [f"from {full(owner[name])} import {name}\n" for name in sorted(used & owner.keys()) if owner[name] != where]
+        others = [
+            f"from {full(owner[name])} import {name}\n" for name in sorted(used & owner.keys()) if owner[name] != where
+        ]
         made[where] = (imports + others, codes)
     return made
 
@@ -194,7 +199,13 @@ for old in SPLIT:
             last_import = max(each.end_lineno for each in body if isinstance(each, ast.Import | ast.ImportFrom))
             lines = text.splitlines(keepends=True)
             fresh = [each for each in imports if "__future__" not in each]
-            text = "".join(lines[:last_import]) + "".join(fresh) + "".join(lines[last_import:]) + "\n\n" + "\n\n".join(codes)
+            text = (
+                "".join(lines[:last_import])
+                + "".join(fresh)
+                + "".join(lines[last_import:])
+                + "\n\n"
+                + "\n\n".join(codes)
+            )
         else:
             if where not in DOCSTRINGS:
                 sys.exit(f"no docstring for {where}")
@@ -244,7 +255,9 @@ def dotted(text: str) -> str:
             if is_old(inner) and (where := place(inner)) is not None:
                 head, _, last = where.rpartition(".")
                 alias = each if " as " in each else last
-                made.setdefault(full(head), []).append(f"{last} as {each.partition(' as ')[2]}" if " as " in each else alias)
+                made.setdefault(full(head), []).append(
+                    f"{last} as {each.partition(' as ')[2]}" if " as " in each else alias
+                )
             else:
                 made.setdefault(full(place(base, name) or base), []).append(each)
         return "; ".join(f"from {base} import {', '.join(names)}" for base, names in made.items())
@@ -259,7 +272,9 @@ for old, new_name in MODULES.items():
     if old and new_name:
         PATHS[f"{old.replace('.', '/')}.py"] = str(path_of(new_name, old in packages).relative_to(SRC))
 for old in SPLIT:
-    PATHS[f"{old.replace('.', '/')}.py"] = f"{place(old, 'x').replace('.', '/')}.py" if place(old, "x") else "models/run_context.py"
+    PATHS[f"{old.replace('.', '/')}.py"] = (
+        f"{place(old, 'x').replace('.', '/')}.py" if place(old, "x") else "models/run_context.py"
+    )
 TEST_PATHS = {str(old): str(new) for old, new in test_moves.items() if old != new}
 PATH = re.compile(r"(?<![\w/.-])((?:src/)?(?:fastdraft/)?)((?:\w+/)?\w+\.py)\b")
 IN_TESTS = re.compile(r"(?<![\w/.-])tests/[\w/]+\.(?:py|json)\b")
@@ -350,7 +365,9 @@ class Rewriter:
             shadowed = name.id in taken
             where = place(old, attribute)
             if where is None:
-                problems.append(f"{self.path}:{name.lineno}: {name.id} (fastdraft.{old}) is used as a whole, and taken apart")
+                problems.append(
+                    f"{self.path}:{name.lineno}: {name.id} (fastdraft.{old}) is used as a whole, and taken apart"
+                )
                 continue
             used[name.id].add(where)
             if shadowed and alias_for(name.id, where) != name.id:
@@ -364,7 +381,9 @@ class Rewriter:
                 for alias in node.names:
                     old = alias.name.removeprefix("fastdraft").lstrip(".")
                     if alias.name.startswith("fastdraft.") and is_old(old):
-                        made.append(f"import {full(place(old) or '')}" + (f" as {alias.asname}" if alias.asname else ""))
+                        made.append(
+                            f"import {full(place(old) or '')}" + (f" as {alias.asname}" if alias.asname else "")
+                        )
                     else:
                         made.append(f"import {alias.name}" + (f" as {alias.asname}" if alias.asname else ""))
                 if any(alias.name.startswith("fastdraft.") for alias in node.names):
@@ -397,7 +416,9 @@ class Rewriter:
         self.edits.append((line, column, end_line, end_column, new))
 
     def replace(self, node: ast.stmt, statements: list[str]) -> None:
-        if SRC in self.path.parents and self.path.name != "__init__.py":  # a definition may have come to the module that imports it
+        if (
+            SRC in self.path.parents and self.path.name != "__init__.py"
+        ):  # a definition may have come to the module that imports it
             own = full(module_of(self.path))
             statements = [each for each in statements if not each.startswith(f"from {own} import")]
         if [s.strip() for s in statements] == [ast.unparse(node)]:
@@ -443,7 +464,12 @@ def deeper(path: Path, text: str) -> str:
     return re.sub(r"(Path\(__file__\)\.parents)\[(\d)\]", lambda m: f"{m[1]}[{int(m[2]) + more}]", text)
 
 
-python = [*SRC.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "dev").glob("*.py")]
+python = [
+    *SRC.rglob("*.py"),
+    *(ROOT / "tests").rglob("*.py"),
+    *(ROOT / "benchmarks").glob("*.py"),
+    *(ROOT / "dev").glob("*.py"),
+]
 for path in python:
     text = path.read_text(encoding="utf-8")
     new = deeper(path, strings_and_comments(Rewriter(path, text).run()))
@@ -451,7 +477,12 @@ for path in python:
         path.write_text(new, encoding="utf-8")
 for name in git("ls-files").split("\n"):
     path = ROOT / name
-    if not name or path.suffix not in PROSE or not path.is_file() or name.startswith(("src/fastdraft/demo/", "dev/LOG")):
+    if (
+        not name
+        or path.suffix not in PROSE
+        or not path.is_file()
+        or name.startswith(("src/fastdraft/demo/", "dev/LOG"))
+    ):
         continue
     if name in ("LICENSE", "tests/golden.json"):
         continue
@@ -478,8 +509,23 @@ for arguments in (["check", "-q", "--select", "I,F401", "--fix"], ["format", "-q
     subprocess.run([str(ruff), *arguments, "src", "tests", "benchmarks", "dev"], cwd=ROOT, check=False)
 wrap(ROOT)
 left = subprocess.run(
-    ["grep", "-rnE", r"fastdraft\.(" + "|".join(old for old in [*MODULES, *SPLIT] if old and "." in old and MODULES.get(old) != old).replace(".", r"\.") + r")\b", "src", "tests", "benchmarks", "docs", "README.md"],
-    cwd=ROOT, capture_output=True, text=True,
+    [
+        "grep",
+        "-rnE",
+        r"fastdraft\.("
+        + "|".join(old for old in [*MODULES, *SPLIT] if old and "." in old and MODULES.get(old) != old).replace(
+            ".", r"\."
+        )
+        + r")\b",
+        "src",
+        "tests",
+        "benchmarks",
+        "docs",
+        "README.md",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
 ).stdout
 if left:
     print("still old names:\n" + left)

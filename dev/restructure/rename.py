@@ -163,20 +163,45 @@ NAMES: dict[str, str] = {
 FILES: list[tuple[str, dict[str, str]]] = []
 TEXT: list[tuple[str, str, str]] = []  # (glob of paths, regular expression, replacement)
 PROSE: list[tuple[str, str]] = []  # in comments, docstrings, help, Markdown
-SKIP = ("src/fastdraft/demo/target/config", "src/fastdraft/demo/target/generation", "src/fastdraft/demo/target/tokenizer", "src/fastdraft/demo/draft/config", "src/fastdraft/demo/draft/generation", "src/fastdraft/demo/draft/tokenizer", "dev/LOG", "LICENSE", "tests/test_words.py", "constraints.txt")
+SKIP = (
+    "src/fastdraft/demo/target/config",
+    "src/fastdraft/demo/target/generation",
+    "src/fastdraft/demo/target/tokenizer",
+    "src/fastdraft/demo/draft/config",
+    "src/fastdraft/demo/draft/generation",
+    "src/fastdraft/demo/draft/tokenizer",
+    "dev/LOG",
+    "LICENSE",
+    "tests/test_words.py",
+    "constraints.txt",
+)
 SUFFIXES = {".py", ".yaml", ".yml", ".md", ".html", ".css", ".js", ".json", ".sh", ".toml", ".j2", ""}
 
 exec((Path(__file__).with_name("rename_files.py")).read_text(encoding="utf-8"))
 
-UNIQUE_PATTERN = re.compile(r"(?<![\w])(" + "|".join(sorted(map(re.escape, UNIQUE), key=len, reverse=True)) + r")(?!\w)")
+UNIQUE_PATTERN = re.compile(
+    r"(?<![\w])(" + "|".join(sorted(map(re.escape, UNIQUE), key=len, reverse=True)) + r")(?!\w)"
+)
 TENSOR = re.compile(r"^law_([A-Z0-9]+)$")
 WORD = re.compile(r"[A-Za-z_]\w*")
 # Words within the names of tests.
 TEST_WORDS = {
-    "judge": "verification", "judges": "verifications", "law": "distribution", "laws": "distributions",
-    "road": "pipeline", "said": "reported", "told": "reported", "says": "reports", "handed": "exported",
-    "mend": "fix", "behind": "after", "share": "fraction", "shares": "fractions",
-    "wish": "options", "journey": "context", "heeded": "used",
+    "judge": "verification",
+    "judges": "verifications",
+    "law": "distribution",
+    "laws": "distributions",
+    "road": "pipeline",
+    "said": "reported",
+    "told": "reported",
+    "says": "reports",
+    "handed": "exported",
+    "mend": "fix",
+    "behind": "after",
+    "share": "fraction",
+    "shares": "fractions",
+    "wish": "options",
+    "journey": "context",
+    "heeded": "used",
 }
 
 
@@ -267,7 +292,9 @@ def parametrized(text: str, name: str) -> str:
     table = table_for(name)
 
     def new(match: re.Match[str]) -> str:
-        return WORD.sub(lambda word: renamed(word[0], table), match[0].removeprefix("parametrize")).join(["parametrize", ""])
+        return WORD.sub(lambda word: renamed(word[0], table), match[0].removeprefix("parametrize")).join(
+            ["parametrize", ""]
+        )
 
     return re.sub(r"parametrize\(\s*(?:\([^)]*\)|\"[^\"]*\")", new, text)
 
@@ -370,7 +397,9 @@ def main() -> None:
             for line in collisions(new, name):
                 print("look at", line)
             new = python(new, name)
-        elif path.suffix == ".md":  # the examples of docs/extend.md are run; a block names its own file in its first line
+        elif (
+            path.suffix == ".md"
+        ):  # the examples of docs/extend.md are run; a block names its own file in its first line
             new = re.sub(r"(?<=^```python\n).*?(?=^```)", lambda block: example(block[0]), new, flags=re.M | re.S)
         new = prose(unique(new, name), name)
         if new != text:

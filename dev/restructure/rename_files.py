@@ -40,9 +40,18 @@ FILES += [
     ("tests/pipeline/*", {"Wish": "EvaluateOptions"}),
     ("benchmarks/evaluation.py", {"Wish": "EvaluateOptions"}),
     # Distributions, not parameters of sampling.
-    ("src/fastdraft/train/divergence_kernels.py", {"_Laws": "_Distributions", "_laws": "_distributions", "laws": "distributions"}),
-    ("src/fastdraft/train/attention.py", {"_law": "_attention_weights", "law_GCK": "weights_GCK", "by_law_GCK": "by_weights_GCK"}),
-    ("src/fastdraft/train/objectives.py", {"_law": "_teacher", "of_law": "distribution_weights", "law": "target_logits"}),
+    (
+        "src/fastdraft/train/divergence_kernels.py",
+        {"_Laws": "_Distributions", "_laws": "_distributions", "laws": "distributions"},
+    ),
+    (
+        "src/fastdraft/train/attention.py",
+        {"_law": "_attention_weights", "law_GCK": "weights_GCK", "by_law_GCK": "by_weights_GCK"},
+    ),
+    (
+        "src/fastdraft/train/objectives.py",
+        {"_law": "_teacher", "of_law": "distribution_weights", "law": "target_logits"},
+    ),
     ("src/fastdraft/play/engine_transformers.py", {"laws": "draft_probs", "_judged": "_verified"}),
     ("src/fastdraft/train/loop.py", {"_judged": "_after_validation", "judged": "after_validation"}),
     ("src/fastdraft/train/early_stopping.py", {"judged": "after_validation"}),
@@ -113,7 +122,11 @@ TEXT += [
     (ALL, r"\b(target_law\W{1,6}(?:is )?)live\b", r"\1online"),
     (ALL, r"\b(target_law\W{1,6}(?:is )?)stored\b", r"\1offline"),
     (ALL, r"(target_law, \w+\.top_logprobs\) == \(\")stored", r"\1offline"),
-    ("src/fastdraft/config/training.py", r"Literal\[\"live\", \"stored\"\] = Field\(\s*\"live\"", 'Literal["online", "offline"] = Field(\n        "online"'),
+    (
+        "src/fastdraft/config/training.py",
+        r"Literal\[\"live\", \"stored\"\] = Field\(\s*\"live\"",
+        'Literal["online", "offline"] = Field(\n        "online"',
+    ),
     (ALL, r"\btemperature: rows\b", "temperature: per_sequence"),
     (ALL, r"\btemperature=rows\b", "temperature=per_sequence"),
     (ALL, r"\btemperature=\"rows\"", 'temperature="per_sequence"'),
@@ -217,7 +230,11 @@ TEXT += [
         r'\*\("activation_checkpointing", (?!"micro_batch_size")',
         '*("activation_checkpointing", "micro_batch_size", ',
     ),
-    ("src/fastdraft/demo/model_card.py", r"from fastdraft\.synthesize\.completions import", "from fastdraft.synthesize.completions import"),
+    (
+        "src/fastdraft/demo/model_card.py",
+        r"from fastdraft\.synthesize\.completions import",
+        "from fastdraft.synthesize.completions import",
+    ),
 ]
 
 TEXT += [(ALL, r"\{start: (?=[\"']?(?:random|target_embedding|prune|transplant))", "{init: ")]

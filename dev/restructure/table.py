@@ -291,16 +291,20 @@ SPLIT: dict[str, dict[str, str]] = {
 DOCSTRINGS = {
     "system": "What every package needs of the machine: errors, files, locks, cards, processes, progress, energy.",
     "results": "Frozen results that more than one package reads: of an evaluation, a bench, an export.",
-    "models": "Models by their files: the hub, targets, drafts and their shapes, and what a run's folder holds of them.",
+    "models": "Models by their files: the hub, targets, drafts and their shapes, and what a run's folder holds "
+              "of them.",
     "pipeline": "The stages of a run, one file each, and the search over several runs.",
-    "models.run_context": "The context of a run: its recipe, its folder, its device, and the models and shards found there.",
+    "models.run_context": "The context of a run: its recipe, its folder, its device, and the models and shards "
+                          "found there.",
     "data.corpus_card": "The card of the tokenised corpus.",
     "pipeline.stage_result": "What a stage returns, and the warning that is kept in the manifest.",
     "pipeline.target": "`target`: the card of the target, and all that a recipe cannot do with it.",
-    "models.draft_origin": "Where a draft comes from: its folder, the run that made it, and the target it was made for.",
+    "models.draft_origin": "Where a draft comes from: its folder, the run that made it, and the target it was "
+                           "made for.",
     "export.collect_evidence": "All that the cards of a draft's run say of it, collected for its model card.",
     "evaluate.run_prompts": "The held-out prompts on which a run is evaluated.",
-    "pipeline.evaluate": "`evaluate`: every draft of the run on every task, and verification by real speculative decoding.",
+    "pipeline.evaluate": "`evaluate`: every draft of the run on every task, and verification by real speculative "
+                         "decoding.",
     "synthesize.completions_card": "The card of the completions that the target wrote for training.",
     "synthesize.run_decoding": "How the target of a run decodes, for training data and for evaluation.",
     "pipeline.synthesize": "`synthesize`: the completions that the target writes for training.",

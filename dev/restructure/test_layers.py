@@ -115,7 +115,10 @@ def test_the_guard_sees_a_bad_import(module: str, source: str, fault: str) -> No
     ("module", "source"),
     [
         ("cli", "import json\nfrom fastdraft import __version__, pipeline, system"),
-        ("train.loop", "from transformers import AutoModel\nfrom fastdraft.train import head\nfrom . import optimizers"),
+        (
+            "train.loop",
+            "from transformers import AutoModel\nfrom fastdraft.train import head\nfrom . import optimizers",
+        ),
         ("maths.sampling", "import math\nimport torch.nn\nfrom fastdraft.maths import verification"),
         ("demo.build", "from fastdraft.data.document import Document"),
     ],

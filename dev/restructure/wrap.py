@@ -59,8 +59,21 @@ def wrap(root: Path) -> None:
     for _ in range(6):
         found = json.loads(
             subprocess.run(
-                [str(ruff), "check", "--select", "E501", "--output-format", "json", "src", "tests", "benchmarks", "dev"],
-                cwd=root, capture_output=True, text=True,
+                [
+                    str(ruff),
+                    "check",
+                    "--select",
+                    "E501",
+                    "--output-format",
+                    "json",
+                    "src",
+                    "tests",
+                    "benchmarks",
+                    "dev",
+                ],
+                cwd=root,
+                capture_output=True,
+                text=True,
             ).stdout
         )
         by_file: dict[str, list[int]] = {}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastdraft.bench.engine import Engine, Files, Setting, Timed
 from fastdraft.bench.measure import Plan, Readers
-from fastdraft.bench.timed import Engine, Files, Setting, Timed
-from fastdraft.recipe import TargetPart
+from fastdraft.config import TargetPart
+from fastdraft.models.target import TOKENIZER_FILES, folder_of
 from fastdraft.synthesize.completions import Law
-from fastdraft.target import TOKENIZER_FILES, folder_of
 
 DRAFT_SECONDS = 0.003
 PROMPTS = {"text": [np.array([3, 5, 7]), np.array([2, 29])], "code": [np.array([11, 13, 17])]}

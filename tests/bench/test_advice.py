@@ -3,7 +3,7 @@
 import pytest
 
 from fastdraft.bench.advice import advise, fastest
-from fastdraft.bench.records import ArmResult, Cell, Predicted, Spread
+from fastdraft.results.bench import ArmResult, Cell, Predicted, Spread
 
 
 def spread(value, low=0.95, high=1.05):

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from fastdraft.artefacts.benching import in_form
+from fastdraft.bench.bench_pair import in_form
+from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Files
 from fastdraft.bench.engine_llama_cpp import LlamaCpp
 from fastdraft.bench.equality import Texts, check, difference
 from fastdraft.bench.predict import predictions, scored
-from fastdraft.bench.records import Steps
-from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files
-from fastdraft.errors import DiskFull
 from fastdraft.export.gguf import export_gguf
-from fastdraft.run import cache_folder
+from fastdraft.results.bench import Steps
 from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.system.errors import DiskFull
+from fastdraft.system.files import cache_folder
 
 pytestmark = pytest.mark.engine("llama_cpp")
 TOKENS = 23

@@ -9,14 +9,14 @@ import pytest
 for module in ("openvino_genai", "openvino_tokenizers", "nncf", "optimum.intel"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[openvino]'")
 
+from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Files  # noqa: E402
 from fastdraft.bench.engine_openvino import OpenVino  # noqa: E402
 from fastdraft.bench.equality import Texts, check, difference  # noqa: E402
 from fastdraft.bench.predict import predictions  # noqa: E402
-from fastdraft.bench.records import Steps  # noqa: E402
-from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files  # noqa: E402
-from fastdraft.errors import BenchError  # noqa: E402
 from fastdraft.export.openvino import export_openvino  # noqa: E402
+from fastdraft.results.bench import Steps  # noqa: E402
 from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
+from fastdraft.system.errors import BenchError  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TOKENS, EOS = 23, 8191

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Files
 from fastdraft.bench.engine_transformers import Transformers, step_seconds
 from fastdraft.bench.equality import Texts, check, difference
-from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Files
 from fastdraft.evaluate.assisted import decode
 from fastdraft.synthesize.completions import Completion, Law
 

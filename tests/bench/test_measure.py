@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from fastdraft.bench.engine import LOOKUP, NONE, Arm
 from fastdraft.bench.equality import NEAR_TIE, Texts, check, difference
 from fastdraft.bench.measure import Bench, measured, texts_of
-from fastdraft.bench.records import Difference
-from fastdraft.bench.timed import LOOKUP, NONE, Arm
-from fastdraft.errors import BenchError, UnequalOutput
+from fastdraft.results.bench import Difference
 from fastdraft.synthesize.completions import Law
+from fastdraft.system.errors import BenchError, UnequalOutput
 
 
 def greedy_cells(engine, files, plan):

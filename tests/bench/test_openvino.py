@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fastdraft.recipe import TargetPart
-from fastdraft.target import TOKENIZER_FILES, folder_of
+from fastdraft.config import TargetPart
+from fastdraft.models.target import TOKENIZER_FILES, folder_of
 
 for module in ("openvino_genai", "openvino_tokenizers", "nncf", "optimum.intel"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[openvino]'")
 
-from fastdraft.bench.openvino import open_folder, step_seconds  # noqa: E402
 from fastdraft.export.openvino import export_openvino  # noqa: E402
+from fastdraft.models.openvino import open_folder, step_seconds  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -6,11 +6,11 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'fast
 
 from gradio_client import Client
 
-from fastdraft import target
-from fastdraft.errors import PlayError
+from fastdraft.config import TargetPart
+from fastdraft.models import target
 from fastdraft.play.engine_transformers import Transformers
 from fastdraft.play.page import LOOPBACK, PROMPT_LETTERS_AT_MOST, Pair, serve
-from fastdraft.recipe import TargetPart
+from fastdraft.system.errors import PlayError
 
 # gradio asks pandas for what pandas has given up.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword)")]

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft.compatibility.report import Report, hold_against
-from fastdraft.compatibility.side import read
+from fastdraft.models.model_files import read
 
 from .published import Published
 

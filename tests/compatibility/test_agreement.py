@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, pipeline
 
-from fastdraft.compatibility.engines import ENGINES
-from fastdraft.compatibility.side import read
+from fastdraft.compatibility.engine_rules import ENGINES
+from fastdraft.models.model_files import read
 
 from .conftest import ROWS, edit
-from .test_rules import change, other_bos, with_prefix
+from .test_engine_rules import change, other_bos, with_prefix
 
 pytestmark = pytest.mark.slow
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastdraft.compatibility.engines import ENGINES
-from fastdraft.compatibility.ours import OURS
+from fastdraft.compatibility.engine_rules import ENGINES
 from fastdraft.compatibility.repair import repair
 from fastdraft.compatibility.report import hold_against
-from fastdraft.compatibility.side import read
+from fastdraft.compatibility.strict_rules import OURS
+from fastdraft.models.model_files import read
 
 from .conftest import held
 from .published import pieces

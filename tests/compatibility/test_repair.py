@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastdraft.compatibility.repair import place, repair, with_rows
 from fastdraft.compatibility.report import hold_against
-from fastdraft.compatibility.side import INDEX, read
-from fastdraft.errors import RepairError
-from fastdraft.target import TOKENIZER_FILES
+from fastdraft.models.model_files import INDEX, read
+from fastdraft.models.target import TOKENIZER_FILES
+from fastdraft.system.errors import RepairError
 
 from .conftest import ROWS, TOKENS, edit, held
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft.synthesize.completions import Completion, Law
-from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.engine_transformers import generate
 
 Complete = Callable[..., list[Completion]]
 

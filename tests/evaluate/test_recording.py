@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from fastdraft.errors import RecordingError, ShardError
 from fastdraft.evaluate.recording import Target, record, recorded, vocabulary_digest
 from fastdraft.evaluate.tasks import LeftOut, TaskPrompts
-from fastdraft.precision import Precision
-from fastdraft.records import Cost
+from fastdraft.models.target import TargetCard
 from fastdraft.synthesize.completions import Law
-from fastdraft.target import TargetCard
+from fastdraft.system.cards import Cost
+from fastdraft.system.errors import RecordingError, ShardError
+from fastdraft.system.precision import Precision
 
 LAWS = [Law(0.0), Law(0.7)]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.errors import CorpusError, TargetError, TaskError
 from fastdraft.evaluate import tasks
 from fastdraft.evaluate.tasks import TASKS, USUAL, HubSet, tasks_of
+from fastdraft.system.errors import CorpusError, TargetError, TaskError
 
 PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 STORY = " ".join(f"word{i}" for i in range(40))

@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from fastdraft import draft
-from fastdraft.artefacts.origin import Origin, target_card
-from fastdraft.recipe import TargetPart
-from fastdraft.target import folder_of
+from fastdraft.config import TargetPart
+from fastdraft.models import draft
+from fastdraft.models.draft_origin import Origin, target_card
+from fastdraft.models.target import folder_of
 
 DEMO = TargetPart(path="demo")
 SIZES = {

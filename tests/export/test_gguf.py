@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from fastdraft.artefacts.handover import Wish, export
-from fastdraft.compatibility.tokens import PROBES
-from fastdraft.errors import DiskFull, ExportError
+from fastdraft.config import TargetPart
+from fastdraft.export.export_draft import Wish, export
 from fastdraft.export.gguf import export_gguf, file_name, open_gguf
 from fastdraft.export.gguf_families import family_of, tensors, turned
 from fastdraft.export.proof import material, prove
-from fastdraft.export.records import ExportCard
-from fastdraft.recipe import TargetPart
-from fastdraft.records import read_card
-from fastdraft.run import finished_last
-from fastdraft.target import folder_of, load, open_tokenizer
+from fastdraft.models.target import folder_of, load, open_tokenizer
+from fastdraft.models.token_bytes import PROBES
+from fastdraft.results.export import ExportCard
+from fastdraft.system.cards import read_card
+from fastdraft.system.errors import DiskFull, ExportError
+from fastdraft.system.files import finished_last
 
 LLAMA_CPP = pytest.mark.engine("llama_cpp")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")

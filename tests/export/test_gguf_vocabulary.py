@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from fastdraft.errors import ExportError
+from fastdraft.config import TargetPart
 from fastdraft.export.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
-from fastdraft.recipe import TargetPart
-from fastdraft.target import folder_of
+from fastdraft.models.target import folder_of
+from fastdraft.system.errors import ExportError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 DEMO = folder_of(TargetPart(path="demo"))

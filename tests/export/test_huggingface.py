@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft.errors import ExportError
 from fastdraft.export.huggingface import PRECISIONS, export_huggingface, open_huggingface
-from fastdraft.target import TOKENIZER_FILES, load
+from fastdraft.models.target import TOKENIZER_FILES, load
+from fastdraft.system.errors import ExportError
 
 
 @pytest.mark.parametrize("weights", PRECISIONS)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastdraft.compatibility.tokens import PROBES
-from fastdraft.errors import DiskFull, ExportError
+from fastdraft.config import TargetPart
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.openvino import export_openvino, open_openvino
 from fastdraft.export.proof import material, prove
-from fastdraft.recipe import TargetPart
-from fastdraft.target import TOKENIZER_FILES, folder_of, load, open_tokenizer
+from fastdraft.models.target import TOKENIZER_FILES, folder_of, load, open_tokenizer
+from fastdraft.models.token_bytes import PROBES
+from fastdraft.system.errors import DiskFull, ExportError
 
 pytest.importorskip("optimum.intel", reason="OpenVINO is not installed: pip install 'fastdraft[openvino]'")
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'fastdraft[openvino]'")

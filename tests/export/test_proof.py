@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastdraft.errors import ProofError
-from fastdraft.evaluate.onepass import Subject, evaluate
+from fastdraft.evaluate.one_pass import Subject, evaluate
 from fastdraft.export.proof import GAMMA, RESAMPLES, TOKENS, Material, check, material, original_text, prove
 from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.system.errors import ProofError
 
 PROMPTS = [np.array([3, 5, 7]), np.array([11, 13, 17, 19, 23]), np.array([2, 29])]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdraft.maths.verify import accept_sampled
+from fastdraft.maths.verification import accept_sampled
 
 
 class Decoded(NamedTuple):

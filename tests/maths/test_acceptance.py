@@ -28,7 +28,7 @@ from fastdraft.maths.acceptance import (
     speedup,
 )
 from fastdraft.maths.divergence import total_variation
-from fastdraft.maths.verify import accept_greedy
+from fastdraft.maths.verification import accept_greedy
 
 B, N, V = 3, 7, 5
 LENGTHS_B = torch.tensor([7, 2, 5])

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastdraft import target
-from fastdraft.errors import PlayError
-from fastdraft.evaluate.marked import walk
+from fastdraft.config import TargetPart
+from fastdraft.evaluate.marked_tokens import walk
+from fastdraft.models import target
 from fastdraft.play.blocks import PLAIN, Asked, Block, Transcript, Writer, marks, race
 from fastdraft.play.engine_transformers import Transformers
 from fastdraft.play.page import PROMPT_LETTERS_AT_MOST, asked_of, moments
-from fastdraft.play.shown import text_html, verdict
-from fastdraft.recipe import TargetPart
+from fastdraft.play.rendering import text_html, verdict
 from fastdraft.synthesize.completions import Law
+from fastdraft.system.errors import PlayError
 
 TOKENS, CONTEXT, VOCABULARY = 23, 97, 8192
 PROMPT = np.arange(5) * 7 % 131

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from fastdraft.artefacts.handover import accepted
-from fastdraft.play.opening import ENGINES, packaged
-from fastdraft.recipe import TargetPart
+from fastdraft.config import TargetPart
+from fastdraft.export.export_draft import accepted
+from fastdraft.play.open_pair import ENGINES, packaged
 
 
 def test_the_packaged_draft_fits_the_packaged_target():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastdraft.play.blocks import Asked, marks
-from fastdraft.play.opening import open_pair
+from fastdraft.play.open_pair import open_pair
 from fastdraft.synthesize.completions import Law
 
 TOKENS = 31

@@ -10,19 +10,19 @@ import torch
 
 pytest.importorskip("plotly", reason="plotly is not installed: pip install 'fastdraft[report]'")
 
-from fastdraft.artefacts.journey import Journey
-from fastdraft.bench.records import BenchResult
-from fastdraft.errors import RunError
-from fastdraft.evaluate.marked import read_acceptances
-from fastdraft.recipe import TargetPart
-from fastdraft.report import compared, figures, page
+from fastdraft.config import TargetPart
+from fastdraft.config.resolve import resolve
+from fastdraft.evaluate.marked_tokens import read_acceptances
+from fastdraft.models.run_context import Journey
+from fastdraft.models.target import digest
+from fastdraft.pipeline.stages import STAGES
+from fastdraft.report import comparison, figures, page
 from fastdraft.report.costs import costs
+from fastdraft.report.formatting import in_line, visible
 from fastdraft.report.read import read
-from fastdraft.report.shown import in_line, visible
 from fastdraft.report.verdict import verdict
-from fastdraft.resolve import resolve
-from fastdraft.stages import STAGES
-from fastdraft.target import digest
+from fastdraft.results.bench import BenchResult
+from fastdraft.system.errors import RunError
 
 NAMES = [stage.name for stage in STAGES]
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>\x07\x1b[31m\u202eabc"
@@ -300,7 +300,7 @@ def test_what_was_timed_is_shown_and_another_draft_is_not(run):
 def test_a_run_against_itself_differs_in_nothing(run, tmp_path):
     shutil.copytree(run, tmp_path / "again")
     accounts = [read(run), read(tmp_path / "again")]
-    rows = compared.against_first(accounts, compared.labels(accounts))
+    rows = comparison.against_first(accounts, comparison.labels(accounts))
     assert len(rows) == 4
     for row in rows:
         assert (row.comparison.alpha.value, row.comparison.alpha.low, row.comparison.alpha.high) == (0, 0, 0)
@@ -315,7 +315,7 @@ def test_differences_are_those_of_the_acceptances(run, tmp_path):
     result = next(result for result in read(run).last if result.temperature > 0)
     path = tmp_path / "other" / "evaluate" / "acceptances.npz"
     halved(path)
-    rows = compared.against_first([read(run), read(tmp_path / "other")], ["a", "b"])
+    rows = comparison.against_first([read(run), read(tmp_path / "other")], ["a", "b"])
     row = next(row for row in rows if (row.task, row.temperature) == (result.task, result.temperature))
     accept, lengths = read_acceptances(run / "evaluate", result)[1]
     assert row.comparison.alpha.value == pytest.approx(-float(accept.sum() / lengths.sum()) / 2, abs=1e-6)
@@ -343,7 +343,7 @@ def test_runs_that_cannot_be_paired_say_why(run, tmp_path):
         kept = {name: values[::-1] if name.endswith("keys") else values for name, values in arrays.items()}
     np.savez(path, **kept)
     for name, why in (("old", "kept no acceptances"), ("foreign", "other completions"), ("other-task", "not measured")):
-        rows = compared.against_first([read(run), read(tmp_path / name)], ["a", "b"])
+        rows = comparison.against_first([read(run), read(tmp_path / name)], ["a", "b"])
         assert rows
         assert all(row.comparison is None and why in row.why for row in rows)
 
@@ -353,7 +353,7 @@ def test_recipes_that_differ(run, tmp_path):
     yaml = (tmp_path / "other" / "resolved.yaml").read_text()
     (tmp_path / "other" / "resolved.yaml").write_text(yaml.replace("seed: 11 ", "seed: 13 "))
     accounts = [read(run), read(tmp_path / "other")]
-    assert compared.differing(accounts) == [("seed", ("11", "13"))]
+    assert comparison.differing(accounts) == [("seed", ("11", "13"))]
     assert resolve(tmp_path / "other" / "resolved.yaml").recipe.seed == 13
 
 

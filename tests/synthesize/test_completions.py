@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fastdraft.errors import ShardError
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request, Top, row_key
+from fastdraft.system.errors import ShardError
 
 PROMPT = np.array([3, 5, 7])
 LAW = Law(0.6, 11, 0.9)

@@ -7,7 +7,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.decode import generate
-from fastdraft.synthesize.drawing import draw
+from fastdraft.synthesize.token_sampling import draw
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (1, 11, 5, 1, 7, 2, 29, 3)]
 NO_END: frozenset[int] = frozenset()

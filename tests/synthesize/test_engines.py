@@ -14,17 +14,17 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from fastdraft import precision
-from fastdraft.errors import MissingExtra
-from fastdraft.maths.law import warp
-from fastdraft.precision import Precision
-from fastdraft.progress import Bar
-from fastdraft.recipe import SynthesizePart, TargetPart
+from fastdraft.config import SynthesizePart, TargetPart
+from fastdraft.maths.sampling import warp
 from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
+from fastdraft.synthesize.engine_transformers import generate
 from fastdraft.synthesize.engines import ENGINES, Setup, batch_prompts
-from fastdraft.synthesize.generate import generate
 from fastdraft.synthesize.rescore import completion_logits, law_logp, rescored, rescorer
 from fastdraft.synthesize.write import Decoding, keyed, write
+from fastdraft.system import precision
+from fastdraft.system.errors import MissingExtra
+from fastdraft.system.precision import Precision
+from fastdraft.system.progress import Bar
 
 LAWS = [Law(0), Law(1.0), Law(0.7, 13, 0.9)]
 

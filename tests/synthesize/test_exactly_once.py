@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastdraft.errors import DiskFull, ShardError
-from fastdraft.progress import Bar
-from fastdraft.recipe import TargetPart
-from fastdraft.run import full_disk_named
+from fastdraft.config import TargetPart
+from fastdraft.models.target import open_model
 from fastdraft.synthesize.completions import CompletionStore, Law, Request
-from fastdraft.synthesize.generate import InProcess
+from fastdraft.synthesize.engine_transformers import InProcess
 from fastdraft.synthesize.write import Decoding, as_given, keyed, write
-from fastdraft.target import open_model
+from fastdraft.system.errors import DiskFull, ShardError
+from fastdraft.system.files import full_disk_named
+from fastdraft.system.progress import Bar
 
 # The same server of forks as the command's: importing all this takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -57,7 +57,7 @@ def shards(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_kills_lose_nothing_and_repeat_nothing(tiny_files, tmp_path, one_thread):
-    PROCESSES.set_forkserver_preload(["fastdraft.stages"])
+    PROCESSES.set_forkserver_preload(["fastdraft.pipeline.stages"])
     path, dice, killed = str(tiny_files / "target"), random.Random(3), tmp_path / "killed"
     for _ in range(KILLS):
         ready, wanted = PROCESSES.Event(), shards(killed) + dice.randint(0, 2)

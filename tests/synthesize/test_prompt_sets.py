@@ -6,12 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fastdraft.errors import CorpusError, TargetError
-from fastdraft.recipe import PromptSetPart
+from fastdraft.config import PromptSetPart
 from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.leaks import Leaks
 from fastdraft.synthesize.magpie import LAW, instruction_requests, magpie_prompts, turn_of
 from fastdraft.synthesize.prompt_sets import instruction_prompts
+from fastdraft.system.errors import CorpusError, TargetError
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdraft.corpus.shards import Shards, Tokens, survey
-from fastdraft.errors import CorpusError
+from fastdraft.data.shards import Shards, Tokens, survey
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.prompts import document_prompts, over_laws, repeated
+from fastdraft.system.errors import CorpusError
 
 
 def shards_of(folder: Path, *files: list[Tokens]) -> Shards:

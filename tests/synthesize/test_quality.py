@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Completion, Law
 from fastdraft.synthesize.quality import LOOP, UNTOLD, language, quality, without_loops
 from fastdraft.synthesize.write import Shard
+from fastdraft.system.errors import CorpusError
 
 
 class Letters:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdraft.synthesize.completions import Completion, Law
-from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.engine_transformers import generate
 from fastdraft.synthesize.rescore import CONTEXT, OUTSIDE, rescored, rescorer
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2)]

@@ -9,15 +9,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastdraft.artefacts.completions import CompletionsCard, make_completions
-from fastdraft.artefacts.journey import Journey
-from fastdraft.recipe import TargetPart
-from fastdraft.records import read_card
-from fastdraft.resolve import resolve
+from fastdraft.config import TargetPart
+from fastdraft.config.resolve import resolve
+from fastdraft.models.run_context import Journey
+from fastdraft.models.target import open_model, open_tokenizer
+from fastdraft.pipeline.synthesize import make_completions
+from fastdraft.report.terminal_quality import written
 from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.synthesize.engines import ENGINES
-from fastdraft.target import open_model, open_tokenizer
-from fastdraft.view.written import written
+from fastdraft.system.cards import read_card
 
 RUN = "runs/tiny"
 CHAT = "{% for m in messages %}river{{ m['content'] }}stone{% endfor %}{% if add_generation_prompt %} wolf{% endif %}"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastdraft import processes
-from fastdraft.artefacts.measures import Measure
-from fastdraft.corpus.document import WHOLE, Portion
-from fastdraft.corpus.order import IGNORED, Batch, Mixture
-from fastdraft.recipe import TrainPart
+from fastdraft.config import TrainPart
+from fastdraft.data.document import WHOLE, Portion
+from fastdraft.data.order import IGNORED, Batch, Mixture
+from fastdraft.pipeline.validation import Measure
 from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.system import processes
 from fastdraft.train.loop import Phase
 from fastdraft.train.objectives import objective
 

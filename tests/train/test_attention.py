@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastdraft.corpus.order import Batch
-from fastdraft.recipe import TrainPart
+from fastdraft.config import TrainPart
+from fastdraft.data.order import Batch
 from fastdraft.train import attention
 from fastdraft.train.learner import Learner
 from fastdraft.train.objectives import cross_entropy

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastdraft.errors import CheckpointError, DiskFull
-from fastdraft.train import checkpoint, optim
+from fastdraft.system.errors import CheckpointError, DiskFull
+from fastdraft.train import checkpoint
+from fastdraft.train import optimizers as optimizers_module
 from fastdraft.train.loop import train
 
 CLOCK = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
@@ -237,7 +238,7 @@ def test_weights_that_are_missing_are_not_passed_over(make_phase, make_model, tm
     saved = load_file(path)
     assert ("lm_head.weight" in saved) != tied
     restored = make_model(seed=6, tied=tied)
-    optimizers = optim.build(restored, phase.part, torch.bfloat16)
+    optimizers = optimizers_module.build(restored, phase.part, torch.bfloat16)
     assert checkpoint.restore(tmp_path, restored, optimizers).step == 11
     assert all(map(torch.equal, restored.parameters(), phase.model.parameters()))
     assert (restored.lm_head.weight is restored.model.embed_tokens.weight) == tied

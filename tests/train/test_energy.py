@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from fastdraft import energy
+from fastdraft.system import energy
 from fastdraft.train.checkpoint import Progress
 from fastdraft.train.loop import train
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastdraft.corpus.order import IGNORED, Batch
+from fastdraft.config import TrainPart
+from fastdraft.data.order import IGNORED, Batch
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
-from fastdraft.recipe import TrainPart
 from fastdraft.train.head import CrossEntropy, finished, graded_at_once, on_finished_logits, summed_loss
 from fastdraft.train.objectives import cross_entropy, objective
 

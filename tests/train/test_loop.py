@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastdraft.corpus.order import IGNORED
-from fastdraft.errors import NonFiniteLoss
+from fastdraft.data.order import IGNORED
+from fastdraft.system.errors import NonFiniteLoss
 from fastdraft.train import loop
 from fastdraft.train.loop import begin, held_out_loss, train
 

@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fastdraft.corpus.order import IGNORED, Batch, Record, unknown
-from fastdraft.errors import RecipeError
-from fastdraft.recipe import OBJECTIVES, OF_THE_LAW, OF_THE_SAMPLE, TrainPart
-from fastdraft.resolve import resolve
-from fastdraft.train.coins import coins
+from fastdraft.config import OBJECTIVES, OF_THE_LAW, OF_THE_SAMPLE, TrainPart
+from fastdraft.config.resolve import resolve
+from fastdraft.data.order import IGNORED, Batch, Record, unknown
+from fastdraft.system.errors import RecipeError
 from fastdraft.train.learner import Learner
 from fastdraft.train.objectives import objective
+from fastdraft.train.sampling_rng import coins
 
 B, T, V = 3, 11, 31
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -281,7 +281,7 @@ def test_the_loss_of_a_step_does_not_depend_on_who_takes_its_rows(make_model, ba
     draft, target = make_model(5), make_model(7)
     batch.record.logp_BT[2] = torch.nan
     whole, gradients = loss_and_gradients(part(weights, block_gamma=2, temperature="rows"), draft, batch, target)
-    monkeypatch.setattr("fastdraft.train.laws.CACHED_BYTES", 1)  # a token at a time
+    monkeypatch.setattr("fastdraft.train.divergence_kernels.CACHED_BYTES", 1)  # a token at a time
     other = part(weights, block_gamma=2, temperature="rows", head_chunk_tokens=3)
     pieces = [batch.each(itemgetter(slice(rank, None, of))) for rank in range(of)]
     assert sum(len(piece.record.logp_BT) for piece in pieces) == B
@@ -355,7 +355,7 @@ def test_a_loss_without_what_it_needs_is_a_problem_of_the_recipe(overrides, prob
 
 
 def test_weights_come_from_the_command_line_and_back_out_of_the_resolved_file(tmp_path):
-    from fastdraft.resolve import resolved_yaml
+    from fastdraft.config.resolve import resolved_yaml
 
     found = resolve(RECIPES / "demo.yaml", ["align.objective={forward_kl: 0.5, block_length: 2}"])
     (tmp_path / "resolved.yaml").write_text(resolved_yaml(found))
@@ -365,9 +365,9 @@ def test_weights_come_from_the_command_line_and_back_out_of_the_resolved_file(tm
 
 
 def test_records_of_rows_are_those_of_their_completions(tmp_path):
-    from fastdraft.corpus.order import Mixture, Portion
+    from fastdraft.data.order import Mixture, Portion
     from fastdraft.synthesize.completions import Completion, Law, Top
-    from fastdraft.synthesize.rows import RecordedCompletions
+    from fastdraft.synthesize.training_sequences import RecordedCompletions
 
     def completion(prompt: int, tokens: int, temperature: float) -> Completion:
         top = Top(np.arange(tokens * 2, dtype=np.uint32).reshape(-1, 2), -np.ones((tokens, 2), np.float16))

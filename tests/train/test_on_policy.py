@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fastdraft.corpus.order import IGNORED, Batch, Place
-from fastdraft.errors import RecipeError
-from fastdraft.recipe import TrainPart
+from fastdraft.config import TrainPart
+from fastdraft.data.order import IGNORED, Batch, Place
+from fastdraft.system.errors import RecipeError
 from fastdraft.train.learner import Learner
 from fastdraft.train.objectives import objective
 from fastdraft.train.on_policy import continued
@@ -112,7 +112,7 @@ def test_losses_on_the_draft_s_own_words_are_refused(more):
 def test_a_draft_in_shards_cannot_continue():
     from pathlib import Path
 
-    from fastdraft.resolve import resolve
+    from fastdraft.config.resolve import resolve
 
     demo = Path(__file__).parents[2] / "recipes" / "demo.yaml"
     with pytest.raises(RecipeError, match=r"align.on_policy needs the whole draft[^\0]*\n  do: "):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdraft.errors import Stopped
+from fastdraft.system.errors import Stopped
 from fastdraft.train.loop import train
 
 # The forkserver of tests/conftest.py has imported what takes seconds; each process is forked from it.
@@ -26,8 +26,8 @@ COMMON = """
 import importlib.util, os, signal
 from pathlib import Path
 import torch
-from fastdraft import processes
-from fastdraft.errors import Stopped
+from fastdraft.system import processes
+from fastdraft.system.errors import Stopped
 from fastdraft.train.loop import train
 
 def load(path):
@@ -248,7 +248,7 @@ def test_muon_orthogonalises_whole_matrices():
 
 
 LED = """
-from fastdraft.errors import MainProcessFailed
+from fastdraft.system.errors import MainProcessFailed
 
 assert processes.led(lambda: [rank, "said"]) == [0, "said"]
 assert processes.summed(rank + 1, 0.5) == (3.0, 1.0)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from fastdraft.errors import MissingExtra
+from fastdraft.system.errors import MissingExtra
 from fastdraft.train import trackers
 from fastdraft.train.loop import train
 

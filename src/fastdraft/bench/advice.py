@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
-from fastdraft.bench.records import Advice, ArmResult, Cell
-from fastdraft.bench.timed import Engine
+from fastdraft.bench.engine import Engine
+from fastdraft.results.bench import Advice, ArmResult, Cell
 
 # How far a predicted speed-up may be from the measured one to be called the same.
 CLOSE = 0.1

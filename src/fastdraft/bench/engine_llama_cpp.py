@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.bench.reading import Logits, Reader
-from fastdraft.bench.timed import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
-from fastdraft.corpus.shards import Tokens
-from fastdraft.extras import need
-from fastdraft.manifest import describe
+from fastdraft.bench.engine import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
+from fastdraft.data.shards import Tokens
+from fastdraft.models.logits_reader import Logits, Reader
+from fastdraft.system.manifest import describe
+from fastdraft.system.optional_packages import need
 
 EXTRA = "llamacpp"
 

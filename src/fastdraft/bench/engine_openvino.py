@@ -18,14 +18,14 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedModel
 
-from fastdraft.bench.openvino import STRICT, logits_of, open_folder
-from fastdraft.bench.reading import Reader
-from fastdraft.bench.timed import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
-from fastdraft.corpus.shards import Tokens
-from fastdraft.cost.engine import EXTRA
-from fastdraft.cost.probe import cores
-from fastdraft.errors import BenchError
-from fastdraft.extras import need
+from fastdraft.bench.engine import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
+from fastdraft.data.shards import Tokens
+from fastdraft.models.logits_reader import Reader
+from fastdraft.models.openvino import STRICT, logits_of, open_folder
+from fastdraft.models.openvino_llama import EXTRA
+from fastdraft.planning.probe import cores
+from fastdraft.system.errors import BenchError
+from fastdraft.system.optional_packages import need
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 # For keys and values of both models; the engine gives the draft its share.

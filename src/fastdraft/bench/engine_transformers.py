@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.bench.timed import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
+from fastdraft.bench.engine import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
 from fastdraft.evaluate.assisted import generated
-from fastdraft.manifest import describe
-from fastdraft.precision import fastest
-from fastdraft.target import cache_name, load
+from fastdraft.models.target import cache_name, load
+from fastdraft.system.manifest import describe
+from fastdraft.system.precision import fastest
 
 WARM_UP, REPEATS, CONTEXT_TOKENS = 3, 31, 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from fastdraft.bench.engine import Engine
 from fastdraft.bench.engine_llama_cpp import LlamaCpp
 from fastdraft.bench.engine_openvino import OpenVino
 from fastdraft.bench.engine_transformers import Transformers
-from fastdraft.bench.timed import Engine
-from fastdraft.errors import BenchError, DeviceError
-from fastdraft.extras import need
+from fastdraft.system.errors import BenchError, DeviceError
+from fastdraft.system.optional_packages import need
 
 ENGINES: dict[str, type[Engine]] = {"openvino": OpenVino, "transformers": Transformers, "llama.cpp": LlamaCpp}
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.bench.records import Difference
-from fastdraft.bench.timed import Arm
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import UnequalOutput
+from fastdraft.bench.engine import Arm
+from fastdraft.data.shards import Tokens
+from fastdraft.results.bench import Difference
+from fastdraft.system.errors import UnequalOutput
 
 # In exact settings a block and a single token are summed in other orders, and nothing else differs: logits moved by up
 # to 7e-5 (7M parameters, fp32). Ten times that, for larger models.

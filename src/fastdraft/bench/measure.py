@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedModel
 
+from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Engine, Files, Opened, Setting, Timed
 from fastdraft.bench.equality import Texts, difference
 from fastdraft.bench.predict import predictions, scored
-from fastdraft.bench.records import ArmResult, Cell, Difference, Predicted, Steps, spread
-from fastdraft.bench.timed import LOOKUP, NONE, Arm, Asked, Engine, Files, Opened, Setting, Timed
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import BenchError
-from fastdraft.progress import Bar
+from fastdraft.data.shards import Tokens
+from fastdraft.results.bench import ArmResult, Cell, Difference, Predicted, Steps, spread
 from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.system.errors import BenchError
+from fastdraft.system.progress import Bar
 
 WARM_UP_TOKENS = 16
 

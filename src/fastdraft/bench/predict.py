@@ -11,9 +11,9 @@ from statistics import median
 
 from transformers import PreTrainedModel
 
-from fastdraft.bench.records import Predicted, Steps
-from fastdraft.evaluate.onepass import acceptances
+from fastdraft.evaluate.one_pass import acceptances
 from fastdraft.maths import acceptance
+from fastdraft.results.bench import Predicted, Steps
 from fastdraft.synthesize.completions import Completion, Law
 from fastdraft.synthesize.rescore import completion_logits, law_logp
 

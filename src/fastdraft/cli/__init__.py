@@ -2,7 +2,7 @@
 
 Help, completion and `--version` answer at once, so nothing here imports torch, transformers or pydantic to define a
 command: what a command works with is imported in its function, its types under TYPE_CHECKING, and the names of tables
-that help or completion lists stand in `words.py` (`tests/test_cli.py` holds both).
+that help or completion lists stand in `words.py` (`tests/cli/test_cli.py` holds both).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 
 from fastdraft import __version__
-from fastdraft.cli import align, bench, check, evaluate, export, plan, play, recipes, report, road, search
-from fastdraft.cli.words import STAGES
-from fastdraft.dependencies import check_dependencies
-from fastdraft.errors import FastDraftError, MainProcessFailed, UserError
+from fastdraft.cli import align, bench, check, evaluate, export, pipeline, plan, play, recipes, report, search
+from fastdraft.cli.choices import STAGES
+from fastdraft.system.dependencies import check_dependencies
+from fastdraft.system.errors import FastDraftError, MainProcessFailed, UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
 
@@ -40,7 +40,7 @@ def _which_process() -> str:
     """Of several processes, the one that this is; nothing for the main one."""
     if "RANK" not in os.environ:
         return ""
-    from fastdraft import processes
+    from fastdraft.system import processes
 
     return "" if processes.is_main() else f"process {processes.rank()}: "
 
@@ -57,7 +57,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 app.command()(check.check)
 app.command()(plan.plan)
 app.command()(search.search)
-app.command()(road.run)
+app.command()(pipeline.run)
 for _stage in STAGES:
     if _stage == "evaluate":  # also of a draft that comes without a recipe
         app.command(_stage, help=evaluate.HELP)(evaluate.evaluate)
@@ -66,8 +66,8 @@ for _stage in STAGES:
         app.command(_stage, help=align.HELP)(align.align)
         continue
     help_ = f"Run the stage `{_stage}` of a recipe alone; the stages it needs must be done."
-    app.command(_stage, help=help_)(road.stage_command(_stage))
-app.command()(road.status)
+    app.command(_stage, help=help_)(pipeline.stage_command(_stage))
+app.command()(pipeline.status)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(play.play)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastdraft.cli.options import AsJson, laws_of, screen
-from fastdraft.cli.road import Folder, on_the_road, stage_command
-from fastdraft.errors import RecipeError
+from fastdraft.cli.pipeline import Folder, on_the_road, stage_command
+from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastdraft.artefacts.realign import Realignment
+    from fastdraft.pipeline.realign import Realignment
 
 HELP = """Align a draft to its target. Of a RECIPE: its stage `align` alone; the stages it needs must be done.
 With --draft, --target and --data: a finished draft on your own prompts or logs, measured before and after."""
@@ -75,7 +75,7 @@ def align(
             f"--held-out: found {held_out:g}, wanted more than 0 and less than 1\n  do: write it like 0.1"
         )
     place = out or Path("runs") / f"align-{Path(str(data)).name.partition('.')[0]}"
-    from fastdraft.artefacts.realign import Realignment
+    from fastdraft.pipeline.realign import Realignment
 
     asked = Realignment(str(draft), str(target), str(data), place, held_out, completion_tokens)
     _realign(asked, arguments or [], temperature or ["0,0.6,1"], as_json)
@@ -91,11 +91,12 @@ def _stage(arguments: list[str], folder: Path | None, as_json: bool) -> None:
 
 def _realign(asked: Realignment, overrides: list[str], temperature: list[str], as_json: bool) -> None:
     """Down the road, and both drafts on what the target writes after the held-out prompts."""
-    from fastdraft import processes, stages
-    from fastdraft.artefacts.pairing import Wish, material
-    from fastdraft.artefacts.realign import prepare
-    from fastdraft.artefacts.scoring import score
-    from fastdraft.view import scores
+    from fastdraft.evaluate.inputs import Wish, material
+    from fastdraft.evaluate.score import score
+    from fastdraft.pipeline import stages
+    from fastdraft.pipeline.realign import prepare
+    from fastdraft.report import terminal_scores
+    from fastdraft.system import processes
 
     laws = laws_of(temperature)
     prepared = prepare(asked, overrides)
@@ -119,4 +120,4 @@ def _realign(asked: Realignment, overrides: list[str], temperature: list[str], a
     if processes.is_main() and as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False))
     elif processes.is_main():
-        screen.print(scores.scores(found))
+        screen.print(terminal_scores.scores(found))

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from fastdraft.cli import completion
+from fastdraft.cli.choices import ENGINES
 from fastdraft.cli.options import AsJson, block_lengths, laws_of, screen
-from fastdraft.cli.words import ENGINES
 
 WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in ENGINES.items())
 
@@ -64,10 +64,10 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma; and what to set."""
-    from fastdraft.artefacts.benching import Wish, save
-    from fastdraft.artefacts.benching import bench as timed
-    from fastdraft.progress import say
-    from fastdraft.view import benches
+    from fastdraft.bench.bench_pair import Wish, save
+    from fastdraft.bench.bench_pair import bench as timed
+    from fastdraft.report import terminal_bench
+    from fastdraft.system.progress import say
 
     wish = Wish(
         *(target, draft, engine, device, weights, draft_weights, tuple(tasks or ())),
@@ -81,6 +81,6 @@ def bench(
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        screen.print(benches.bench(result), highlight=False, markup=False)
+        screen.print(terminal_bench.bench(result), highlight=False, markup=False)
     if keep:
         say(f"kept in {save(wish, result)}")

@@ -10,11 +10,11 @@ import typer
 
 from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, screen
-from fastdraft.errors import RepairError
+from fastdraft.system.errors import RepairError
 
 if TYPE_CHECKING:
     from fastdraft.compatibility.report import Report
-    from fastdraft.compatibility.side import Side
+    from fastdraft.models.model_files import Side
 
 # As grep and diff: 1 is what was found, 2 is a mistake in what was asked.
 DOES_NOT_FIT = 1
@@ -38,8 +38,8 @@ def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, 
     """Does a draft fit its target? Every engine's own rule, and stronger ones. Exit code 0: all hold; 1: not all."""
     from fastdraft.compatibility import repair as repairs
     from fastdraft.compatibility.report import hold_against
-    from fastdraft.compatibility.side import read
-    from fastdraft.view import fits
+    from fastdraft.models.model_files import read
+    from fastdraft.report import terminal_check
 
     if out is not None and not repair:
         raise RepairError(f"--out {out} names a place for a repaired draft\n  do: add --repair, or leave out --out")
@@ -48,7 +48,7 @@ def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, 
     if repair:
         repairs.check_free(destination)
     report = hold_against(ours, theirs)
-    _show(fits.findings(report), as_json)
+    _show(terminal_check.findings(report), as_json)
     made = _repaired(ours, theirs, report, destination, as_json) if repair and not report.holds else None
     if as_json:
         print(json.dumps(report.model_dump(mode="json") | {"repaired": made}, indent=2, ensure_ascii=False))
@@ -59,15 +59,15 @@ def _repaired(ours: Side, theirs: Side, report: Report, out: Path, as_json: bool
     """What was done, and the report on the result; None where nothing can be."""
     from fastdraft.compatibility import repair as repairs
     from fastdraft.compatibility.report import hold_against
-    from fastdraft.compatibility.side import read
-    from fastdraft.view import fits
+    from fastdraft.models.model_files import read
+    from fastdraft.report import terminal_check
 
     if report.obstacle:
         return None
     done = repairs.repair(ours, theirs, out)
-    _show(fits.repaired(out, done), as_json)
+    _show(terminal_check.repaired(out, done), as_json)
     again = hold_against(ours, read(str(out)), repaired=True)
-    _show(fits.findings(again), as_json)
+    _show(terminal_check.findings(again), as_json)
     return {"folder": str(out), "done": done, "report": again.model_dump(mode="json")}
 
 

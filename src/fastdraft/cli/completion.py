@@ -45,7 +45,7 @@ def _paths(incomplete: str) -> list[Path]:
 
 def overrides(incomplete: str) -> list[str]:
     """Keys of a recipe, dotted; behind `=` the values of a key that has names for them."""
-    from fastdraft.recipe import Recipe
+    from fastdraft.config import Recipe
 
     dotted, equals, _ = incomplete.partition("=")
     words = (f"{dotted}={choice}" for choice in _choices(dotted)) if equals else _keys(Recipe, "")
@@ -54,7 +54,7 @@ def overrides(incomplete: str) -> list[str]:
 
 def _keys(part: Any, at: str) -> Iterator[str]:
     """Every key of a part, those of its parts behind it."""
-    from fastdraft.schema import fields_of
+    from fastdraft.config.schema import fields_of
 
     for name, field in fields_of(part).items():
         yield f"{at}{name}="
@@ -63,8 +63,8 @@ def _keys(part: Any, at: str) -> Iterator[str]:
 
 def _choices(dotted: str) -> list[str]:
     """The values of a key, where they are few and have names."""
-    from fastdraft.recipe import STARTS, STARTS_FROM_MODEL
-    from fastdraft.schema import kind_of
+    from fastdraft.config import STARTS, STARTS_FROM_MODEL
+    from fastdraft.config.schema import kind_of
 
     if dotted == "draft.start":
         return [*STARTS, *(f"{way}:" for way in STARTS_FROM_MODEL)]

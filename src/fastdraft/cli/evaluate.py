@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from fastdraft.cli import completion
+from fastdraft.cli.choices import KINDS, PRECISIONS, TASKS, USUAL
 from fastdraft.cli.options import AsJson, Overrides, block_lengths, laws_of, screen
-from fastdraft.cli.road import Folder, stage_command, usable_device
-from fastdraft.cli.words import KINDS, PRECISIONS, TASKS, USUAL
-from fastdraft.errors import RecipeError
+from fastdraft.cli.pipeline import Folder, stage_command, usable_device
+from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastdraft.artefacts.pairing import Wish
-    from fastdraft.precision import Asked
+    from fastdraft.evaluate.inputs import Wish
+    from fastdraft.system.precision import Asked
 
 HELP = """Measure drafts. Of a RECIPE (a .yaml file): its stage `evaluate` alone; the stages it needs must be done.
 Of a DRAFT (a folder or hub id): on any tasks; what its target writes is kept, and drafts are scored on that."""
@@ -126,7 +126,7 @@ def evaluate(
         return
     _refuse(context, f"{subject} is a draft", OF_RECIPES)
     _check(context, data, compare, subject, top_p, precision)
-    from fastdraft.artefacts.pairing import Wish
+    from fastdraft.evaluate.inputs import Wish
 
     wish = Wish(
         draft=subject,
@@ -150,20 +150,20 @@ def evaluate(
 
 def _measure(wish: Wish, judged_by: tuple[int, int] | None, as_json: bool) -> None:
     """Score the drafts and print it; then, where its prompts and gamma are given, the judge's word."""
-    from fastdraft.artefacts.pairing import material
-    from fastdraft.artefacts.scoring import judge, score
-    from fastdraft.view import scores, tables
+    from fastdraft.evaluate.inputs import material
+    from fastdraft.evaluate.score import judge, score
+    from fastdraft.report import terminal_run, terminal_scores
 
     given = material(wish)
     found = score(wish, given)
     if not as_json:
-        screen.print(scores.scores(found))  # before the judge's word, which may be an error
+        screen.print(terminal_scores.scores(found))  # before the judge's word, which may be an error
     judged = judge(wish, given, *judged_by) if judged_by else {}
     if as_json:
         verdicts = {task: [verdict.model_dump(mode="json") for verdict in of_task] for task, of_task in judged.items()}
         print(json.dumps(found.model_dump(mode="json") | {"judged": verdicts}, indent=2, ensure_ascii=False))
     elif judged:
-        screen.print(tables.judged(judged))
+        screen.print(terminal_run.judged(judged))
 
 
 def _is_recipe(subject: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from fastdraft.cli import completion
+from fastdraft.cli.choices import FORMATS
 from fastdraft.cli.options import AsJson, screen
-from fastdraft.cli.words import FORMATS
 
 WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in FORMATS.items())
 
@@ -40,25 +40,25 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a draft in the form that an engine reads, prove it in that engine, and describe it in a model card."""
-    from fastdraft.artefacts.handover import Wish
-    from fastdraft.artefacts.handover import export as hand_over
-    from fastdraft.recipe import TargetPart
-    from fastdraft.view import exports
+    from fastdraft.config import TargetPart
+    from fastdraft.export.export_draft import Wish
+    from fastdraft.export.export_draft import export as hand_over
+    from fastdraft.report import terminal_export
 
     part = None if target is None else TargetPart(path=target)
     folder, card = hand_over(Wish(draft, format_, weights, part, out))
     if as_json:
         print(json.dumps({"folder": str(folder), "card": card.model_dump(mode="json")}, indent=2, ensure_ascii=False))
     else:
-        screen.print(exports.handed_over(folder, card))
+        screen.print(terminal_export.handed_over(folder, card))
 
 
 def push(folder: Folder, repo: Repo, public: Public = False, yes: Yes = False) -> None:
     """Upload an export to the hub. Without --yes: say what would be uploaded, and do nothing."""
     from huggingface_hub import HfApi
 
-    from fastdraft.export.push import planned
-    from fastdraft.export.push import push as upload
+    from fastdraft.export.upload import planned
+    from fastdraft.export.upload import push as upload
 
     plan = planned(folder, repo, private=not public)
     screen.print(plan.said(), markup=False, highlight=False)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fastdraft.cli import completion
-from fastdraft.errors import RecipeError
+from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
     from fastdraft.synthesize.completions import Law

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastdraft.cli import completion
+from fastdraft.cli.choices import BITS, DEVICES
 from fastdraft.cli.options import AsJson, screen
-from fastdraft.cli.words import BITS, DEVICES
-from fastdraft.errors import RecipeError
+from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastdraft.cost.devices import Device
+    from fastdraft.planning.devices import Device
 
 PLACES = completion.among(["cpu", *DEVICES])
 Named = Annotated[
@@ -51,10 +51,10 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Which draft a target should have, what it will cost, and whether it will pay; nothing is trained."""
-    from fastdraft.plan import Setting, make_plan
-    from fastdraft.recipe import TargetPart
-    from fastdraft.resolve import resolve
-    from fastdraft.view import plans
+    from fastdraft.config import TargetPart
+    from fastdraft.config.resolve import resolve
+    from fastdraft.planning.plan import Setting, make_plan
+    from fastdraft.report import terminal_plan
 
     if weights not in BITS:
         raise RecipeError(f"--weights: found {weights}, wanted one of {', '.join(BITS)}\n  do: choose one of them")
@@ -66,7 +66,7 @@ def plan(
     if as_json:
         print(made.model_dump_json(indent=2))
     else:
-        screen.print(plans.plan(made))
+        screen.print(terminal_plan.plan(made))
 
 
 def _millions(params: str) -> float:
@@ -83,7 +83,7 @@ def _millions(params: str) -> float:
 
 def _device(name: str, weights: str) -> Device:
     """The device of this name; `cpu` is measured on this machine, in seconds."""
-    from fastdraft.cost.devices import published
-    from fastdraft.cost.probe import probe_cpu
+    from fastdraft.planning.devices import published
+    from fastdraft.planning.probe import probe_cpu
 
     return probe_cpu(weights=weights) if name == "cpu" else published(name)

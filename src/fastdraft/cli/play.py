@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fastdraft.cli import completion
+from fastdraft.cli.choices import PLAYERS
 from fastdraft.cli.options import screen
-from fastdraft.cli.words import PLAYERS
 
 LOOPBACK = "127.0.0.1"
 PROMPT = "def read_lines(path):\n"
@@ -53,11 +53,11 @@ def play(
     tokens: Tokens = 96,
 ) -> None:
     """Watch both decodings of a prompt: plain, and with the draft; without arguments those of the demo."""
-    from fastdraft.errors import PlayError
-    from fastdraft.extras import need
     from fastdraft.play import page
     from fastdraft.play import terminal as screened
-    from fastdraft.play.opening import open_pair
+    from fastdraft.play.open_pair import open_pair
+    from fastdraft.system.errors import PlayError
+    from fastdraft.system.optional_packages import need
 
     if engine not in PLAYERS:
         raise PlayError(f"no playground in `{engine}`\n  wanted: {' or '.join(PLAYERS)}\n  do: choose one of these")

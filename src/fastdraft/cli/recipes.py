@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Show, validate and explain recipes
 @app.command()
 def show(recipe: RecipePath, overrides: Overrides = None) -> None:
     """The complete recipe, with where each value came from."""
-    from fastdraft import resolve
+    from fastdraft.config import resolve
 
     print(resolve.resolved_yaml(resolve.resolve(recipe, overrides or [])), end="")
 
@@ -23,7 +23,7 @@ def show(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Check keys, types and values; nothing is run."""
-    from fastdraft import resolve
+    from fastdraft.config import resolve
 
     print(f"{recipe}: sound, {resolve.digest(resolve.resolve(recipe, overrides or []).recipe)}")
 
@@ -31,6 +31,6 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def schema(markdown: Annotated[bool, typer.Option(help="As docs/recipe.md; otherwise JSON Schema.")] = False) -> None:
     """Every key with its type, default and meaning."""
-    from fastdraft.schema import schema_json, schema_markdown
+    from fastdraft.config.schema import schema_json, schema_markdown
 
     print(schema_markdown() if markdown else json.dumps(schema_json(), indent=2), end="")

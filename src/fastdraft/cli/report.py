@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fastdraft.errors import RunError
-from fastdraft.extras import need
+from fastdraft.system.errors import RunError
+from fastdraft.system.optional_packages import need
 
 # Above the first, a line for each run; above the second, a page that no one reads.
 SIDE_BY_SIDE, IN_A_TABLE = 6, 1000
@@ -27,10 +27,10 @@ def report(
 ) -> None:
     """One self-contained page of what runs made: worth deploying, where it fails, what it cost. It asks no network."""
     _check(runs, out, png)
-    from fastdraft.report import compared, figures, page
-    from fastdraft.report.drawn import write_pngs
+    from fastdraft.report import comparison, figures, page
+    from fastdraft.report.charts import write_pngs
     from fastdraft.report.read import read
-    from fastdraft.run import finished_last
+    from fastdraft.system.files import finished_last
 
     accounts = [read(run, whole=len(runs) <= SIDE_BY_SIDE) for run in runs]
     html = page.one(accounts[0]) if len(runs) == 1 else page.several(accounts, compact=len(runs) > SIDE_BY_SIDE)
@@ -39,7 +39,9 @@ def report(
         part.write_text(html, encoding="utf-8")
     print(path)
     if png is not None:
-        drawn = figures.of_run(accounts[0]) if len(runs) == 1 else figures.of_runs(accounts, compared.labels(accounts))
+        drawn = (
+            figures.of_run(accounts[0]) if len(runs) == 1 else figures.of_runs(accounts, comparison.labels(accounts))
+        )
         for picture in write_pngs(drawn, png):
             print(picture)
     if show:

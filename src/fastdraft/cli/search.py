@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from fastdraft.cli import completion
+from fastdraft.cli.choices import TIMERS as NAMES
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
-from fastdraft.cli.road import Folder, on_the_road
-from fastdraft.cli.words import TIMERS as NAMES
-from fastdraft.errors import RecipeError
-from fastdraft.extras import need
+from fastdraft.cli.pipeline import Folder, on_the_road
+from fastdraft.system.errors import RecipeError
+from fastdraft.system.optional_packages import need
 
 Engine = Annotated[
     str,
@@ -44,23 +44,23 @@ def search(
         need("matplotlib", "view")
     if timed_target and not (timed_target / "config.json").is_file():
         raise RecipeError(f"--timed-target: no config.json in {timed_target}\n  do: give the folder of a model")
-    from fastdraft.recipe_yaml import with_draft
-    from fastdraft.resolve import resolve
-    from fastdraft.run import finished_last
-    from fastdraft.search.pilots import Setting
-    from fastdraft.search.pilots import search as find
-    from fastdraft.search.timers import TIMERS
-    from fastdraft.view import searches
+    from fastdraft.config.resolve import resolve
+    from fastdraft.config.yaml_syntax import with_draft
+    from fastdraft.pipeline.pilots import Setting
+    from fastdraft.pipeline.pilots import search as find
+    from fastdraft.pipeline.step_timers import TIMERS
+    from fastdraft.report import terminal_search
+    from fastdraft.system.files import finished_last
 
     resolved = resolve(recipe, overrides or [])
     with on_the_road(resolved, folder) as (journey, manifest), TIMERS[engine]() as step_seconds:
         found = find(journey, manifest, Setting(share, pilots, engine, step_seconds, timed_target))
     if plot:
-        searches.picture(found, plot)
+        terminal_search.picture(found, plot)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        screen.print(searches.search(found))
+        screen.print(terminal_search.search(found))
     if write:
         sizes = {"hidden_size": found.best.hidden_size, "layers": found.best.layers}
         with finished_last(recipe) as part:

@@ -15,12 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastdraft.compatibility.rules import Mend, compared
-from fastdraft.compatibility.side import INDEX, ROLES, WHOLE, Side, weight_files
-from fastdraft.compatibility.tokens import show
-from fastdraft.errors import RepairError
-from fastdraft.run import finished_last
-from fastdraft.target import TOKENIZER_FILES
+from fastdraft.compatibility.rule import Mend, compared
+from fastdraft.models.model_files import INDEX, ROLES, WHOLE, Side, weight_files
+from fastdraft.models.target import TOKENIZER_FILES
+from fastdraft.models.token_bytes import show
+from fastdraft.system.errors import RepairError
+from fastdraft.system.files import finished_last
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # Model card, licence, code of its own. Not what was made from the draft as it was, such as a GGUF file.

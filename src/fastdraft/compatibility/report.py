@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from fastdraft.compatibility.engines import ENGINES
-from fastdraft.compatibility.ours import OURS
+from fastdraft.compatibility.engine_rules import ENGINES
 from fastdraft.compatibility.repair import Plan, plan
-from fastdraft.compatibility.rules import Mend, Rule
-from fastdraft.compatibility.side import Side
-from fastdraft.errors import VocabularyMismatch
+from fastdraft.compatibility.rule import Mend, Rule
+from fastdraft.compatibility.strict_rules import OURS
+from fastdraft.models.model_files import Side
+from fastdraft.system.errors import VocabularyMismatch
 
 BEYOND = "what still fails is beyond repair; do: train a draft for this target"
 

@@ -20,13 +20,13 @@ import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from fastdraft.artefacts.journey import CorpusCard
-from fastdraft.corpus.document import Rejected
-from fastdraft.corpus.sources import documents
-from fastdraft.corpus.split import side
-from fastdraft.demo import card
-from fastdraft.recipe import SourcePart
-from fastdraft.records import read_card
+from fastdraft.config import SourcePart
+from fastdraft.data.corpus_card import CorpusCard
+from fastdraft.data.document import Rejected
+from fastdraft.data.sources import documents
+from fastdraft.data.split import side
+from fastdraft.demo import model_card
+from fastdraft.system.cards import read_card
 
 TARGET = Path(__file__).parent / "target"
 VOCABULARY = 8192
@@ -70,7 +70,7 @@ def _name_class(path: Path) -> None:
 @app.command()
 def package(run: Path = Path("runs/demo-target")) -> None:
     """Put the weights of a finished run into the package, measured."""
-    model = AutoModelForCausalLM.from_pretrained(run / card.PHASES[-1] / "model", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(run / model_card.PHASES[-1] / "model", dtype=torch.bfloat16)
     model.config.dtype = torch.bfloat16
     model.save_pretrained(TARGET)
     _name_class(TARGET / "tokenizer_config.json")
@@ -79,7 +79,7 @@ def package(run: Path = Path("runs/demo-target")) -> None:
         # No time stamp inside, so that the same list is the same file.
         listed = gzip.compress("\n".join(source.held_out_keys).encode(), mtime=0)
         (TARGET.parent / f"held_out.{name}.txt.gz").write_bytes(listed)
-    (TARGET / "README.md").write_text(card.model_card(TARGET, run), encoding="utf-8")
+    (TARGET / "README.md").write_text(model_card.model_card(TARGET, run), encoding="utf-8")
 
 
 def _sample() -> list[str]:

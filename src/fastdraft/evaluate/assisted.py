@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.utils import logging
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.maths.law import warp
+from fastdraft.data.shards import Tokens
+from fastdraft.maths.sampling import warp
 from fastdraft.synthesize.completions import Completion, Law
 
 

@@ -16,15 +16,15 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
-from fastdraft.errors import RecordingError
 from fastdraft.evaluate.tasks import TaskPrompts
-from fastdraft.precision import Precision
-from fastdraft.records import FILE, Card, Cost, read_card, write_card
-from fastdraft.run import cache_folder
+from fastdraft.models.target import TargetCard
 from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
-from fastdraft.synthesize.generate import complete
+from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.write import Decoding, keyed
-from fastdraft.target import TargetCard
+from fastdraft.system.cards import FILE, Card, Cost, read_card, write_card
+from fastdraft.system.errors import RecordingError
+from fastdraft.system.files import cache_folder
+from fastdraft.system.precision import Precision
 
 
 class Written(BaseModel):

@@ -17,11 +17,11 @@ import numpy as np
 import xxhash
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import TaskError
+from fastdraft.data.record_files import ENDINGS, Row, hub_rows, local_rows, sound_text
+from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import Keys
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
-from fastdraft.synthesize.tables import ENDINGS, Row, hub_rows, local_rows, sound_text
+from fastdraft.system.errors import TaskError
 
 Content = Mapping[str, Any]
 FILES = ENDINGS[:3]  # rows with fields; text files have none

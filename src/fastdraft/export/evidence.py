@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fastdraft.corpus.shards import SourceCard
-from fastdraft.draft import DraftCard
-from fastdraft.evaluate.records import JudgeResult, TaskResult
-from fastdraft.recipe import SourcePart, SynthesizePart, TargetPart, TrainPart
-from fastdraft.records import Cost
-from fastdraft.target import TargetCard
+from fastdraft.config import SourcePart, SynthesizePart, TargetPart, TrainPart
+from fastdraft.data.shards import SourceCard
+from fastdraft.models.draft import DraftCard
+from fastdraft.models.target import TargetCard
+from fastdraft.results.evaluation import JudgeResult, TaskResult
+from fastdraft.system.cards import Cost
 
 
 class Phase(NamedTuple):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from fastdraft.errors import ExportError
 from fastdraft.export.gguf import export_gguf, open_gguf
 from fastdraft.export.huggingface import export_huggingface, open_huggingface
 from fastdraft.export.openvino import export_openvino, open_openvino
 from fastdraft.export.proof import Opened
-from fastdraft.extras import need
+from fastdraft.system.errors import ExportError
+from fastdraft.system.optional_packages import need
 
 
 class Format(NamedTuple):

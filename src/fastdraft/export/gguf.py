@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import ExportError
+from fastdraft.data.shards import Tokens
 from fastdraft.export import gguf_families as families
 from fastdraft.export.gguf_vocabulary import Vocabulary, read_vocabulary
 from fastdraft.export.proof import Opened
-from fastdraft.extras import need
-from fastdraft.run import short_writes_named
-from fastdraft.target import load
+from fastdraft.models.target import load
+from fastdraft.system.errors import ExportError
+from fastdraft.system.files import short_writes_named
+from fastdraft.system.optional_packages import need
 
 EXTRA = "llamacpp"
 LARGEST_HALF = float(np.finfo(np.float16).max)

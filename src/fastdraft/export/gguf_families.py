@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
-from fastdraft.errors import ExportError
-from fastdraft.extras import need
+from fastdraft.system.errors import ExportError
+from fastdraft.system.optional_packages import need
 
 
 class Family(NamedTuple):

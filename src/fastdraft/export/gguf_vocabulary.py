@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdraft.errors import ExportError
-from fastdraft.extras import need
-from fastdraft.recipe import TargetPart
-from fastdraft.target import open_tokenizer
+from fastdraft.config import TargetPart
+from fastdraft.models.target import open_tokenizer
+from fastdraft.system.errors import ExportError
+from fastdraft.system.optional_packages import need
 
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 SPACE = "▁"

@@ -10,11 +10,11 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import ExportError
+from fastdraft.config import TargetPart
+from fastdraft.data.shards import Tokens
 from fastdraft.export.proof import Opened, original_text
-from fastdraft.recipe import TargetPart
-from fastdraft.target import TOKENIZER_FILES, load, open_tokenizer
+from fastdraft.models.target import TOKENIZER_FILES, load, open_tokenizer
+from fastdraft.system.errors import ExportError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastdraft.bench.openvino import STRICT, logits_of
-from fastdraft.corpus.shards import Tokens
-from fastdraft.cost.engine import EXTRA, GROUP, write_tokenizer
-from fastdraft.errors import ExportError
+from fastdraft.config import TargetPart
+from fastdraft.data.shards import Tokens
 from fastdraft.export.proof import Opened
-from fastdraft.extras import need
-from fastdraft.recipe import TargetPart
-from fastdraft.run import finished_last, short_writes_named, write_json
+from fastdraft.models.openvino import STRICT, logits_of
+from fastdraft.models.openvino_llama import EXTRA, GROUP, write_tokenizer
+from fastdraft.models.target import TOKENIZER_FILES, open_tokenizer
 from fastdraft.synthesize.engine_openvino import tracing
-from fastdraft.target import TOKENIZER_FILES, open_tokenizer
+from fastdraft.system.errors import ExportError
+from fastdraft.system.files import finished_last, short_writes_named, write_json
+from fastdraft.system.optional_packages import need
 
 # nncf's settings by the precision of the weights; of int4 the embedding and the head stay int8, symmetric where the
 # rest is: the NPU wants all of them so. Rows that GROUP does not divide keep one scale a row.

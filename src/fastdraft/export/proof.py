@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fastdraft.bench.reading import Reader
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import ProofError
+from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.assisted import decode
-from fastdraft.evaluate.onepass import acceptances, pooled, resampled_prompts
-from fastdraft.evaluate.records import Estimate
-from fastdraft.export.records import Kept, Proof
+from fastdraft.evaluate.one_pass import acceptances, pooled, resampled_prompts
 from fastdraft.maths import acceptance
+from fastdraft.models.logits_reader import Reader
+from fastdraft.results.evaluation import Estimate
+from fastdraft.results.export import Kept, Proof
 from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.system.errors import ProofError
 
 GAMMA = 3  # at which the paper states acceptance (tables 1 and 2)
 RESAMPLES = 1000

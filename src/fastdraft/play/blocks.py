@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.evaluate.marked import ACCEPTED, BONUS, CORRECTED
+from fastdraft.data.shards import Tokens
+from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED
 from fastdraft.synthesize.completions import Law
 
 # A token of the target's own, where nothing was drafted.

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from fastdraft.bench.engine import Arm
+from fastdraft.bench.engine import Asked as Timing
 from fastdraft.bench.engine_openvino import OpenedOpenVino
 from fastdraft.bench.engine_openvino import OpenVino as BenchedOpenVino
-from fastdraft.bench.timed import Arm
-from fastdraft.bench.timed import Asked as Timing
-from fastdraft.cost.engine import EXTRA
-from fastdraft.extras import need
+from fastdraft.models.openvino_llama import EXTRA
 from fastdraft.play.blocks import SIDES, Asked, Block, Side
 from fastdraft.synthesize.completions import Law
+from fastdraft.system.optional_packages import need
 
 
 class OpenVino:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
-from fastdraft.maths.law import warp
-from fastdraft.maths.verify import Block as Verdict
-from fastdraft.maths.verify import accept_greedy, accept_sampled
+from fastdraft.maths.sampling import warp
+from fastdraft.maths.verification import Block as Verdict
+from fastdraft.maths.verification import accept_greedy, accept_sampled
+from fastdraft.models.target import cache_name
 from fastdraft.play.blocks import Asked, Block, Side
 from fastdraft.synthesize.completions import Law
-from fastdraft.synthesize.drawing import draw
-from fastdraft.target import cache_name
+from fastdraft.synthesize.token_sampling import draw
 
 
 class Transformers:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from fastdraft.errors import FastDraftError, PlayError
-from fastdraft.extras import need
 from fastdraft.play.blocks import SIDES, Asked, Player, Side, Writer, race
-from fastdraft.play.shown import CSS, legend_html, numbers_html, text_html, verdict
+from fastdraft.play.rendering import CSS, legend_html, numbers_html, text_html, verdict
 from fastdraft.synthesize.completions import Law
+from fastdraft.system.errors import FastDraftError, PlayError
+from fastdraft.system.optional_packages import need
 
 EXTRA = "play"
 LOOPBACK = "127.0.0.1"

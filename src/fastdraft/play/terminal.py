@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fastdraft.play.blocks import SIDES, WORDS, Asked, Player, Side, Transcript, Writer
-from fastdraft.play.shown import MEANINGS, STYLES, text_rich, verdict
+from fastdraft.play.rendering import MEANINGS, STYLES, text_rich, verdict
 
 TITLES = {"plain": "plain", "drafted": "with the draft"}
 

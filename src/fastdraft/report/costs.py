@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from fastdraft.cost.size import ModelSize
-from fastdraft.cost.training import training_flops
-from fastdraft.draft import DraftCard
-from fastdraft.energy import Spent, spent
+from fastdraft.models.draft import DraftCard
+from fastdraft.planning.model_size import ModelSize
+from fastdraft.planning.training_cost import training_flops
 from fastdraft.report.read import Account, Row, Step
+from fastdraft.system.energy import Spent, spent
 
 TOLD = (
     "Energy is what the machine’s counters told: of whole CPU packages (cpu), with all else that ran on them, and of "

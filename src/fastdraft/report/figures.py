@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from fastdraft.bench.records import ArmResult, BenchResult
-from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
 from fastdraft.report.read import Account
-from fastdraft.view.tables import law
+from fastdraft.report.terminal_run import law
+from fastdraft.results.bench import ArmResult, BenchResult
+from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
 
 TOKENS, GAMMA = "tokens trained on, in millions", "gamma: drafted tokens in a block"
 # Points of a line: more are not seen, and the page would grow with the run.

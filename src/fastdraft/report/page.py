@@ -15,20 +15,20 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from fastdraft import __version__
-from fastdraft.artefacts.completions import CompletionsCard
-from fastdraft.evaluate.marked import ACCEPTED, BONUS, CORRECTED, MarkedTask, MarkedText
-from fastdraft.evaluate.records import Estimate, JudgeResult
-from fastdraft.extras import need
-from fastdraft.report import compared, figures
+from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED, MarkedTask, MarkedText
+from fastdraft.report import comparison, figures
+from fastdraft.report.charts import plotly
 from fastdraft.report.costs import costs, energy_note, total_energy, total_seconds
-from fastdraft.report.drawn import plotly
 from fastdraft.report.figures import Figure
+from fastdraft.report.formatting import FILTERS, visible
 from fastdraft.report.paper import PAPER
 from fastdraft.report.read import Account, Setting
-from fastdraft.report.shown import FILTERS, visible
+from fastdraft.report.terminal_quality import rows as quality_rows
+from fastdraft.report.terminal_run import PAPER_GAMMA, law
 from fastdraft.report.verdict import Verdict, at, verdict
-from fastdraft.view.tables import PAPER_GAMMA, law
-from fastdraft.view.written import rows as quality_rows
+from fastdraft.results.evaluation import Estimate, JudgeResult
+from fastdraft.synthesize.completions_card import CompletionsCard
+from fastdraft.system.optional_packages import need
 
 # What the whole page may weigh; plotly's library is 4.8 MB of it. Fewer texts are shown where more would not fit.
 MOST_BYTES, TEXTS = 6_000_000, (3, 1)
@@ -102,7 +102,7 @@ def one(account: Account) -> str:
 
 def several(accounts: Sequence[Account], compact: bool) -> str:
     """The page of several runs; a compact one has a line for each, and no more."""
-    names = compared.labels(accounts)
+    names = comparison.labels(accounts)
     verdicts = [verdict(account) for account in accounts]
     values: dict[str, Any] = {
         "names": names,
@@ -111,9 +111,9 @@ def several(accounts: Sequence[Account], compact: bool) -> str:
         "compact": compact,
         "energy": total_energy(accounts),
         "energy_note": energy_note(total_energy(accounts)),
-        "against": [] if compact else compared.against_first(accounts, names),
+        "against": [] if compact else comparison.against_first(accounts, names),
         "rates": [] if compact else _rates(accounts),
-        "differing": [] if compact else compared.differing(accounts),
+        "differing": [] if compact else comparison.differing(accounts),
         "sections": SECTIONS[:1] if compact else SECTIONS,
     }
     title = f"{len(accounts)} runs" if len(accounts) > 3 else " and ".join(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fastdraft.plan import PAPER as ALIGNED
+from fastdraft.planning.plan import PAPER as ALIGNED
 
 # Before alignment, in the order of the tasks that the plan names with the rates after it.
 BEFORE = (

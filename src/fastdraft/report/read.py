@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdraft.artefacts.completions import CompletionsCard
-from fastdraft.artefacts.evaluation import EvaluationCard
-from fastdraft.artefacts.journey import PHASES
-from fastdraft.artefacts.origin import read_bench
-from fastdraft.bench.records import BenchResult
-from fastdraft.draft import DraftCard
-from fastdraft.errors import CardError, RunError
-from fastdraft.evaluate.marked import Marked, read_marked
-from fastdraft.evaluate.records import TaskResult
-from fastdraft.recipe import TargetPart
-from fastdraft.records import FILE, Card, read_card
-from fastdraft.stages import STAGES
-from fastdraft.target import TargetCard, digest
+from fastdraft.config import TargetPart
+from fastdraft.evaluate.marked_tokens import Marked, read_marked
+from fastdraft.models.draft import DraftCard
+from fastdraft.models.run_context import PHASES
+from fastdraft.models.target import TargetCard, digest
+from fastdraft.pipeline.stages import STAGES
+from fastdraft.results.bench import BenchResult, read_bench
+from fastdraft.results.evaluation import EvaluationCard, TaskResult
+from fastdraft.synthesize.completions_card import CompletionsCard
+from fastdraft.system.cards import FILE, Card, read_card
+from fastdraft.system.errors import CardError, RunError
 
 # `key: value  # where it came from`, as resolved.yaml has it.
 SETTING = re.compile(r"(?P<indent> *)(?P<key>[^\s:][^:]*):(?: (?P<value>.*)  # (?P<origin>.*))?")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from fastdraft.evaluate.records import Estimate, GammaResult, TaskResult
-from fastdraft.export.figures import best_gamma
+from fastdraft.export.model_card_sections import best_gamma
 from fastdraft.maths import acceptance
 from fastdraft.report.read import Account
-from fastdraft.view.tables import law
+from fastdraft.report.terminal_run import law
+from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
 
 # Above this share of texts that repeat themselves a rate says more about loops than about the draft.
 MANY_LOOPS = 0.25

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import ShardError
-from fastdraft.records import FILE as CARD
-from fastdraft.run import finished_last
+from fastdraft.data.shards import Tokens
+from fastdraft.system.cards import FILE as CARD
+from fastdraft.system.errors import ShardError
+from fastdraft.system.files import finished_last
 
 LogProbabilities = npt.NDArray[np.float32]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import TargetError
+from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import Law, LogProbabilities, Top
-from fastdraft.synthesize.drawing import choose, likeliest
-from fastdraft.synthesize.readers import reader_of
+from fastdraft.synthesize.kv_cache import reader_of
+from fastdraft.synthesize.token_sampling import choose, likeliest
+from fastdraft.system.errors import TargetError
 
 
 class Written(NamedTuple):

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fastdraft.extras import need
-from fastdraft.progress import unsaid
-from fastdraft.run import finished_last
+from fastdraft.models.target import false_alarms
 from fastdraft.synthesize.completions import Completion, Keys
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
-from fastdraft.target import false_alarms
+from fastdraft.system.files import finished_last
+from fastdraft.system.optional_packages import need
+from fastdraft.system.progress import unsaid
 
 MODEL = "openvino_model.xml"
 # The law is that of float32 arithmetic; the defaults (bf16, 8-bit cache) are another model's.

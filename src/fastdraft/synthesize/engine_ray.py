@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from fastdraft import ray_cluster, target
-from fastdraft.recipe import TargetPart
+from fastdraft.config import TargetPart
+from fastdraft.models import target
 from fastdraft.synthesize.completions import Completion, Keys
-from fastdraft.synthesize.generate import answered, groups
+from fastdraft.synthesize.engine_transformers import answered, groups
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
+from fastdraft.system import ray_cluster
 
 AHEAD = 2  # groups given to a worker at once, so that it never waits for the next
 

@@ -15,12 +15,12 @@ import numpy as np
 import xxhash
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.recipe import RecordedPart
-from fastdraft.synthesize.answers import NO_LOGP, tokens_of_text
+from fastdraft.config import RecordedPart
+from fastdraft.data.record_files import Row, local_rows, sound_text
+from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import Completion, Keys, Law, LogProbabilities
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
-from fastdraft.synthesize.tables import Row, local_rows, sound_text
+from fastdraft.synthesize.server_responses import NO_LOGP, tokens_of_text
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
 
 DUPLICATE = "exact duplicates"

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import httpx
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.errors import ServerError
-from fastdraft.recipe import ServerPart
-from fastdraft.synthesize.answers import answer_of, text_of_prompt
+from fastdraft.config import ServerPart
 from fastdraft.synthesize.completions import Completion, Keys
+from fastdraft.synthesize.server_responses import answer_of, text_of_prompt
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
+from fastdraft.system.errors import ServerError
 
 LONGEST_WAIT_SECONDS = 30.0
 # A server that answers so is asked again; any other refusal is meant for the request.

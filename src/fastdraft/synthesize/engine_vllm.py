@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdraft.extras import need
-from fastdraft.synthesize.alternatives import likeliest_of
 from fastdraft.synthesize.completions import Completion, Keys
+from fastdraft.synthesize.top_logprobs import likeliest_of
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
+from fastdraft.system.optional_packages import need
 
 # Of a GPU's memory, where the target is opened beside vLLM to read rows again.
 SHARED = 0.45

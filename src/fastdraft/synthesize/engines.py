@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft import target
-from fastdraft.precision import Precision
-from fastdraft.recipe import SynthesizePart, TargetPart
-from fastdraft.recipe.synthesis import CACHE_BYTES, MOST_PROMPTS
-from fastdraft.shape.reading import sizes
+from fastdraft.config import SynthesizePart, TargetPart
+from fastdraft.config.synthesis import CACHE_BYTES, MOST_PROMPTS
+from fastdraft.models import target
+from fastdraft.models.shape.target_sizes import sizes
 from fastdraft.synthesize.completions import Law
 from fastdraft.synthesize.engine_openvino import OpenVino, exported
 from fastdraft.synthesize.engine_ray import OnRay
 from fastdraft.synthesize.engine_recorded import Recorded
 from fastdraft.synthesize.engine_server import Servers
+from fastdraft.synthesize.engine_transformers import InProcess
 from fastdraft.synthesize.engine_vllm import Vllm
-from fastdraft.synthesize.generate import InProcess
 from fastdraft.synthesize.write import Decoding, Engine
+from fastdraft.system.precision import Precision
 
 
 @dataclass(frozen=True)

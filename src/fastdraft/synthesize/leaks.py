@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from fastdraft.corpus.shards import Tokens
+from fastdraft.data.shards import Tokens
 
 Runs = npt.NDArray[np.uint64]
 LEAKED_SHARE = 0.5

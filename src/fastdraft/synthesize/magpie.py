@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import TargetError
+from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import Completion, Keys, Law, Request
 from fastdraft.synthesize.prompts import prompt_key
+from fastdraft.system.errors import TargetError
 
 MARK = "What stands here is the user's"
 LAW = Law(1.0)

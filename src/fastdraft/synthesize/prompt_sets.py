@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.corpus.shards import Tokens
-from fastdraft.errors import CorpusError, TargetError
-from fastdraft.recipe import PromptSetPart
+from fastdraft.config import PromptSetPart
+from fastdraft.data.record_files import Row, hub_rows, local_rows, sound_text
+from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import Keys
 from fastdraft.synthesize.prompts import SEEN, prompt_key
-from fastdraft.synthesize.tables import Row, hub_rows, local_rows, sound_text
+from fastdraft.system.errors import CorpusError, TargetError
 
 UNSOUND_SHARE = 0.01
 

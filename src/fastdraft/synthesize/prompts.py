@@ -15,9 +15,9 @@ from math import gcd
 import numpy as np
 import xxhash
 
-from fastdraft.corpus.shards import Shards, Tokens
-from fastdraft.errors import CorpusError
+from fastdraft.data.shards import Shards, Tokens
 from fastdraft.synthesize.completions import Keys, Law, Request
+from fastdraft.system.errors import CorpusError
 
 SEEN = "prompts that were there before"
 

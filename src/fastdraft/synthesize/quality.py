@@ -11,11 +11,11 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.errors import CorpusError
 from fastdraft.synthesize.completions import Completion, Hashes
 from fastdraft.synthesize.leaks import runs
-from fastdraft.synthesize.loops import loops, repeats
+from fastdraft.synthesize.repetition import loops, repeats
 from fastdraft.synthesize.write import Decoding, Shard
+from fastdraft.system.errors import CorpusError
 
 NEAR_RUN_TOKENS, NEAR_SHARE = 8, 0.5
 # Near duplicates and languages are looked for among so many rows: what they need grows with each.

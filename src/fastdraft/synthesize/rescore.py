@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.maths.law import warp
+from fastdraft.maths.sampling import warp
 from fastdraft.synthesize.completions import Completion, LogProbabilities, Top
-from fastdraft.synthesize.drawing import likeliest
+from fastdraft.synthesize.token_sampling import likeliest
 from fastdraft.synthesize.write import Logp, Rescore, Shard, as_given
 
 # Texts in one forward: 8 x 128 tokens of a vocabulary of 128 256 are 0.5 GB of logits.

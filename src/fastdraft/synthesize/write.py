@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from fastdraft.errors import TargetError
-from fastdraft.progress import Bar
 from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Request, row_key
+from fastdraft.system.errors import TargetError
+from fastdraft.system.progress import Bar
 
 # What an engine's log-probabilities are: under the law sampled from, before temperature, top-k and top-p, or not given.
 Logp = Literal["law", "raw", "none"]

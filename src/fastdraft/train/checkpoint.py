@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastdraft import processes
-from fastdraft.energy import Joules
-from fastdraft.errors import CheckpointError
-from fastdraft.run import OLD, PART, finished_last, recover, remove
-from fastdraft.train.optim import OptimizerSet
+from fastdraft.system import processes
+from fastdraft.system.energy import Joules
+from fastdraft.system.errors import CheckpointError
+from fastdraft.system.files import OLD, PART, finished_last, recover, remove
+from fastdraft.train.optimizers import OptimizerSet
 from fastdraft.train.parallel import laid_like, whole
 
 KEPT = 2

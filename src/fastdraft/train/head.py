@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
-from fastdraft.corpus.order import IGNORED
+from fastdraft.data.order import IGNORED
 from fastdraft.maths import divergence
 from fastdraft.maths.reduction import masked_sum
 

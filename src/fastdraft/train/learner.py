@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fastdraft.corpus.order import IGNORED, Batch
-from fastdraft.recipe import TrainPart
+from fastdraft.config import TrainPart
+from fastdraft.data.order import IGNORED, Batch
 from fastdraft.train.attention import by_blocks
-from fastdraft.train.blocks import TwoPass
+from fastdraft.train.block_loss import TwoPass
 from fastdraft.train.head import on_finished_logits, summed_loss
 from fastdraft.train.objectives import Objective
 from fastdraft.train.on_policy import continued

@@ -18,21 +18,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fastdraft import energy, processes
-from fastdraft.corpus.ahead import Stream
-from fastdraft.corpus.document import Portion
-from fastdraft.corpus.order import IGNORED, Batch
-from fastdraft.errors import Stopped
+from fastdraft.config import TrainPart
+from fastdraft.data.document import Portion
+from fastdraft.data.order import IGNORED, Batch
+from fastdraft.data.prefetch import Stream
 from fastdraft.maths.schedule import SCHEDULES
-from fastdraft.progress import Bar
-from fastdraft.recipe import TrainPart
-from fastdraft.stopping import sigterm_noted
-from fastdraft.train import checkpoint, choosing, faults, heap, optim, parallel
+from fastdraft.system import energy, processes
+from fastdraft.system.errors import Stopped
+from fastdraft.system.progress import Bar
+from fastdraft.system.signals import sigterm_noted
+from fastdraft.train import checkpoint, early_stopping, malloc, nonfinite, parallel
+from fastdraft.train import optimizers as optimizers_module
 from fastdraft.train.checkpoint import Progress
 from fastdraft.train.learner import Learner
-from fastdraft.train.meter import Meter
 from fastdraft.train.metrics import Metrics
 from fastdraft.train.objectives import Objective, cross_entropy
+from fastdraft.train.utilization import Meter
 
 HeldOut = dict[str, list[Batch]]
 
@@ -73,7 +74,7 @@ class Training:
 
     phase: Phase
     learner: nn.Module
-    optimizers: optim.OptimizerSet
+    optimizers: optimizers_module.OptimizerSet
     meter: Meter
     skipped_in_a_row: int = 0
 
@@ -94,7 +95,7 @@ def train(phase: Phase) -> Progress:
     with bar, Metrics(path, progress.step, trackers) as metrics:
         progress = _run(training, progress, bar, metrics)
     phase.model = parallel.gathered(phase.model)
-    if (kept := choosing.kept_step(progress)) != progress.step:
+    if (kept := early_stopping.kept_step(progress)) != progress.step:
         checkpoint.bring_back(phase.folder, kept, phase.model)
     for told in _told(phase, progress):
         warnings.warn(told, stacklevel=2)
@@ -114,17 +115,17 @@ def _told(phase: Phase, progress: Progress) -> Iterator[str]:
 def begin(phase: Phase) -> Training:
     """The phase's model on its device, or its shards on every process's, with what moves it."""
     if phase.device.type == "cpu":
-        heap.keep_freed_memory()
+        malloc.keep_freed_memory()
     learner = parallel.spread(Learner(phase.model, phase.part, phase.dtype), phase.parallel, phase.device)
     meter = Meter(phase.model.config, phase.part, phase.device, phase.dtype)
-    return Training(phase, learner.train(), optim.build(phase.model, phase.part, phase.dtype), meter)
+    return Training(phase, learner.train(), optimizers_module.build(phase.model, phase.part, phase.dtype), meter)
 
 
 def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> Progress:
     """The steps that are left."""
     phase, part = training.phase, training.phase.part
     begun, saved = time.monotonic() - progress.seconds, time.monotonic()
-    phase.total_steps = choosing.steps_in_all(progress, phase.planned_steps)
+    phase.total_steps = early_stopping.steps_in_all(progress, phase.planned_steps)
     before, meter = progress.joules, energy.Meter(energy.counters(phase.device))
     with meter, sigterm_noted() as asked_to_stop:
         while progress.step < phase.total_steps:
@@ -160,8 +161,8 @@ def _judged(training: Training, progress: Progress, row: dict[str, Any]) -> Prog
     """Progress that knows what was measured; the phase's end moves where that has stopped rising."""
     phase = training.phase
     if "block_efficiency" in row:
-        progress = choosing.judged(progress, row["block_efficiency"], phase.part)
-        phase.total_steps = choosing.steps_in_all(progress, phase.planned_steps)
+        progress = early_stopping.judged(progress, row["block_efficiency"], phase.part)
+        phase.total_steps = early_stopping.steps_in_all(progress, phase.planned_steps)
     return progress
 
 
@@ -214,7 +215,7 @@ def _step(training: Training, step: int) -> dict[str, Any]:
     factor = SCHEDULES[part.schedule](step, phase.total_steps, part.warmup_steps, part.decay_share)
     row = {"learning_rate": part.learning_rate * factor}
     rows, weight = phase.model.config.get_text_config().vocab_size, sum(part.objectives.values())
-    if wrong := faults.fault(loss, norm, rows, weight):
+    if wrong := nonfinite.fault(loss, norm, rows, weight):
         _skip(training, wrong, batch, step)
         return {"tokens": 0, "loss_nats": None, "gradient_norm": None, "skipped": wrong} | row
     _apply(training.optimizers, part, factor)
@@ -229,7 +230,7 @@ def _backward(training: Training, batch: Batch, tokens: int) -> Tensor:
     size = min(phase.part.micro_batch_sequences or sequences, sequences)
     micros = batch.split(size)
     total = torch.zeros((), device=phase.device)
-    with faults.lack_of_memory_named(phase.name, size, length):
+    with nonfinite.lack_of_memory_named(phase.name, size, length):
         for number, micro in enumerate(_on(phase.device, micros), start=1):
             with parallel.summing(training.learner, last=number == len(micros)):
                 loss = training.learner(micro, phase.objective) / max(tokens, 1)
@@ -241,16 +242,16 @@ def _backward(training: Training, batch: Batch, tokens: int) -> Tensor:
 def _skip(training: Training, wrong: str, batch: Batch, step: int) -> None:
     """Leave a step out; NonFiniteLoss unless the recipe says so, or where too many are left out in a row."""
     phase, training.skipped_in_a_row = training.phase, training.skipped_in_a_row + 1
-    if phase.part.on_nonfinite == "stop" or training.skipped_in_a_row > faults.SKIPPED_IN_A_ROW_AT_MOST:
-        raise faults.not_taken(phase.name, step + 1, wrong, batch.places, phase.folder)
+    if phase.part.on_nonfinite == "stop" or training.skipped_in_a_row > nonfinite.SKIPPED_IN_A_ROW_AT_MOST:
+        raise nonfinite.not_taken(phase.name, step + 1, wrong, batch.places, phase.folder)
     for optimizer in training.optimizers.values():
         optimizer.zero_grad()
 
 
-def _apply(optimizers: optim.OptimizerSet, part: TrainPart, factor: float) -> None:
+def _apply(optimizers: optimizers_module.OptimizerSet, part: TrainPart, factor: float) -> None:
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
-            group["lr"] = optim.peaks(part)[name] * factor
+            group["lr"] = optimizers_module.peaks(part)[name] * factor
         optimizer.step()
         optimizer.zero_grad()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from fastdraft import processes
-from fastdraft.run import finished_last
+from fastdraft.system import processes
+from fastdraft.system.files import finished_last
 from fastdraft.train.trackers import logged
 
 if TYPE_CHECKING:

@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.corpus.order import IGNORED, Batch, Record
+from fastdraft.config import OF_THE_SAMPLE, TrainPart
+from fastdraft.data.order import IGNORED, Batch, Record
 from fastdraft.maths import divergence
-from fastdraft.maths.coarse import coarse_draft, coarse_target
+from fastdraft.maths.bucketed import coarse_draft, coarse_target
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
 from fastdraft.maths.reduction import masked_sum
-from fastdraft.recipe import OF_THE_SAMPLE, TrainPart
-from fastdraft.train.blocks import Blocks, TwoPass
-from fastdraft.train.coins import coins
+from fastdraft.train.block_loss import Blocks, TwoPass
+from fastdraft.train.divergence_kernels import coarse_divergences, divergences
 from fastdraft.train.head import ChunkLoss, CrossEntropy, KnownGradient, by_autograd, finished
-from fastdraft.train.laws import coarse_divergences, divergences
+from fastdraft.train.sampling_rng import coins
 
 # The loss of one batch, ready to be asked chunk by chunk.
 Objective = Callable[[Batch], ChunkLoss | TwoPass]

@@ -1,6 +1,6 @@
 """Rows that the draft itself continues: it learns from the target what to say where its own words have led it.
 
-What is drawn follows from a step's rows (train/coins.py) and the weights alone.
+What is drawn follows from a step's rows (train/sampling_rng.py) and the weights alone.
 
 Dimensions: B rows, T tokens of a row, V vocabulary.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.corpus.order import IGNORED, Batch
-from fastdraft.target import cache_name
-from fastdraft.train.coins import coins
+from fastdraft.data.order import IGNORED, Batch
+from fastdraft.models.target import cache_name
+from fastdraft.train.sampling_rng import coins
 
 
 def continued(model: PreTrainedModel, batch: Batch, share: float) -> Batch:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from fastdraft import processes
+from fastdraft.system import processes
 from fastdraft.train.learner import Learner
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from fastdraft import processes
-from fastdraft.extras import need
+from fastdraft.system import processes
+from fastdraft.system.optional_packages import need
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

@@ -1,0 +1,15 @@
+"""The card of the tokenised corpus."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fastdraft.data.shards import SourceCard
+from fastdraft.system.cards import Card
+
+
+class CorpusCard(Card):
+    """The tokenised sources by name; their shards lie in SOURCE/{train,held_out}/shards beside the card."""
+
+    kind: ClassVar[str] = "corpus"
+    sources: dict[str, SourceCard]

@@ -1,0 +1,245 @@
+"""The sections of a model card that are made of the run's figures; each yields lines of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from fastdraft.config import PromptSetPart, SourcePart, SynthesizePart, TrainPart
+from fastdraft.data.package_licences import PERMISSIVE
+from fastdraft.export.evidence import Evidence
+from fastdraft.export.usage import GAMMA
+from fastdraft.models.hub import name_of
+from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
+from fastdraft.system.energy import in_words, spent
+
+# What a source's licences are by the way it is read; of others the run knows nothing.
+LICENCES = {
+    kind: "permissive, as the packages declare them: "
+    + ", ".join(PERMISSIVE.pattern.removeprefix(r"\b(").removesuffix(r")\b").replace("\\", "").split("|"))
+    for kind in ("python_code", "python_docstrings")
+}
+
+
+def _objective(part: TrainPart) -> str:
+    """With weights where there are several, and whose law of how many rows, where that is not the target's of all."""
+    weights = part.objectives
+    said = ", ".join(name if len(weights) == 1 else f"{name} {weight:g}" for name, weight in weights.items())
+    law = [f"law of {name_of(part.teacher)}"] if part.teacher else []
+    law += [f"of {part.law_share:.0%} of the rows"] if part.law_share < 1 else []
+    return "; ".join([said, *law])
+
+
+def training(known: Evidence) -> Iterator[str]:
+    """Phases with tokens, objective, mix, held-out loss and time; hardware, hours, energy."""
+    yield "## Training"
+    yield ""
+    if not known.phases:
+        yield "Not recorded: this draft did not come with its run."
+        return
+    rows = [
+        [
+            name,
+            f"{phase.card.trained_tokens:,}",
+            _objective(phase.part),
+            ", ".join(f"{source} {weight:g}" for source, weight in phase.part.mix.items()),
+            ", ".join(f"{source} {nats:.3f}" for source, nats in phase.card.held_out_nats.items()),
+            _hours(phase.card.cost.seconds),
+        ]
+        for name, phase in known.phases.items()
+    ]
+    yield from table(["phase", "tokens", "objective", "mix", "held-out nats per token after it", "time"], rows)
+    machines = dict.fromkeys(str(command.get("device")) for command in known.commands)
+    yield ""
+    yield f"Hardware: {'; '.join(machines) or 'not recorded'}. All stages: {_hours(_seconds(known))}. {_energy(known)}"
+
+
+def data(known: Evidence) -> Iterator[str]:
+    """Sources with licences and tokens; what the target wrote."""
+    yield "## Data"
+    yield ""
+    if not known.sources:
+        yield "Not recorded."
+        return
+    rows = [
+        [
+            name,
+            _place(part),
+            part.licence or LICENCES.get(part.source, "not recorded: see the source"),
+            f"{card.train.documents:,}",
+            f"{card.train.tokens:,}",
+            f"{card.held_out.tokens:,}",
+        ]
+        for name, (part, card) in known.sources.items()
+    ]
+    yield from table(["source", "from", "licence", "documents", "tokens", "tokens held out"], rows)
+    if known.written is not None:
+        laws = ", ".join(law(temperature) for temperature in known.written.part.temperatures)
+        yield ""
+        yield (
+            f"For alignment the target itself wrote {known.written.tokens:,} tokens in {known.written.completions:,} "
+            f"completions ({laws}), after prompts from {_prompts(known.written.part)}."
+        )
+
+
+def acceptance(known: Evidence) -> Iterator[str]:
+    """By task and law, with intervals; the judge's word."""
+    yield "## Acceptance"
+    yield ""
+    if not known.results:
+        yield "Not measured."
+        return
+    yield (
+        "On held-out prompts, in one pass over what the target wrote, pooled over tokens, with 95 % intervals over "
+        "prompts. alpha is the mean acceptance of a token; block efficiency the tokens emitted per target forward."
+    )
+    yield ""
+    names = [
+        "task",
+        "law",
+        "prompts",
+        "alpha",
+        "alpha without looping texts",
+        "best gamma",
+        "acceptance rate",
+        "block efficiency",
+        "MBSU",
+    ]
+    yield from table(names, [_result(result) for result in known.last])
+    verdicts = [(task, verdict) for task, found in known.judged.items() for verdict in found]
+    if verdicts:
+        agreed = ", ".join(
+            f"{task} {law(v.temperature)} {v.real.value:.3f} for {v.one_pass.value:.3f}" for task, v in verdicts
+        )
+        yield ""
+        yield (
+            f"Real speculative decoding (transformers, gamma {verdicts[0][1].gamma}) agreed; block efficiency {agreed}."
+        )
+
+
+def speed(known: Evidence) -> Iterator[str]:
+    """Wall clock, where a bench has measured it."""
+    yield "## Speed-up"
+    yield ""
+    if not known.speeds:
+        yield "Not measured. It depends on engine, device and prompts: `fastdraft bench TARGET DRAFT` measures it."
+        return
+    rows = [
+        [
+            speed.where,
+            speed.task,
+            law(speed.temperature),
+            str(speed.gamma),
+            f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]",
+        ]
+        for speed in known.speeds
+    ]
+    yield from table(["where", "task", "law", "gamma", "wall clock with over without"], rows)
+
+
+def gamma(known: Evidence) -> Iterator[str]:
+    """Which block length to set, and where that may not hold."""
+    yield "## Which gamma"
+    yield ""
+    yield from known.advice
+    if known.results:
+        each = ", ".join(f"{r.task} {law(r.temperature)}: {r.best_gamma}" for r in known.last)
+        yield (
+            f"Where memory bounds the target, gamma {best_gamma(known.last)} is best in the mean over tasks ({each}). "
+            f"Where a block costs more than a token, as on CPUs, a smaller one may be."
+        )
+    else:
+        yield f"Not measured. Begin with {GAMMA}."
+
+
+def weak(known: Evidence) -> Iterator[str]:
+    """The tasks with the lowest acceptance."""
+    yield "## Where it is weak"
+    yield ""
+    tasks = dict.fromkeys(result.task for result in known.last)
+    if len(tasks) < 2:
+        yield "Not measured: it takes results on more than one task."
+        return
+    mean = {task: fmean(result.alpha.value for result in known.last if result.task == task) for task in tasks}
+    worst = sorted(tasks, key=lambda task: mean[task])[: len(tasks) // 2]
+    told = ", ".join(f"{task} (alpha {mean[task]:.3f} in the mean over laws)" for task in worst)
+    yield f"Of what was measured, least accepted: {told}. Nothing is known of texts unlike those measured above."
+
+
+def best_gamma(results: Sequence[TaskResult]) -> int:
+    """The block length with the best memory-bound speed-up, in the mean over tasks and laws."""
+    if not results:
+        return GAMMA
+    gammas = set.intersection(*({at.gamma for at in result.gammas} for result in results))
+    return max(sorted(gammas), key=lambda gamma: fmean(_at(result, gamma).mbsu.value for result in results))
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Markdown."""
+    yield f"| {' | '.join(names)} |"
+    yield "|" + "---|" * len(names)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def law(temperature: float) -> str:
+    """In words."""
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
+def interval(estimate: Estimate) -> str:
+    """A rate with its 95 % interval."""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _result(result: TaskResult) -> list[str]:
+    at = _at(result, result.best_gamma)
+    loopless = "-" if result.alpha_without_loops is None else f"{result.alpha_without_loops:.3f}"
+    return [
+        result.task,
+        law(result.temperature),
+        str(result.prompts),
+        interval(result.alpha),
+        loopless,
+        str(result.best_gamma),
+        interval(at.acceptance_rate),
+        interval(at.block_efficiency),
+        interval(at.mbsu),
+    ]
+
+
+def _prompts(part: SynthesizePart) -> str:
+    """Each source's share, and where a set of instructions lies."""
+    places = {name: f" ({_place(prompts)})" for name, prompts in part.prompt_sets.items()}
+    return ", ".join(f"{name}{places.get(name, '')} {share:g}" for name, share in part.mix.items())
+
+
+def _place(part: SourcePart | PromptSetPart) -> str:
+    """Where documents came from; of a local path the last part, which is all that means something elsewhere."""
+    if part.path is None:
+        return part.source
+    where = part.path if part.source == "hub" else Path(part.path).name
+    return f"{part.source} {where}" + (f" ({part.subset})" if part.subset else "")
+
+
+def _seconds(known: Evidence) -> float:
+    return sum(cost.seconds for cost in known.costs.values())
+
+
+def _energy(known: Evidence) -> str:
+    told, of = spent([cost.joules for cost in known.costs.values()])
+    if told is None:
+        return "Energy: not known."
+    return f"Energy: {in_words(told)} by the machine's own counters ({of}), with all else that ran on those parts."
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _at(result: TaskResult, gamma: int) -> GammaResult:
+    return next(at for at in result.gammas if at.gamma == gamma)
+
+
+# In the order of the card.
+SECTIONS = (training, data, acceptance, speed, gamma, weak)

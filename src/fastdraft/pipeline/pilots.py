@@ -1,0 +1,252 @@
+"""The paper's inverted U on the user's machine: at one budget, which depth drafts fastest?
+
+Pilot drafts of several depths, each as wide as the budget allows, go down the recipe's road with a share of its tokens.
+Their block efficiency is measured in one pass over what the target wrote, their step time and the target's in the
+engine; the two together are the wall-clock speed-up to expect (docs/maths.md, `speedup`).
+FastDraft (arXiv:2411.11055), section 3: too shallow a draft predicts badly, too deep a one drafts slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from fastdraft.config import DraftPart, Recipe
+from fastdraft.evaluate import one_pass
+from fastdraft.maths.acceptance import speedup
+from fastdraft.models import target
+from fastdraft.models.run_context import Journey
+from fastdraft.models.shape import DraftShape, derive
+from fastdraft.pipeline import stages
+from fastdraft.pipeline.evaluate import Written, written
+from fastdraft.pipeline.step_timers import StepTimer
+from fastdraft.pipeline.validation import FOLDER as MEASURE
+from fastdraft.results.evaluation import TaskResult
+from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.system.errors import RecipeError, ShapeError
+from fastdraft.system.files import remove, write_json
+from fastdraft.system.manifest import Manifest
+from fastdraft.system.progress import say
+
+DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Widths tried, coarse steps first: the finer ones only where a budget has too few of the coarse.
+WIDTH_STEPS = (64, 32, 16, 8)
+SHARED = ("target", "tokenize", "synthesize")
+
+
+class Figures(BaseModel):
+    """What the parts of a search share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Served(Figures):
+    """A pilot on one task and law: speed-up at its best gamma, with what block efficiency's interval makes of it."""
+
+    task: str
+    temperature: float
+    alpha: float
+    best_gamma: int
+    block_efficiency: float
+    speedup: float
+    low: float
+    high: float
+
+
+class Pilot(Figures):
+    """A draft of one depth: `speedup` is the geometric mean over tasks and laws, `step_seconds` of the engine."""
+
+    hidden_size: int
+    layers: int
+    parameters: int
+    trained_tokens: int
+    step_seconds: float
+    served: tuple[Served, ...]
+    speedup: float
+
+
+class Search(Figures):
+    """All pilots, shallowest first, and the target's seconds for a step on so many tokens."""
+
+    kind: ClassVar[str] = "search"
+    target: str
+    timed: str
+    engine: str
+    share: float
+    target_seconds: dict[int, float]
+    pilots: tuple[Pilot, ...]
+
+    @property
+    def best(self) -> Pilot:
+        """The fastest; the shallower of equals."""
+        return max(self.pilots, key=lambda pilot: pilot.speedup)
+
+
+class Setting(NamedTuple):
+    """How a search goes: the share of the recipe's tokens, how many pilots, the engine and its clock.
+
+    `timed` is the folder of a model whose steps are timed in the target's place: a stand-in of the size that is meant.
+    """
+
+    share: float
+    pilots: int
+    engine: str
+    step_seconds: StepTimer
+    timed: Path | None = None
+
+
+def search(journey: Journey, manifest: Manifest, setting: Setting) -> Search:
+    """Train and measure the pilots; a search that was stopped goes on where it was.
+
+    RecipeError where the recipe has no evaluation or no phase of training; ShapeError where its budget has too few
+    depths.
+    """
+    recipe = journey.recipe
+    if recipe.evaluate is None or not journey.drafts():
+        raise RecipeError("a search trains and measures pilots: give the recipe a phase of training and `evaluate`")
+    shapes = pairs(recipe, setting.pilots)
+    for stage in SHARED:
+        if stage in [known.name for known in stages.road(recipe)]:
+            stages.travel(journey, manifest, only=stage)
+    folder = journey.folder / "search"
+    precision = journey.target_precision(folder, recipe.evaluate.precision)
+    model = journey.open_target(precision.dtype)
+    rows = written(journey, recipe.evaluate, model, CompletionStore(folder / "completions"))
+    drafts = [_trained(journey, manifest, shape, setting.share, folder) for shape in shapes]
+    blocks = (1, *(gamma + 1 for gamma in recipe.evaluate.gammas))
+    timed = setting.timed or target.folder_of(recipe.target)
+    seconds = {n: setting.step_seconds(timed, n) for n in sorted(set(blocks))}
+    found = Search(
+        target=recipe.target.path,
+        timed=str(setting.timed or recipe.target.path),
+        engine=setting.engine,
+        share=setting.share,
+        target_seconds=seconds,
+        pilots=tuple(_measured(pilot, rows, seconds, setting) for pilot in drafts),
+    )
+    write_json(folder / "search.json", found.model_dump(mode="json"))
+    return found
+
+
+def pairs(recipe: Recipe, count: int) -> list[DraftShape]:
+    """Shapes of at least `count` depths, shallowest first, each as wide as the budget allows, in the coarsest step.
+
+    The budget is the recipe's, or the size of the draft that it describes.
+    """
+    config = target.open_config(recipe.target)
+    budget = recipe.draft.params_millions or derive(config, recipe.draft).parameters / 1e6
+    found: list[DraftShape] = []
+    for step in WIDTH_STEPS:
+        widest = (_widest(config, recipe.draft, budget, depth, step) for depth in DEPTHS)
+        found = _distinct([shape for shape in widest if shape])
+        if len(found) >= count:
+            return found[: max(count, 5)]
+    raise ShapeError(
+        f"a budget of {budget:g}M holds {len(found)} depths that differ in width, wanted {count}\n"
+        f"  do: raise draft.params_millions, or lower --pilots"
+    )
+
+
+def _widest(config: Any, part: DraftPart, budget: float, depth: int, step: int) -> DraftShape | None:
+    """The widest draft of this depth within the budget; None where there is none."""
+    low, high, found = 1, config.get_text_config().hidden_size // step, None
+    while low <= high:
+        middle = (low + high) // 2
+        sizes = DraftPart(hidden_size=middle * step, layers=depth, start=part.start, context_tokens=part.context_tokens)
+        shape = derive(config, sizes)
+        if shape.parameters <= budget * 1e6:
+            low, found = middle + 1, shape
+        else:
+            high = middle - 1
+    return found
+
+
+def _distinct(shapes: Sequence[DraftShape]) -> list[DraftShape]:
+    """Of the shapes of one width the deepest, which uses the budget best."""
+    return list({shape.hidden_size: shape for shape in shapes}.values())
+
+
+class _Trained(NamedTuple):
+    shape: DraftShape
+    journey: Journey
+
+
+def _trained(journey: Journey, manifest: Manifest, shape: DraftShape, share: float, folder: Path) -> _Trained:
+    """A pilot at the end of the recipe's phases; what does not depend on the draft is the main run's."""
+    pilot = Journey(_pilot_recipe(journey.recipe, shape, share), folder / _name(shape), journey.device)
+    say(f"pilot {_name(shape)}: {shape.parameters:,} parameters")
+    pilot.folder.mkdir(parents=True, exist_ok=True)
+    (journey.folder / MEASURE).mkdir(exist_ok=True)
+    for stage in (*SHARED, MEASURE):
+        if (journey.folder / stage).is_dir():
+            remove(pilot.folder / stage)
+            (pilot.folder / stage).symlink_to((journey.folder / stage).resolve(), target_is_directory=True)
+    for phase in pilot.drafts():
+        stages.travel(pilot, manifest, only=phase)
+    return _Trained(shape, pilot)
+
+
+def _pilot_recipe(recipe: Recipe, shape: DraftShape, share: float) -> Recipe:
+    """The recipe for one shape and a share of the tokens of each phase."""
+    sizes = {"hidden_size": shape.hidden_size, "layers": shape.layers}
+    kept = recipe.draft.model_dump(include={"start", "context_tokens"})
+    changed: dict[str, Any] = {"draft": DraftPart(**sizes, **kept)}
+    for name in ("pretrain", "continue_", "align"):
+        if part := getattr(recipe, name):
+            changed[name] = part.model_copy(update={"train_tokens": max(1, math.ceil(part.train_tokens * share))})
+    return recipe.model_copy(update=changed)
+
+
+def _measured(trained: _Trained, rows: Written, target_seconds: Mapping[int, float], setting: Setting) -> Pilot:
+    journey, part, last = trained.journey, trained.journey.recipe.evaluate, trained.journey.drafts()[-1]
+    assert part is not None, "checked before anything was trained"
+    step = setting.step_seconds(journey.folder / last / "model", 1)
+    model = journey.open_draft(last)
+    c = trained.shape.parameters / journey.target_card().parameters
+    results = [
+        one_pass.evaluate(
+            model, of_task, part.gammas, one_pass.Subject(last, task, c), part.bootstrap_resamples, journey.recipe.seed
+        )
+        for (task, _), of_task in rows.items()
+    ]
+    served = tuple(_served(result, step, target_seconds) for result in results)
+    return Pilot(
+        hidden_size=trained.shape.hidden_size,
+        layers=trained.shape.layers,
+        parameters=trained.shape.parameters,
+        trained_tokens=sum(phase.train_tokens for name in journey.drafts() if (phase := journey.phase(name))),
+        step_seconds=step,
+        served=served,
+        speedup=math.exp(sum(math.log(each.speedup) for each in served) / len(served)),
+    )
+
+
+def _served(result: TaskResult, step: float, target_seconds: Mapping[int, float]) -> Served:
+    """One task and law at the gamma that is fastest there."""
+
+    def faster(tau: float, gamma: int) -> float:
+        return speedup(tau, gamma, step, target_seconds[1], target_seconds[gamma + 1])
+
+    best = max(result.gammas, key=lambda at: faster(at.block_efficiency.value, at.gamma))
+    value, low, high = (
+        faster(tau, best.gamma)
+        for tau in (best.block_efficiency.value, best.block_efficiency.low, best.block_efficiency.high)
+    )
+    return Served(
+        task=result.task,
+        temperature=result.temperature,
+        alpha=result.alpha.value,
+        best_gamma=best.gamma,
+        block_efficiency=best.block_efficiency.value,
+        speedup=value,
+        low=low,
+        high=high,
+    )
+
+
+def _name(shape: DraftShape) -> str:
+    return f"{shape.hidden_size}x{shape.layers}"

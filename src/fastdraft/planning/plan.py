@@ -1,0 +1,280 @@
+"""Before any training: which drafts a target can have, whether they will pay on a device, and what making one costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from fastdraft.config import DraftPart, Recipe, SynthesizePart, TargetPart, TrainPart
+from fastdraft.maths.acceptance import alpha_of_block_efficiency
+from fastdraft.models import target
+from fastdraft.models.shape import DraftShape, around, default_budget_millions, derive, smallest
+from fastdraft.models.shape.target_sizes import sizes
+from fastdraft.planning import step_times, training_cost
+from fastdraft.planning.devices import DEVICES, Device
+from fastdraft.planning.model_size import BITS, ModelSize, weight_bytes
+from fastdraft.planning.step_times import GAMMAS, StepTimes
+from fastdraft.planning.training_cost import PAPER_DEVICE, PAPER_DEVICES
+
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# Tokens behind each text while the pair decodes: an instruction and half an answer.
+CONTEXT_TOKENS = 512
+
+
+class Figures(BaseModel):
+    """What every part of a plan shares."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Subject(Figures):
+    """A target: bytes of its weights at each precision, seconds of its step on one token."""
+
+    name: str
+    family: str
+    parameters: int
+    vocab_rows: int
+    tied: bool
+    context_tokens: int
+    bytes_at: dict[str, float]
+    step_seconds: float
+
+
+class Pays(Figures):
+    """What a draft gives at an acceptance: the best gamma, and the speed-up at each gamma."""
+
+    alpha: float
+    best_gamma: int
+    speedup: float
+    speedup_at: dict[int, float]
+
+
+class Candidate(Figures):
+    """A draft that could be made. `c` is its share of the target's parameters; break_even_alpha None: it never pays."""
+
+    family: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+    parameters: int
+    embedding_parameters: int
+    other_parameters: int
+    c: float
+    bytes_at: dict[str, float]
+    widths: str
+    step_seconds: float
+    break_even_alpha: float | None
+    pays: tuple[Pays, ...]
+    recommended: bool
+    notes: tuple[str, ...]
+
+
+class StageCost(Figures):
+    """What a stage of the road costs. `hours` on one training device, `paper_hours` on the paper's 8 Gaudi 2."""
+
+    stage: str
+    tokens: int
+    flops: float
+    hours: float
+    paper_hours: float
+    disk_bytes: float
+
+
+class Guide(Figures):
+    """What a draft of the paper reached after its three stages, by task; its rate at gamma 3 as the alpha behind it."""
+
+    draft: str
+    acceptance_rate: dict[str, float]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def alpha(self) -> dict[str, float]:
+        """The alpha whose block efficiency at gamma 3 is that of the rate, if every token had the same chance."""
+        taus = {task: 1 + 3 * rate for task, rate in self.acceptance_rate.items()}
+        return {task: alpha_of_block_efficiency(tau, 3) or 0.0 for task, tau in taus.items()}
+
+
+class Plan(Figures):
+    """All of it: a table, or JSON."""
+
+    target: Subject
+    device: Device
+    training_device: Device
+    weights: str
+    context_tokens: int
+    drafts: tuple[Candidate, ...]
+    guide: tuple[Guide, ...]
+    recipe: str
+    stages: tuple[StageCost, ...]
+
+
+def _guide(draft: str, *rates: float) -> Guide:
+    tasks = ("CNN/DailyMail", "TinyStories", "Dolly", "HumanEval")
+    return Guide(draft=draft, acceptance_rate=dict(zip(tasks, rates, strict=True)))
+
+
+# FastDraft (arXiv:2411.11055), table 1: acceptance rate at gamma 3, T = 0.6, after PT, CP and FT.
+PAPER = (
+    _guide("Phi-3-mini, 50M", 0.369, 0.306, 0.370, 0.562),
+    _guide("Llama-3.1-8B, 150M", 0.307, 0.266, 0.334, 0.649),
+)
+
+
+class Setting(NamedTuple):
+    """Where the pair will run, at which precision of the weights of both; and where the draft is trained."""
+
+    device: Device
+    training_device: Device
+    weights: str
+
+
+def make_plan(part: TargetPart, params_millions: float | None, recipe: Recipe | None, setting: Setting) -> Plan:
+    """The plan for a target, of which config.json is enough.
+
+    params_millions None: the budget is the paper's share of the target. recipe None: the paper's tokens.
+    ShapeError where the budget holds no draft.
+    """
+    config = target.open_config(part)
+    size, recipe = ModelSize.of_config(config), recipe or paper_recipe(part)
+    # Of experts those that a token goes through: 1/60 of all 671B of DeepSeek-V3 would be no draft.
+    read = size.parameters - size.body_parameters + round(size.read_body_parameters(1))
+    budget = params_millions or default_budget_millions(read, smallest(config).parameters)
+    shapes = around(config, DraftPart(params_millions=budget))
+    best = derive(config, DraftPart(params_millions=budget))
+    return Plan(
+        target=_subject(part.path, config, size, setting),
+        device=setting.device,
+        training_device=setting.training_device,
+        weights=setting.weights,
+        context_tokens=CONTEXT_TOKENS,
+        drafts=tuple(_candidate(each, size, setting, each == best) for each in shapes),
+        guide=PAPER,
+        recipe=recipe.name,
+        stages=tuple(_stages(ModelSize.of_shape(best), size, recipe, setting)),
+    )
+
+
+def paper_recipe(part: TargetPart) -> Recipe:
+    """The paper's tokens (section 4): PT 5B of text, CP 5B of code and 2.5B of text, FT on what the target wrote.
+
+    The paper does not say how many tokens the target wrote: 500k answers of 512 are about its prompt sets' size times
+    the four temperatures.
+    """
+    hub = {
+        "text": "HuggingFaceFW/fineweb",
+        "code": "bigcode/the-stack-v2-train-smol-ids",
+        "prompts": "tatsu-lab/alpaca",
+    }
+    phase = {"sequence_tokens": 2048, "batch_sequences": 64}
+    return Recipe.model_validate(
+        {
+            "name": "paper",
+            "target": part,
+            "draft": {"params_millions": 1},
+            "corpus": {name: {"source": "hub", "path": path} for name, path in hub.items()},
+            "pretrain": {"mix": {"text": 1}, "train_tokens": 5_000_000_000, **phase},
+            "continue": {"mix": {"code": 2, "text": 1}, "train_tokens": 7_500_000_000, **phase},
+            "synthesize": {"mix": {"prompts": 1}, "prompts": 500_000, "completion_tokens": 512},
+            "align": {"mix": {"synthetic": 1}, "train_tokens": 256_000_000, **phase},
+        }
+    )
+
+
+def _subject(name: str, config: Any, size: ModelSize, setting: Setting) -> Subject:
+    text = config.get_text_config()
+    return Subject(
+        name=name,
+        family=text.model_type,
+        parameters=size.parameters,
+        vocab_rows=size.vocab_rows,
+        tied=size.tied,
+        context_tokens=sizes(config).context_tokens,
+        bytes_at={weights: weight_bytes(size, weights) for weights in BITS},
+        step_seconds=step_times.step_seconds(size, setting.device, setting.weights, 1, CONTEXT_TOKENS),
+    )
+
+
+def _candidate(form: DraftShape, target: ModelSize, setting: Setting, recommended: bool) -> Candidate:
+    size = ModelSize.of_shape(form)
+    times = step_times.step_times(size, target, setting.device, setting.weights, setting.weights, CONTEXT_TOKENS)
+    return Candidate(
+        family=form.family,
+        hidden_size=form.hidden_size,
+        layers=form.layers,
+        heads=form.heads,
+        kv_heads=form.kv_heads,
+        intermediate_size=form.intermediate_size,
+        parameters=form.parameters,
+        embedding_parameters=form.embedding_parameters,
+        other_parameters=form.other_parameters,
+        c=form.parameters / target.parameters,
+        bytes_at={weights: weight_bytes(size, weights) for weights in BITS},
+        widths=form.widths,
+        step_seconds=times.draft_seconds,
+        break_even_alpha=step_times.break_even_alpha(times),
+        pays=tuple(_pays(alpha, times) for alpha in ALPHAS),
+        recommended=recommended,
+        notes=form.notes,
+    )
+
+
+def _pays(alpha: float, times: StepTimes) -> Pays:
+    found = {gamma: step_times.predicted_speedup(alpha, gamma, times) for gamma in GAMMAS}
+    best = step_times.best_gamma(alpha, times)
+    return Pays(alpha=alpha, best_gamma=best, speedup=found[best], speedup_at=found)
+
+
+def _stages(draft: ModelSize, subject: ModelSize, recipe: Recipe, setting: Setting) -> Iterator[StageCost]:
+    """The cost of each stage that the recipe has, in the order of the road."""
+    phases = {"pretrain": recipe.pretrain, "continue": recipe.continue_}
+    trained = sum(part.train_tokens for part in phases.values() if part)
+    disk = training_cost.shard_bytes(trained, subject.vocab_rows)
+    yield StageCost(stage="tokenize", tokens=trained, flops=0, hours=0, paper_hours=0, disk_bytes=disk)
+    for name, part in phases.items():
+        if part:
+            yield _phase(name, part, draft, subject, setting)
+    if recipe.synthesize:
+        yield _written(recipe.synthesize, subject, setting)
+    if recipe.align:
+        yield _phase("align", recipe.align, draft, subject, setting)
+
+
+def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, setting: Setting) -> StageCost:
+    """A phase of training; against a live law, with a forward of the target or the teacher on what that reads."""
+    flops = training_cost.training_flops(draft, part.train_tokens, part.sequence_tokens)
+    if part.asks_target:
+        teacher = ModelSize.of_config(target.open_config(TargetPart(path=part.teacher))) if part.teacher else subject
+        flops += part.law_share * part.train_tokens * step_times.forward_flops(teacher, 1, part.sequence_tokens / 2)
+    return StageCost(
+        stage=name,
+        tokens=part.train_tokens,
+        flops=flops,
+        hours=training_cost.hours(flops, setting.training_device),
+        paper_hours=training_cost.hours(flops, DEVICES[PAPER_DEVICE], devices=PAPER_DEVICES),
+        disk_bytes=training_cost.checkpoint_bytes(draft, part.optimizer),
+    )
+
+
+def _written(part: SynthesizePart, subject: ModelSize, setting: Setting) -> StageCost:
+    """What the target writes, at most: every answer as long as it may be."""
+    tokens = part.prompts * part.completion_tokens
+    length = part.prompt_tokens + part.completion_tokens // 2
+    return StageCost(
+        stage="synthesize",
+        tokens=tokens,
+        flops=step_times.forward_flops(subject, tokens, length),
+        hours=_writing_hours(subject, tokens, setting.training_device, length),
+        paper_hours=_writing_hours(subject, tokens, DEVICES[PAPER_DEVICE], length) / PAPER_DEVICES,
+        disk_bytes=training_cost.completion_bytes(tokens)
+        + tokens * training_cost.top_bytes(part.top_logprobs, subject.vocab_rows),
+    )
+
+
+def _writing_hours(subject: ModelSize, tokens: int, device: Device, context_tokens: int) -> float:
+    """Hours on one device, at bf16, with as many texts at once as its memory holds, up to 64; at least one."""
+    together = max(1, training_cost.most_sequences(subject, device, "bf16", context_tokens, 64))
+    return training_cost.generation_seconds(subject, tokens, device, "bf16", together, context_tokens) / 3600

@@ -1,0 +1,1 @@
+"""Frozen results that more than one package reads: of an evaluation, a bench, an export."""

@@ -1,1 +1,0 @@
-"""What people look at: the result of a run as tables."""

@@ -1,0 +1,168 @@
+"""Every recipe that is shipped can be run, makes the draft that its name says, and is what the reference page says."""
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, PretrainedConfig
+
+from fastdraft.config import Recipe
+from fastdraft.config.resolve import resolve, resolved_yaml
+from fastdraft.config.schema import schema_markdown
+from fastdraft.models.shape import DraftShape, default_budget_millions, derive, smallest
+from fastdraft.models.target import parameters
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
+CONFIGS = ROOT.parent / "shared" / "data" / "configs"
+# Recipes of published targets are named TARGET-SIZE.
+SIZED = [path for path in RECIPES if re.search(r"-\d+m$", path.stem)]
+PAPERS = ("phi3-mini-50m", "phi3-mini-120m", "llama3.1-8b-150m")
+# The folder in which another version's configuration stands for a target's: their sizes are the same.
+STANDS_FOR = {"Llama-3.1-8B-Instruct": "Llama-3.1-8B"}
+GEMMA_3_4B = {
+    "vocab_size": 262208,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 1024,
+    "max_position_embeddings": 131072,
+}
+
+
+def named(name: str) -> Recipe:
+    return resolve(ROOT / "recipes" / f"{name}.yaml").recipe
+
+
+def target_of(recipe: Recipe) -> PretrainedConfig:
+    """The configuration of a recipe's target, as published."""
+    name = recipe.target.path.rpartition("/")[2]
+    if name == "gemma-3-4b-it":
+        return AutoConfig.for_model("gemma3", text_config={"model_type": "gemma3_text", **GEMMA_3_4B})
+    folder = CONFIGS / STANDS_FOR.get(name, name)
+    if not folder.is_dir():
+        pytest.skip(f"no configuration of {name} at ../shared/data/configs, beside the repository")
+    return AutoConfig.from_pretrained(folder)
+
+
+def draft_of(path: Path) -> DraftShape:
+    recipe = resolve(path).recipe
+    return derive(target_of(recipe), recipe.draft)
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 10
+    assert len(SIZED) >= 7
+    assert {path.stem for path in SIZED} >= set(PAPERS)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_shipped_recipe_resolves(path: Path, tmp_path: Path) -> None:
+    resolved = resolve(path)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(resolved_yaml(resolved), encoding="utf-8")
+    assert resolve(again).recipe == resolved.recipe
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.name)
+def test_a_recipe_makes_a_draft_of_the_size_in_its_name(path: Path) -> None:
+    """Within 2 %, in widths that k-quants can store, with all of the target's rows and a layer that sees all of it."""
+    shape, target = draft_of(path), target_of(resolve(path).recipe)
+    millions = float(path.stem.rpartition("-")[2].removesuffix("m"))
+    assert shape.parameters == pytest.approx(millions * 1e6, rel=0.02)
+    assert shape.k_quants
+    assert shape.vocab_rows == target.get_text_config().vocab_size
+    assert "full_attention" in shape.config.get("layer_types", ["full_attention"])
+    assert len(shape.notes) == (1 if target.get_text_config() is not target else 0)
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.name)
+def test_what_a_recipe_says_of_its_draft_is_so(path: Path) -> None:
+    """The comment above `draft:` has its parameters in millions."""
+    text = path.read_text(encoding="utf-8")
+    said = re.search(r"(\d+\.\d)M[^\n]*(\n#[^\n]*)*\ndraft:|to (\d+\.\d)M\.\ndraft:", text)
+    assert said, "no comment above `draft:` says its size"
+    assert f"{draft_of(path).parameters / 1e6:.1f}" == (said[1] or said[3])
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.name)
+def test_a_recipe_is_named_as_its_file_and_takes_its_data_from_the_hub(path: Path) -> None:
+    recipe = resolve(path).recipe
+    assert recipe.name == path.stem
+    assert recipe.synthesize is not None
+    sets = [*recipe.corpus.values(), *recipe.synthesize.prompt_sets.values()]
+    assert len(sets) >= 5
+    for part in sets:
+        assert part.source == "hub"
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(part.path))
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.name)
+def test_a_recipe_goes_the_papers_way(path: Path) -> None:
+    """PT 5B of text; CP 5B of code and 2.5B of text; the target's answers, greedy and at three temperatures.
+
+    The paper's own drafts are aligned to the answers' words, all others to the stored law.
+    """
+    recipe = resolve(path).recipe
+    pretrain, later, written, align = recipe.pretrain, recipe.continue_, recipe.synthesize, recipe.align
+    assert None not in (pretrain, later, written, align)
+    assert (pretrain.mix, pretrain.train_tokens) == ({"text": 1.0}, 5_000_000_000)
+    share = {name: weight / sum(later.mix.values()) * later.train_tokens for name, weight in later.mix.items()}
+    assert share == pytest.approx({"code": 5e9, "text": 2.5e9})
+    assert recipe.corpus["text"].path == "HuggingFaceFW/fineweb"
+    assert set(written.temperatures) == {0.0, 0.6, 0.8, 1.0}
+    assert len(set(written.temperatures.values())) == 1
+    assert align.mix == {"synthetic": 1.0}
+    assert (pretrain.objective, later.objective) == ("cross_entropy", "cross_entropy")
+    if path.stem in PAPERS:
+        assert (align.objective, written.top_logprobs) == ("cross_entropy", 0)
+    else:
+        assert align.objective == {"forward_kl": 0.5, "total_variation": 0.5}
+        assert (align.target_law, written.top_logprobs) == ("stored", 16)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_drafts_are_aligned_on_its_prompts(name: str) -> None:
+    """Alpaca, OIG, Evol-Instruct, and instructions of the target's own as Magpie has them made."""
+    written = named(name).synthesize
+    assert written is not None
+    paths = {part.path for part in written.prompt_sets.values()}
+    assert paths == {"tatsu-lab/alpaca", "0-hero/OIG-small-chip2", "WizardLMTeam/WizardLM_evol_instruct_70k"}
+    assert set(written.mix) == {*written.prompt_sets, "magpie"}
+
+
+def test_the_papers_targets() -> None:
+    assert {named(name).target.path for name in PAPERS} == {
+        "microsoft/Phi-3-mini-4k-instruct",
+        "meta-llama/Llama-3.1-8B-Instruct",
+    }
+    assert draft_of(ROOT / "recipes" / "phi3-mini-50m.yaml").layers == 10
+
+
+def test_the_page_on_shapes_has_every_recipe_and_its_figures() -> None:
+    page = (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([\w./-]+) \| (\d+) x (\d+) \| ([\d.]+)M \|$", page, re.MULTILINE)
+    assert {name for name, *_ in rows} == {path.stem for path in SIZED}
+    for name, target, width, layers, millions in rows:
+        shape = draft_of(ROOT / "recipes" / f"{name}.yaml")
+        assert named(name).target.path == target
+        assert (shape.hidden_size, shape.layers) == (int(width), int(layers))
+        assert f"{shape.parameters / 1e6:.1f}" == millions
+
+
+@pytest.mark.parametrize(("name", "said"), [("Llama-3.1-8B", "130M"), ("gemma-2-2b", "71M")])
+def test_the_page_on_shapes_has_the_default_budgets(name: str, said: str) -> None:
+    if not CONFIGS.is_dir():
+        pytest.skip("no published configurations at ../shared/data/configs, beside the repository")
+    target = AutoConfig.from_pretrained(CONFIGS / name)
+    budget = default_budget_millions(parameters(target), smallest(target).parameters)
+    assert f"{budget:g}M" == said
+    assert said in (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_page_is_printed_from_the_schema() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert page == schema_markdown(), "do: fastdraft recipe schema --markdown > docs/recipe.md"

@@ -1,0 +1,243 @@
+"""A recipe is its file, then the command line, then the defaults; and its errors speak its own words."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastdraft.config import Recipe, TrainPart
+from fastdraft.config.resolve import Resolved, digest, resolve, resolved_yaml
+from fastdraft.config.schema import schema_json, schema_markdown
+from fastdraft.system.errors import RecipeError
+
+SMALL = """\
+name: small
+target: {path: demo}
+draft: {params_millions: 5}
+corpus:
+  code: {source: text, path: code.txt}
+  text: {source: text, path: text.txt}
+pretrain:
+  mix: {code: 0.3, text: 0.7}
+  train_tokens: 1_000_000
+  learning_rate: 5e-3
+  compile: yes
+"""
+Written = Callable[..., Resolved]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Resolve a text as small.yaml, under overrides."""
+
+    def write(*overrides: str, text: str | bytes = SMALL) -> Resolved:
+        path = tmp_path / "small.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return resolve(path, overrides)
+
+    return write
+
+
+def _pretrain(resolved: Resolved) -> TrainPart:
+    assert resolved.recipe.pretrain is not None
+    return resolved.recipe.pretrain
+
+
+def test_a_value_knows_where_it_came_from(written: Written) -> None:
+    resolved = written("seed=11", "pretrain.mix.code=0.5", "synthesize={mix: {code: 1}, prompts: 3}")
+    assert {key: resolved.origins[key] for key in ("name", "pretrain.mix.text", "pretrain.learning_rate")} == {
+        "name": "small.yaml",
+        "pretrain.mix.text": "small.yaml",
+        "pretrain.learning_rate": "small.yaml",
+    }
+    commanded = {key for key, origin in resolved.origins.items() if origin == "command line"}
+    assert commanded == {"seed", "pretrain.mix.code", "synthesize.mix.code", "synthesize.prompts"}
+    assert resolved.origins["synthesize.prompt_tokens"] == resolved.origins["align"] == "default"
+    assert not any("continue_" in key for key in resolved.origins)
+
+
+def test_an_override_changes_its_own_key_only(written: Written) -> None:
+    before, after = written().recipe, written("corpus.code.path=other.txt").recipe
+    assert after.corpus["code"].path == "other.txt"
+    corpus = {**before.corpus, "code": before.corpus["code"].model_copy(update={"path": "other.txt"})}
+    assert after == before.model_copy(update={"corpus": corpus})
+
+
+def test_the_last_override_wins(written: Written) -> None:
+    assert written("seed=11", "seed=13").recipe.seed == 13
+    assert written("seed=11", "pretrain=null", "seed=17").recipe.pretrain is None
+
+
+def test_an_override_of_its_keys_makes_a_part(written: Written) -> None:
+    made = written("continue.mix={code: 1}", "continue.train_tokens=5e5").recipe.continue_
+    assert made == TrainPart(mix={"code": 1.0}, train_tokens=500_000)
+
+
+def test_parts_that_share_an_anchor_change_apart(written: Written) -> None:
+    text = SMALL.replace("pretrain:\n", "pretrain: &phase\n") + "continue: *phase\n"
+    recipe = written("continue.mix.code=0.9", text=text).recipe
+    assert recipe.pretrain is not None
+    assert recipe.continue_ is not None
+    assert (recipe.pretrain.mix["code"], recipe.continue_.mix["code"]) == (0.3, 0.9)
+
+
+@pytest.mark.parametrize("number", ["500000", "500_000", "5e5", "5.0e5", "5E+5", "500_000.0"])
+def test_a_number_may_be_written_as_people_do(written: Written, number: str) -> None:
+    from_file = _pretrain(written(text=SMALL.replace("1_000_000", number)))
+    commanded = _pretrain(written(f"pretrain.train_tokens={number}", f"pretrain.gradient_clip={number}"))
+    assert from_file.train_tokens == commanded.train_tokens == commanded.gradient_clip == 500_000
+
+
+@pytest.mark.parametrize("text", ["yes", "true", "2026-01-02", "'12'", "a=b", ""])
+def test_text_stays_text(written: Written, text: str) -> None:
+    assert written(f"target.revision={text}").recipe.target.revision == (text.strip("'") or None)
+
+
+def test_flow_collections_are_values(written: Written) -> None:
+    recipe = written("evaluate={tasks: [code, text], gammas: [2, 5]}", "evaluate.temperatures=[0, 7e-1]").recipe
+    assert recipe.evaluate is not None
+    assert (recipe.evaluate.tasks, recipe.evaluate.gammas) == (("code", "text"), (2, 5))
+    assert recipe.evaluate.temperatures == (0.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "5e5", "true", "7", "null", "~", "a: b # c", "a\nb\u2028c", "é '\"\\", " ", ""]
+)
+def test_the_resolved_recipe_loads_back_as_its_equal(written: Written, tmp_path: Path, name: str) -> None:
+    overrides = ["continue={mix: {text: 1}, train_tokens: 3}", "synthesize={mix: {code: 1}, prompts: 3}"]
+    sources = json.dumps({name: {"source": "text"}, "code": {"source": "text"}, "text": {"source": "text"}})
+    resolved = written(*overrides, f"target.path={json.dumps(name)}", f"corpus={sources}")
+    again = tmp_path / "resolved.yaml"
+    again.write_text(resolved_yaml(resolved, {"draft.layers": "4, width first,\nthen depth"}), encoding="utf-8")
+    assert resolve(again).recipe == resolved.recipe
+    assert resolve(again).origins.keys() == resolved.origins.keys()
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden", "two words"])
+def test_a_name_that_is_no_folder_of_runs_stops(written: Written, name: str) -> None:
+    with pytest.raises(RecipeError, match="name"):
+        written(f"name={json.dumps(name)}")
+
+
+def test_the_resolved_recipe_shows_origins_and_derived_values_in_place(written: Written) -> None:
+    text = resolved_yaml(written("seed=11"), {"draft.layers": "4, width first, then depth"})
+    lines = text.splitlines()
+    assert lines[:2] == ["name: small  # small.yaml", "seed: 11  # command line"]
+    assert "  layers: null  # derived: 4, width first, then depth" in lines
+    assert "    code: 0.3  # small.yaml" in lines
+    assert "continue: null  # default" in lines
+    assert all(line.endswith(":") or "  # " in line for line in lines)
+    with pytest.raises(AssertionError, match=re.escape("not keys of this recipe: {'draft.depth'}")):
+        resolved_yaml(written(), {"draft.depth": 4})
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("draft.layer=3", "draft.layer: no such key in draft, the nearest is draft.layers (command line)"),
+        ("continue_={}", "continue_: no such key, the nearest is continue (command line)"),
+        ("corpus.code.qqq=3", "corpus.code.qqq: no such key in corpus.code, wanted one of source, path, subset, "),
+        ("draft={layer: 3, params_millions: 5}", "draft.layer: no such key in draft, the nearest is draft.layers"),
+        ("seed.x=3", "seed.x: no such key, seed is set as a whole (command line)"),
+        ("pretrain.mix.a.b=1", "pretrain.mix.a.b: no such key, pretrain.mix.a is set as a whole"),
+        ("synthesize.temperatures.0.6=2", "no such key, synthesize.temperatures is set as a whole"),
+        ("seed=many", "seed: found many, wanted a whole number (command line)"),
+        ("seed=1.5", "seed: found 1.5, wanted a whole number"),
+        ("seed=-1", "seed: found -1, wanted greater than or equal to 0"),
+        ("threads=true", "threads: found 'true', wanted a whole number"),
+        ("pretrain.learning_rate=fast", "pretrain.learning_rate: found fast, wanted a number"),
+        ("pretrain.compile=5", "pretrain.compile: found 5, wanted true or false"),
+        ("pretrain.optimizer=sgd", "pretrain.optimizer: found sgd, wanted 'muon' or 'adamw'"),
+        (
+            "target.revision=1234567",
+            "target.revision: found 1234567, wanted text (in quotes where it looks like a number)",
+        ),
+        ("target=demo", "target: found demo, wanted a mapping of keys to values"),
+        ("evaluate.tasks=code", "evaluate.tasks: found code, wanted a list"),
+        ("pretrain.mix={}", "pretrain.mix: found {}, wanted at least one entry"),
+        ("corpus={1: {source: text}}", "corpus.1: found 1, wanted text"),
+        ("draft={1: 2}", "draft.1: found 1, wanted text as a key"),
+        (f"seed={'9a' * 99}", f"seed: found {'9a' * 50} ..., wanted a whole number"),
+        ("draft.params_millions=null", "draft: give params_millions, or both hidden_size and layers"),
+        ("pretrain.mix.news=1", "recipe: pretrain.mix names news; this recipe has code, text"),
+        ("synthesize.prompts=3", "synthesize.mix: missing, wanted: Share of the prompts that each source gives"),
+        (
+            "seed",
+            "command line: found `seed`, wanted key=value with dots between the names of parts\n  do: write it like",
+        ),
+        ("draft..layers=3", "command line: found `draft..layers=3`, wanted key=value"),
+        ("name=*.txt", "command line, `name=*.txt`, line 1: expected alphabetic or numeric character"),
+    ],
+)
+def test_a_wrong_override_is_explained(written: Written, override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)) as caught:
+        written(override)
+    assert str(caught.value).splitlines()[-1].startswith("  do: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SMALL + "sed: 3\n", "small.yaml: 1 problem\n  sed: no such key, the nearest is seed\n  do: "),
+        (SMALL + "continue_: {}\n", "continue_: no such key, the nearest is continue\n"),
+        (
+            SMALL + "seed: x\nevaluate: {}\n",
+            "2 problems\n  seed: found x, wanted a whole number\n  evaluate.tasks: missing",
+        ),
+        (SMALL + "name: again\n", "small.yaml, line 12: the key `name` is there twice, wanted YAML\n  do: "),
+        (SMALL + "synthesize: {temperatures: {1: 1, 1.0: 2}}", "line 12: the key `1.0` is there twice"),
+        (SMALL + "evaluate:\n  tasks: [code\nalign: null\n", "small.yaml, line 14: expected ',' or ']', but got ':'"),
+        (SMALL + "? [a]\n: 3\n", "small.yaml, line 12: found unhashable key"),
+        (SMALL + "seed: \0\n", "small.yaml: unacceptable character #x0000"),
+        (SMALL + "seed: 0x_\n", "small.yaml: invalid literal for int() with base 16"),
+        ("", "small.yaml: found null, wanted a mapping of keys to values\n  do: "),
+        ("- name", "small.yaml: found [name], wanted a mapping of keys to values\n  do: "),
+        (b"name: \xe9t\xe9", "small.yaml: byte 6 is not UTF-8, wanted a YAML file in UTF-8\n  do: "),
+    ],
+)
+def test_a_wrong_file_is_explained(written: Written, text: str | bytes, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        written(text=text)
+
+
+def test_every_problem_of_file_and_command_line_is_listed(written: Written) -> None:
+    with pytest.raises(RecipeError, match=r"small\.yaml: 4 problems") as caught:
+        written("drat=3", "seed=-1", text=SMALL.replace("name: small\n", "nam: small\n"))
+    keys = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert sorted(keys) == ["do", "drat", "nam", "name", "seed"]
+
+
+def test_a_missing_file_names_those_near(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"no such file, {tmp_path} has no YAML file\n  do: ")):
+        resolve(tmp_path / "demo.yaml")
+    for name in ("demo.yaml", "phi3-mini-50m.yaml", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(RecipeError, match=re.escape(f"no such file, wanted one of those in {tmp_path}: demo.yaml\n")):
+        resolve(tmp_path / "dmo.yaml")
+    with pytest.raises(RecipeError, match=re.escape(": demo.yaml, phi3-mini-50m.yaml\n")):
+        resolve(tmp_path / "zzz")
+    with pytest.raises(RecipeError, match="Is a directory, wanted a YAML file"):
+        resolve(tmp_path)
+
+
+def test_a_digest_is_that_of_the_values(written: Written) -> None:
+    recipe = written().recipe
+    assert re.fullmatch("[0-9a-f]{16}", digest(recipe))
+    assert digest(recipe) == digest(written("seed=7", "pretrain.mix={text: 7e-1, code: 0.30}").recipe)
+    digests = {digest(part) for part in (None, recipe, written("seed=8").recipe, recipe.target, recipe.draft)}
+    assert len(digests) == 5
+    assert digest(None) == "b785b6ec423c44e1"
+
+
+def test_the_reference_has_every_key_as_users_write_it() -> None:
+    page = schema_markdown()
+    schema = schema_json()
+    parts = [schema, *schema["$defs"].values()]
+    assert len(parts) >= 8
+    assert sum(line.startswith("| `") for line in page.splitlines()) == sum(len(part["properties"]) for part in parts)
+    assert "## `pretrain`, `continue`, `align`" in page
+    assert "continue_" not in page
+    assert "| `seed` | whole number >= 0 | `7` | Every generator starts from it. |" in page
+    assert schema["properties"].keys() == {field.alias or name for name, field in Recipe.model_fields.items()}

@@ -1,0 +1,167 @@
+"""The judge agrees with sound completions, and has been seen to refuse unsound ones."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from fastdraft.evaluate.verification import Judge, judge
+from fastdraft.models.target import cache_name
+from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.system.errors import JudgeError
+
+PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2, 13)]
+ENDS = frozenset({118, 30})  # tokens that the target likes: some texts end early
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_llama: Callable[..., LlamaForCausalLM], perturbed: Callable[..., LlamaForCausalLM]) -> Judge:
+    target = tiny_llama(7)
+    return Judge(target, perturbed(target, 0.1, 3), 3, 23, ENDS, resamples=200, seed=7)
+
+
+@pytest.fixture(scope="module")
+def greedy(pair: Judge, completed: Callable) -> list[Completion]:
+    return completed(pair.target, PROMPTS, Law(0), 23, ENDS)
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 5])
+def test_greedy_is_exact(pair: Judge, greedy: list[Completion], gamma: int) -> None:
+    assert len({len(row.tokens) for row in greedy}) > 1, "some texts end early, with end-of-text"
+    result = judge(replace(pair, gamma=gamma), greedy)
+    assert (result.prompts, result.compared, result.near_ties) == (6, 6, ())
+    assert (result.gamma, result.temperature) == (gamma, 0)
+    assert result.tokens == sum(len(row.tokens) for row in greedy)
+    assert result.real == result.one_pass
+    assert 1.05 < result.real.value < gamma + 1
+
+
+@pytest.mark.parametrize("law", [Law(1.0), Law(0.7, 20, 0.9)])
+def test_sampled_runs_agree(pair: Judge, completed: Callable, law: Law) -> None:
+    prompts = [(np.arange(5) + i) % 131 for i in range(24)]
+    result = judge(pair, completed(pair.target, prompts, law, 23, ENDS))
+    assert (result.prompts, result.compared, result.temperature) == (24, 24, law.temperature)
+    assert result.real.value == pytest.approx(result.one_pass.value, rel=0.15)
+
+
+def test_the_models_are_left_as_they_were(pair: Judge, completed: Callable) -> None:
+    own = GenerationConfig(repetition_penalty=1.5, no_repeat_ngram_size=2)
+    pair.target.generation_config, before = own, pair.target.generation_config
+    state = torch.random.get_rng_state()
+    try:
+        assert judge(pair, completed(pair.target, PROMPTS, Law(0), 23, ENDS)).compared == 6, (
+            "its own settings do not enter"
+        )
+        judge(pair, completed(pair.target, PROMPTS, Law(1.0), 23, ENDS))
+        assert pair.target.generation_config is own
+    finally:
+        pair.target.generation_config = before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not pair.target._forward_hooks
+
+
+def test_a_record_that_is_not_the_targets_is_refused(pair: Judge, greedy: list[Completion]) -> None:
+    tokens = greedy[2].tokens.copy()
+    tokens[4] = (tokens[4] + 1) % 131
+    forged = [*greedy[:2], replace(greedy[2], tokens=tokens), *greedy[3:]]
+    with pytest.raises(
+        JudgeError, match=r"prompt 2: plain and recorded greedy decoding part at token 4 .*\n  do: check"
+    ):
+        judge(pair, forged)
+
+
+def test_a_record_of_another_length_is_refused(pair: Judge, greedy: list[Completion]) -> None:
+    with pytest.raises(JudgeError, match="plain and recorded greedy decoding part"):
+        judge(replace(pair, completion_tokens=29, eos=frozenset()), greedy)
+
+
+def test_a_near_tie_is_reported_and_left_out(pair: Judge, tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
+    """Two tokens with one output row are as near as a tie can be: the record takes the one, decoding the other."""
+    target = tiny_llama(7)
+    plain = decoded(target, PROMPTS[1])
+    twin, place = max(set(range(131)) - set(plain.tolist())), 9
+    with torch.no_grad():
+        target.lm_head.weight[twin] = target.lm_head.weight[int(plain[place])]
+    recorded = plain.copy()
+    recorded[place] = twin
+    rows = [
+        Completion(str(i), prompt, tokens, np.zeros(len(tokens), np.float32), Law(0))
+        for i, (prompt, tokens) in enumerate([(PROMPTS[0], decoded(target, PROMPTS[0])), (PROMPTS[1], recorded)])
+    ]
+    result = judge(replace(pair, target=target, eos=frozenset()), rows)
+    assert (result.prompts, result.compared) == (2, 1)
+    (tie,) = result.near_ties
+    assert (tie.prompt, tie.position) == (1, place)
+    assert tie.gap < 1e-4
+    with pytest.raises(JudgeError, match="all 1 prompts end in near ties"):
+        judge(replace(pair, target=target, eos=frozenset()), rows[1:])
+
+
+def test_a_draft_that_is_another_with_its_cache_is_refused(
+    pair: Judge, perturbed: Callable[..., LlamaForCausalLM], greedy: list[Completion]
+) -> None:
+    draft = perturbed(pair.target, 0.1, 3)
+
+    def wrong_with_a_cache(_model: object, _inputs: object, output: CausalLMOutputWithPast) -> None:
+        if output.get(cache_name(draft)) is not None:
+            output.logits = output.logits.roll(1, -1)
+
+    draft.register_forward_hook(wrong_with_a_cache)
+    wanted = r"target forwards for \d+ equal tokens at gamma 3, one-pass evaluation counts .*\n  do: report"
+    with pytest.raises(JudgeError, match=wanted):
+        judge(replace(pair, draft=draft), greedy)
+
+
+def decoded(target: LlamaForCausalLM, prompt: np.ndarray) -> np.ndarray:
+    """23 tokens of plain greedy decoding."""
+    text = torch.from_numpy(prompt)
+    with torch.no_grad():
+        for _ in range(23):
+            text = torch.cat([text, target(text[None]).logits[0, -1].argmax()[None]])
+    return text[len(prompt) :].numpy()
+
+
+def test_log_probabilities_of_another_law_are_refused(pair: Judge, completed: Callable) -> None:
+    prompts = [(np.arange(5) + i) % 131 for i in range(24)]
+    completions = completed(pair.target, prompts, Law(1.0), 23, ENDS)
+    wrong = [replace(row, logp=row.logp - 3) for row in completions]
+    with pytest.raises(JudgeError, match=r"in real runs, .* in one pass, over 24 prompts\n  do: judge more prompts"):
+        judge(pair, wrong)
+
+
+def test_only_fp32_models_are_judged(pair: Judge, greedy: list[Completion], tiny_llama: Callable) -> None:
+    with pytest.raises(JudgeError, match=r"torch.bfloat16.*, wanted fp32\n  do: load"):
+        judge(replace(pair, draft=tiny_llama(7).bfloat16()), greedy)
+
+
+STORIES = [
+    "Once upon a time, there was a little girl named Lily.",
+    "Tom and Ben went to the park.",
+    "The dog was very sad because",
+    "One day, a big bear",
+    "Mom said, \"Let's go",
+    "In a small house lived an old man.",
+    "Lily saw a red ball and",
+    "There was a boy who liked to",
+]
+
+
+@pytest.mark.parametrize("law", [Law(0), pytest.param(Law(0.8), marks=pytest.mark.slow)])
+def test_a_real_target_and_a_perturbed_draft(
+    stories260k: Path, perturbed: Callable[..., LlamaForCausalLM], completed: Callable, law: Law
+) -> None:
+    target = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(stories260k)
+    stories = STORIES[:4] if law.greedy else [f"{story} {more}" for story in STORIES for more in ("", "She", "He")]
+    prompts = [np.array(tokenizer(story).input_ids) for story in stories]
+    pair = Judge(target, perturbed(target, 0.1, 3), 4, 48, frozenset({2}), resamples=500, seed=7)
+    result = judge(pair, completed(target, prompts, law, 48, pair.eos))
+    assert result.compared == len(prompts)
+    assert 1.5 < result.real.value < 4.9, "the draft agrees sometimes"
+    if law.greedy:
+        assert result.real == result.one_pass

@@ -1,0 +1,36 @@
+"""The whole road on a real target: recipes/stories260k.yaml, on the stories that the target learned to write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORPORA = ROOT.parent / "shared" / "data" / "corpora"
+
+
+@pytest.mark.slow
+def test_a_draft_for_a_real_target(stories260k, fastdraft, tmp_path):
+    if not (CORPORA / "tinystories_v2_10k.txt.gz").is_file():
+        pytest.skip("the stories are not at ../shared/data/corpora, beside the repository")
+    fastdraft.folder = ROOT  # the recipe's paths are relative to it
+    ended = fastdraft("run", "recipes/stories260k.yaml", "--folder", tmp_path / "run", "--json", seconds=900)
+    assert ended.code == 0, ended.err
+    made = json.loads(ended.out)
+    assert made["align"]["shape"]["parameters"] <= 82_000
+    assert sum(made[phase]["trained_tokens"] for phase in ("pretrain", "align")) <= 4_000_000
+
+    alpha = {(row["stage"], row["temperature"]): row["alpha"] for row in made["evaluate"]["results"]}
+    assert len(alpha) == 4
+    assert alpha["align", 1.0]["value"] >= 0.55
+    assert alpha["align", 1.0]["low"] > alpha["pretrain", 1.0]["high"]
+    assert alpha["align", 0.0]["low"] > alpha["pretrain", 0.0]["high"]
+
+    # The judge stops the run where it disagrees; here it says that it has judged.
+    greedy, sampled = made["evaluate"]["judged"]["stories"]
+    assert (greedy["prompts"], greedy["temperature"], sampled["temperature"]) == (16, 0.0, 1.0)
+    assert greedy["compared"] >= 14
+    assert greedy["real"] == greedy["one_pass"]
+    assert sampled["real"]["low"] < sampled["one_pass"]["high"]
+    assert sampled["one_pass"]["low"] < sampled["real"]["high"]
+    assert greedy["real"]["value"] > 2

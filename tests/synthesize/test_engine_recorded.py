@@ -1,0 +1,199 @@
+"""The engine `recorded`: rows of files, each once, and what no row can be made of counted."""
+
+import gzip
+import json
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from fastdraft.config import RecordedPart
+from fastdraft.synthesize.completions import Hashes, Keys, Law
+from fastdraft.synthesize.engine_recorded import DUPLICATE, Recorded
+from fastdraft.system.errors import CorpusError
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A token a byte; letters become small, so that capitals do not come back."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {"<end>": 0}, []))
+    raw.normalizer, raw.decoder = normalizers.Lowercase(), decoders.ByteLevel()
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=CHAT)
+
+
+@pytest.fixture
+def read(tokenizer, decoding, tmp_path):
+    """Rows and refusals of a file."""
+
+    def rows(name="*", at_most=99, context=97, stored=None, completion_tokens=23, **part):
+        recorded = RecordedPart(path=str(tmp_path / name), **part)
+        how = decoding._replace(completion_tokens=completion_tokens)
+        engine = Recorded(recorded, how, tokenizer, Law(1.0), context, at_most)
+        shards = list(engine.shards([], stored or Keys()))
+        return [row for shard in shards for row in shard.rows], sum((shard.refused for shard in shards), Counter())
+
+    return rows
+
+
+def text(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def jsonl(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def test_a_row_is_the_ids_of_its_texts_with_an_end_and_no_log_probabilities(read, tokenizer, tmp_path):
+    jsonl(tmp_path / "a.jsonl", [{"prompt": "what is it?", "answer": " a river."}])
+    ((row,), refused) = read()
+    assert (text(tokenizer, row.prompt), text(tokenizer, row.tokens)) == ("what is it?", " a river.")
+    assert (row.tokens[-1], len(row.logp), row.law, refused) == (0, 0, Law(1.0), Counter())
+
+
+def test_messages_go_through_the_chat_template_once(read, tokenizer, tmp_path):
+    jsonl(tmp_path / "a.jsonl", [{"prompt": [{"role": "user", "content": "hi"}], "answer": "ho"}])
+    ((row,), _) = read()
+    assert text(tokenizer, row.prompt) == "<user>hi<a>"
+
+
+def test_ids_and_log_probabilities_are_taken_as_they_are(read, tmp_path):
+    rows = [{"prompt": [3, 5], "answer": [7, 11, 0], "lp": [-1.0, -0.5, 0.0]}]
+    jsonl(tmp_path / "a.jsonl", rows)
+    ((row,), _) = read(logp_field="lp")
+    assert (row.prompt.tolist(), row.tokens.tolist(), row.logp.tolist()) == ([3, 5], [7, 11, 0], [-1, -0.5, 0])
+
+
+def test_text_with_markers_and_parquet_say_the_same(read, tmp_path):
+    pairs = [(f"question {i}", f"answer {i}\nof two lines") for i in range(7)]
+    marked = "\n\n".join(f"{prompt}<start>{answer}<end>" for prompt, answer in pairs)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(marked.encode()))
+    pq.write_table(pa.table({"prompt": [p for p, _ in pairs], "answer": [a for _, a in pairs]}), tmp_path / "b.parquet")
+    (of_text, _), (of_parquet, _) = read("a.txt.gz"), read("b.parquet")
+    assert [row.key for row in of_text] == [row.key for row in of_parquet]
+    assert len(of_text) == 7
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "rows that are not JSON in UTF-8"),
+        ("[1]", "rows that are no JSON objects"),
+        ("[" * 99_999, "rows that are not JSON in UTF-8"),
+        ({"answer": "a"}, "rows without a prompt in `prompt`"),
+        ({"prompt": "p", "answer": ""}, "rows without an answer in `answer`"),
+        ({"prompt": "p", "answer": 7}, "rows without an answer in `answer`"),
+        ({"prompt": "p", "answer": "CAPITALS"}, "text that decoding and encoding do not give back"),
+        ({"prompt": "p", "answer": "a\ud800"}, "rows without an answer in `answer`"),
+        ({"prompt": "p", "answer": "long" * 30}, "prompt and answer longer than the target's context"),
+        ({"prompt": "p", "answer": [5, 999]}, "token ids that the target's vocabulary has not"),
+        ({"prompt": "same", "answer": "row"}, DUPLICATE),
+    ],
+)
+def test_what_no_row_can_be_made_of_is_counted(read, tmp_path, row, reason):
+    jsonl(tmp_path / "a.jsonl", [{"prompt": "same", "answer": "row"}, row, {"prompt": "and", "answer": "another"}])
+    rows, refused = read()
+    assert (len(rows), refused) == (2, Counter({reason: 1}))
+
+
+@pytest.mark.parametrize(
+    ("logp", "reason"),
+    [
+        ([-1.0, 0.1], "log-probabilities above zero, infinite or NaN"),
+        ([-1.0, float("nan")], "log-probabilities above zero, infinite or NaN"),
+        ([-1.0], "log-probabilities that are not one for each token"),
+        (None, "log-probabilities that are not one for each token"),
+        (["a", "b"], "log-probabilities that are no numbers"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_are_counted(read, tmp_path, logp, reason):
+    jsonl(tmp_path / "a.jsonl", [{"prompt": [1], "answer": [2, 3], "lp": logp}])
+    assert read(logp_field="lp") == ([], Counter({reason: 1}))
+
+
+def test_pieces_without_their_markers_are_counted(read, tmp_path):
+    (tmp_path / "a.txt").write_text("one<start>two<end>three<end>four<start>five")
+    rows, refused = read()
+    assert len(rows) == 1
+    assert refused == Counter({"pieces without <start>": 1, "pieces without <end>": 1})
+
+
+@pytest.mark.parametrize("marker", ["start_marker", "end_marker"])
+def test_a_marker_of_no_letters_is_refused(marker):
+    with pytest.raises(ValueError, match=f"{marker}\n[^\0]*at least 1 character"):
+        RecordedPart.model_validate({"path": "a.txt", marker: ""})
+
+
+def test_an_answer_of_more_tokens_than_asked_for_is_cut(read, tmp_path):
+    jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "abcdefgh"}])
+    ((row,), _) = read(completion_tokens=5)
+    assert len(row.tokens) == 5
+
+
+def test_what_is_stored_does_not_come_again_and_at_most_so_many_do(read, tmp_path):
+    jsonl(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "answer": "a"} for i in range(29)])
+    rows, _ = read()
+    assert len(rows) == 29
+    stored = Keys()
+    stored.add(row.key for row in rows[:17])
+    again, _ = read(stored=stored)
+    assert [row.key for row in again] == [row.key for row in rows[17:]]
+    assert len(read(at_most=5)[0]) == 5
+
+
+def test_a_damaged_file_and_no_file_stop(read, tmp_path):
+    with pytest.raises(CorpusError, match=r"no file at [^\0]*\n  do: correct the `path`"):
+        read("none.jsonl")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "p", "answer": "a"}\n' * 999)[:-9])
+    with pytest.raises(CorpusError, match=r"damaged or cut short[^\0]*\n  do: fetch it again"):
+        read()
+    (tmp_path / "a.jsonl.gz").unlink()
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CorpusError, match=r"damaged or cut short[^\0]*\n  do: fetch it again"):
+        read()
+
+
+def test_keys_are_a_set_at_any_size():
+    dice = np.random.default_rng(3)
+    names = [f"{int(n):016x}" for n in dice.integers(0, 2**63, 3 * Hashes.NEWEST // 2)]
+    found = Keys()
+    found.add(names[:-7])
+    found.add(names[:99])
+    assert len(found) == len(names) - 7
+    assert all(name in found for name in names[:-7])
+    assert not any(name in found for name in names[-7:])
+
+
+def test_a_key_is_found_while_others_are_added(monkeypatch):
+    """Servers are asked by one thread for what is not in the keys, and another adds those of their answers."""
+    monkeypatch.setattr(Hashes, "NEWEST", 3)
+    found, names = Keys(), [f"{number:016x}" for number in range(1, 4001)]
+    added = [names[0]]
+    found.add(added)
+
+    def add() -> None:
+        for name in names[1:]:
+            found.add([name])
+            added.append(name)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    adding = threading.Thread(target=add)
+    adding.start()
+    missed = 0
+    while adding.is_alive():
+        missed += added[-1] not in found
+    adding.join()
+    sys.setswitchinterval(interval)
+    assert missed == 0

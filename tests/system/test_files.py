@@ -1,0 +1,282 @@
+"""A thing exists when it is whole; a run folder has one owner; what another recipe left is moved, never lost."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastdraft.system.errors import DiskFull, RunError
+from fastdraft.system.files import (
+    claim,
+    finished_last,
+    full_disk_named,
+    locked,
+    recover,
+    remove,
+    short_writes_named,
+    write_json,
+)
+
+
+def write(part: Path, kind: str, content: str) -> None:
+    if kind == "folder":
+        part.mkdir()
+        (part / "inner").mkdir()
+        part = part / "inner" / "file"
+    part.write_text(content)
+
+
+def read(path: Path, kind: str) -> str:
+    return (path / "inner" / "file" if kind == "folder" else path).read_text()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("before", [None, "old"])
+def test_it_appears_whole_or_not_at_all(tmp_path, kind, before):
+    path = tmp_path / "new folder" / "thing"
+    if before:
+        with finished_last(path) as part:
+            write(part, kind, before)
+
+    def stopped() -> None:
+        with finished_last(path) as part:
+            write(part, kind, "new")
+            assert path.exists() == bool(before)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stopped()
+    assert [p.name for p in path.parent.iterdir()] == (["thing"] if before else [])
+    if before:
+        assert read(path, kind) == before
+    with finished_last(path) as part:
+        write(part, kind, "new")
+    assert read(path, kind) == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["thing"]
+
+
+def test_a_body_that_wrote_nothing_leaves_what_was_there(tmp_path):
+    write(tmp_path / "thing", "folder", "old")
+    with pytest.raises(FileNotFoundError), finished_last(tmp_path / "thing"):
+        pass
+    assert read(tmp_path / "thing", "folder") == "old"
+
+
+def test_what_a_killed_process_left_does_not_enter(tmp_path):
+    write(tmp_path / "thing.part", "folder", "half")
+    with finished_last(tmp_path / "thing") as part:
+        assert not part.exists()
+        part.mkdir()
+    assert list((tmp_path / "thing").iterdir()) == []
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+KILLED_WRITING = """
+import sys
+from pathlib import Path
+from fastdraft.system.files import finished_last
+with finished_last(Path(sys.argv[1])) as part:
+    part.mkdir()
+    (part / "file").write_text("half")
+    print("writing", flush=True)
+    input()
+"""
+
+# Stops for good at the n-th rename, as a kill may.
+KILLED_AT_A_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from fastdraft.system.files import finished_last
+left = int(sys.argv[2])
+def count(event, _arguments):
+    global left
+    if event == "os.rename":
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+with finished_last(Path(sys.argv[1])) as part:
+    part.mkdir()
+    (part / "inner").mkdir()
+    (part / "inner" / "file").write_text("new")
+    sys.addaudithook(count)
+"""
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_kill_while_writing_leaves_what_was_there(tmp_path, before):
+    path = tmp_path / "thing"
+    if before:
+        write(path, "folder", before)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITING, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.kill()
+    assert path.exists() == bool(before)
+    if before:
+        assert read(path, "folder") == before
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_at_a_rename_loses_neither_the_old_nor_the_new(tmp_path, renames):
+    path = tmp_path / "thing"
+    write(path, "folder", "old")
+    with child(KILLED_AT_A_RENAME, path, renames) as process:
+        assert process.wait() == -signal.SIGKILL
+    assert path.exists() == (renames == 0)
+    recover(path)
+    assert read(path, "folder") == "old"
+    with finished_last(path) as part:
+        write(part, "folder", "newest")
+    assert read(path, "folder") == "newest"
+    assert [p.name for p in tmp_path.iterdir()] == ["thing"]
+
+
+def test_recovery_leaves_a_whole_new_one_alone(tmp_path):
+    write(tmp_path / "thing", "folder", "new")
+    write(tmp_path / "thing.old", "folder", "old")
+    recover(tmp_path / "thing")
+    assert read(tmp_path / "thing", "folder") == "new"
+    assert not (tmp_path / "thing.old").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_named(tmp_path, number):
+    said = f"no space left while writing {tmp_path}.*\n.*kept.*\n  do: free some space"
+    with pytest.raises(DiskFull, match=said), full_disk_named(tmp_path):
+        raise OSError(number, "full")
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    with pytest.raises(PermissionError), full_disk_named(tmp_path):
+        raise PermissionError(errno.EACCES, "not yours")
+
+
+def test_safetensors_on_a_full_disk_is_named_too(tmp_path, full_disk):
+    """safetensors writes in Rust, and its error is no OSError."""
+    with full_disk(), pytest.raises(DiskFull), finished_last(tmp_path / "weights.safetensors") as part:
+        save_file({"a": torch.zeros(100, 100)}, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_on_a_full_disk_is_named_too(tmp_path, full_disk):
+    """Its error has no number."""
+    with full_disk(), pytest.raises(DiskFull), finished_last(tmp_path / "numbers") as part, short_writes_named():
+        np.zeros((100, 100)).tofile(part)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not yours"), RuntimeError("no such operation")])
+def test_what_is_no_short_write_stays_what_it_is(error):
+    with pytest.raises(type(error)) as caught, short_writes_named():
+        raise error
+    assert caught.value is error
+
+
+def test_json_is_written_whole_with_its_letters(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "狐"})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "name": "狐"\n}\n'
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"name": object()})
+    assert "狐" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_remove_takes_links_and_not_what_they_point_to(tmp_path):
+    write(tmp_path / "kept", "folder", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    remove(tmp_path / "link")
+    remove(tmp_path / "never there")
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from fastdraft.system.files import locked
+with locked(Path(sys.argv[1])):
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_who_holds_the_folder_until_that_one_is_killed(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        said = f"{tmp_path} is in use by process {holder.pid}\n  do: wait for it"
+        with pytest.raises(RunError, match=said), locked(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        with locked(tmp_path):  # although a child that it forked still runs
+            assert (tmp_path / "lock").read_text() == str(os.getpid())
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_the_lock_ends_with_its_block(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
+        raise ZeroDivisionError
+    other = "import sys; from pathlib import Path; from fastdraft.system.files import locked\nwith locked(Path(sys.argv[1])): pass"
+    with child(other, tmp_path / "new") as process:
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_what_is_no_folder_cannot_be_held(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    said = r"file.* is no folder to write into: .*\n  do: choose another one with --keep"
+    with pytest.raises(RunError, match=said), locked(tmp_path / place, "--keep"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_claim_moves_the_folder_of_another_recipe_and_keeps_its_files(tmp_path):
+    folder = tmp_path / "pretrain"
+    assert claim(folder, "one") is None
+    (folder / "work").write_text("of one")
+    assert claim(folder, "one") is None
+    assert (folder / "work").read_text() == "of one"
+    assert claim(folder, "two") == "stale/pretrain-0"
+    assert [p.name for p in folder.iterdir()] == ["key"]
+    (folder / "work").write_text("of two")
+    assert claim(folder, "one") == "stale/pretrain-1"
+    remove(tmp_path / "stale" / "pretrain-0")
+    assert claim(folder, "three") == "stale/pretrain-0", "a number that is free again"
+    assert claim(folder, "four") == "stale/pretrain-2"
+    assert (tmp_path / "stale" / "pretrain-1" / "work").read_text() == "of two"
+
+
+def test_a_folder_without_a_key_is_another_ones(tmp_path):
+    write(tmp_path / "pretrain", "folder", "precious")
+    assert claim(tmp_path / "pretrain", "one") == "stale/pretrain-0"
+    assert read(tmp_path / "stale" / "pretrain-0", "folder") == "precious"
+
+
+def test_claiming_again_does_not_write(tmp_path):
+    """A key cut short by a kill or a full disk would make the work begun there another recipe's."""
+    claim(tmp_path / "pretrain", "one")
+    before = (tmp_path / "pretrain" / "key").stat().st_mtime_ns
+    time.sleep(0.01)
+    claim(tmp_path / "pretrain", "one")
+    assert (tmp_path / "pretrain" / "key").stat().st_mtime_ns == before

@@ -1,0 +1,148 @@
+"""Which draft a phase keeps and where it ends: by what was measured, the same after any interruption."""
+
+import hashlib
+import json
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+
+from fastdraft.maths.schedule import SCHEDULES
+from fastdraft.system.errors import CheckpointError
+from fastdraft.train import early_stopping
+from fastdraft.train.checkpoint import Progress
+from fastdraft.train.loop import train
+
+MEASURES = {"held_out_every_tokens": 1}  # after every step
+
+
+class Stop(Exception):
+    """Not an error of ours."""
+
+
+def stop():
+    raise Stop
+
+
+def jumpy(model) -> dict[str, float]:
+    """A block efficiency that hangs on every bit of the weights, and is highest anywhere."""
+    content = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    return {"block_efficiency": 1 + int(hashlib.sha256(content).hexdigest()[:8], 16) / 2**32}
+
+
+def falling(model) -> dict[str, float]:
+    """One that falls with every step: what is kept is the first draft measured."""
+    falling.value -= 0.01
+    return {"block_efficiency": falling.value}
+
+
+def phase_of(make_phase, folder, measure, **part):
+    phase = make_phase(folder, **MEASURES | part)
+    phase.measure = measure
+    return phase
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def at(step: int, **known) -> Progress:
+    return Progress(step, 100 * step, (step,), 0.0, **known)
+
+
+def test_the_first_of_equals_is_the_best(make_phase, tmp_path):
+    part = make_phase(tmp_path, keep="best").part
+    progress = early_stopping.judged(at(3), 1.5, part)
+    assert (progress.best_step, progress.measures_since_best) == (3, 0)
+    later = early_stopping.judged(at(6, best_step=3, best_block_efficiency=1.5), 1.5, part)
+    assert (later.best_step, later.measures_since_best, early_stopping.kept_step(later)) == (3, 1, 3)
+    assert early_stopping.judged(at(6, best_step=3, best_block_efficiency=1.5), 1.51, part).best_step == 6
+
+
+def test_the_last_is_kept_unless_the_best_is_asked_for(make_phase, tmp_path):
+    part = make_phase(tmp_path).part
+    progress = early_stopping.judged(at(3), 1.5, part)
+    assert (progress.best_step, early_stopping.kept_step(progress)) == (0, 3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("share", "end"), [(0.4, 50), (0.0, 30), (0.75, 100), (1.0, 100)])
+def test_an_early_end_takes_the_decay_that_is_owed(make_phase, tmp_path, schedule, share, end):
+    """At step 30 of 100: the rate begins to fall there, unless it has begun to before."""
+    part = make_phase(tmp_path, early_stop_measures=2, decay_share=share).part
+    once = early_stopping.judged(at(29, best_block_efficiency=2.0), 1.9, part)
+    assert once.end_step is None
+    twice = early_stopping.judged(at(30, best_block_efficiency=2.0, measures_since_best=1), 1.9, part)
+    total = early_stopping.steps_in_all(twice, 100)
+    assert total == end
+    factors = [SCHEDULES[schedule](step, total, 2, share) for step in range(30, total)]
+    assert all(later < earlier for earlier, later in pairwise(factors))
+    if end == 50:
+        assert factors[0] == 1
+        assert 0 < factors[-1] < 0.1
+
+
+def test_the_draft_left_is_the_best_that_was_measured(make_phase, tmp_path):
+    phase = phase_of(make_phase, tmp_path, jumpy, keep="best")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        progress = train(phase)
+    measured = {row["step"]: row["block_efficiency"] for row in rows(tmp_path)}
+    assert len(measured) == 11
+    best = max(measured, key=measured.__getitem__)
+    assert progress.best_step == best
+    assert jumpy(phase.model)["block_efficiency"] == measured[best]
+    told = [f"pretrain keeps the draft of step {best} of 11, the best measured"] if best != 11 else []
+    assert [str(warning.message) for warning in said] == told
+
+
+def test_measuring_changes_nothing(make_phase, make_model, tmp_path):
+    train(make_phase(tmp_path / "plain", make_model(dropout=0.3)))
+    phase = make_phase(tmp_path / "measured", make_model(dropout=0.3))
+    phase.measure = jumpy
+    train(phase)
+    losses = [[row["loss_nats"] for row in rows(tmp_path / name)] for name in ("plain", "measured")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("stops", [(2,), (6, 8), (4, 5, 7)])
+@pytest.mark.filterwarnings("ignore:pretrain (keeps|ended)")
+def test_a_stopped_phase_chooses_what_an_undisturbed_one_does(make_phase, interrupted, tmp_path, keep, stops):
+    """Whatever was measured between the last checkpoint and the stop is measured again."""
+    part = {"keep": keep, "early_stop_measures": 4}
+    whole = phase_of(make_phase, tmp_path / "whole", jumpy, **part)
+    wanted = train(whole)
+    for last in stops:
+        with pytest.raises(Stop):
+            train(interrupted(phase_of(make_phase, tmp_path / "stopped", jumpy, **part), {3, 7}, last, stop))
+    phase = phase_of(make_phase, tmp_path / "stopped", jumpy, **part)
+    found = train(phase)
+    names = ("step", "best_step", "best_block_efficiency", "measures_since_best", "end_step")
+    assert [getattr(found, name) for name in names] == [getattr(wanted, name) for name in names]
+    assert all(map(torch.equal, phase.model.parameters(), whole.model.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:pretrain (keeps|ended)")
+def test_a_phase_whose_measure_only_falls_ends_early_with_its_first_draft(make_phase, tmp_path):
+    falling.value = 2.0
+    phase = phase_of(make_phase, tmp_path, falling, keep="best", early_stop_measures=3, decay_share=0.2)
+    progress = train(phase)
+    assert (progress.step, progress.best_step, phase.planned_steps) == (5, 1, 11)
+    rates = [row["learning_rate"] for row in rows(tmp_path)]
+    assert rates[3] >= rates[4] > 0
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-00000001", "checkpoint-00000005"]
+
+
+def test_the_best_draft_is_kept_beside_the_last_two_and_named_where_it_is_damaged(make_phase, interrupted, tmp_path):
+    falling.value = 2.0
+    phase = phase_of(make_phase, tmp_path, falling, keep="best")
+    with pytest.warns(UserWarning, match="keeps the draft of step 1 of 11"):
+        train(interrupted(phase, {2, 4, 6, 8}, -1, stop))
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-00000001", "checkpoint-00000008", "checkpoint-00000011"]
+    (tmp_path / "checkpoint-00000001" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/checkpoint-00000001, the best of .* is damaged .*\n  do: "):
+        train(phase_of(make_phase, tmp_path, falling, keep="best"))
