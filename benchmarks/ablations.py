@@ -1,7 +1,7 @@
 """The paper's ablations on the demo: how much PT pays, and what CP is best made of, over several seeds.
 
     python benchmarks/ablations.py runs/ablations                          # both, three seeds, the demo's own tokens
-    python benchmarks/ablations.py runs/ablations --share 0.3 --what pt    # one of them, at a share of the tokens
+    python benchmarks/ablations.py runs/ablations --fraction 0.3 --what pt    # one of them, at a share of the tokens
 
 pt: block efficiency against the tokens of PT at five sizes, after PT alone and after the demo's own CP and FT.
 cp: CP as the paper does it (PT on text, then code with text); on code alone; no CP, but the same tokens of each source
@@ -49,24 +49,24 @@ class Run(NamedTuple):
     cards: dict[str, DraftCard]
 
     def tau(self, stage: str, place: tuple[str, float] | None = None) -> float:
-        """Block efficiency after a phase, in one task and law or in the mean over all."""
+        """Block efficiency after a phase, in one task and distribution or in the mean over all."""
         mine = [r for r in self.results if r.stage == stage and place in (None, (r.task, r.temperature))]
         return mean(next(at.block_efficiency.value for at in r.gammas if at.gamma == GAMMA) for r in mine)
 
 
-def sizes(share: float) -> list[Variant]:
+def sizes(fraction: float) -> list[Variant]:
     """Five amounts of PT."""
     found = []
     for size in SIZES:
-        tokens = demo.tokens_of("pretrain", share * size)
+        tokens = demo.tokens_of("pretrain", fraction * size)
         folder = "paper" if size == 1 else f"pt-{size:g}"
         found.append(Variant(f"{tokens:,}", folder, {"pretrain.train_tokens": tokens}))
     return found
 
 
-def orders(share: float) -> list[Variant]:
+def orders(fraction: float) -> list[Variant]:
     """Four ways from text and code to a draft; all but `code alone` see the same tokens of each source."""
-    first, then = (demo.tokens_of(phase, share) for phase in ("pretrain", "continue"))
+    first, then = (demo.tokens_of(phase, fraction) for phase in ("pretrain", "continue"))
     part = resolve(RECIPE).recipe.continue_
     code = round(then * part.mix["code"] / sum(part.mix.values()))
     text = first + then - code
@@ -83,7 +83,7 @@ def orders(share: float) -> list[Variant]:
 
 def made(variant: Variant, seed: int, asked: argparse.Namespace) -> Run:
     """One run, from its folder where it is done."""
-    keys = demo.demo_at(asked.share, seed, "ablations") | {"evaluate.measure_prompts": 0} | variant.keys
+    keys = demo.demo_at(asked.fraction, seed, "ablations") | {"evaluate.validation_prompts": 0} | variant.keys
     keys |= dict(key.split("=", 1) for key in asked.keys)
     if variant.keys.get("continue") == "null":
         del keys["continue.train_tokens"]
@@ -116,7 +116,7 @@ def size_table(runs: Sequence[Run]) -> str:
         taus = [spread([r.tau(stage) for r in mine]) for stage in ("pretrain", "continue", "align")]
         rows.append([tokens, *nats, *taus])
     header = ["PT tokens", "held-out text after PT, nats", "held-out code", "after PT", "after CP", "after FT"]
-    return table(f"block efficiency at gamma {GAMMA} by PT tokens, mean over tasks and laws", header, rows)
+    return table(f"block efficiency at gamma {GAMMA} by PT tokens, mean over tasks and distributions", header, rows)
 
 
 def order_table(runs: Sequence[Run]) -> str:
@@ -146,7 +146,7 @@ def draw_sizes(runs: Sequence[Run], axes: Any) -> None:
 
 
 def draw_orders(runs: Sequence[Run], axes: Any) -> None:
-    """A bar for each way, tasks and laws apart."""
+    """A bar for each way, tasks and distributions apart."""
     groups = grouped(runs)
     places = sorted({(r.task, r.temperature) for r in runs[0].results})
     for number, (name, mine) in enumerate(groups.items()):
@@ -175,17 +175,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
-    parser.add_argument("--share", type=float, default=1.0, help="share of the demo's tokens and prompts")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the demo's tokens and prompts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13])
     parser.add_argument("--keys", nargs="*", default=[], metavar="KEY=VALUE", help="further keys of the recipe")
     asked = parser.parse_args()
     need("matplotlib", "view").use("Agg")
     from matplotlib.figure import Figure
 
-    told = [f"The demo at {asked.share:g} of its tokens, seeds {', '.join(map(str, asked.seeds))}: mean ± deviation."]
+    told = [
+        f"The demo at {asked.fraction:g} of its tokens, seeds {', '.join(map(str, asked.seeds))}: mean ± deviation."
+    ]
     for what in asked.what:
         variants, words, draw = WHAT[what]
-        runs = all_made(variants(asked.share), asked)
+        runs = all_made(variants(asked.fraction), asked)
         told.append(words(runs))
         picture = Figure(figsize=(8, 4.5), layout="constrained")
         draw(runs, picture.subplots())

@@ -1,7 +1,7 @@
 """Which alignment gains most? The paper's recipe beside each objective and mixture, at equal tokens and parameters.
 
     python benchmarks/alignment.py runs/alignment                                  # all arms, seeds, targets
-    python benchmarks/alignment.py runs/alignment --share 0.1 --seeds 7 --arms paper kl half --targets demo
+    python benchmarks/alignment.py runs/alignment --fraction 0.1 --seeds 7 --arms paper kl half --targets demo
 
 An arm is the recipe of a target with other keys, in one table (`ARMS`); `share` is the share of its tokens and prompts.
 Arms of a seed share every stage of the same key by hard links, and the target's completions of held-out prompts. The
@@ -32,14 +32,15 @@ from fastdraft.config import Recipe, TargetPart, TrainPart
 from fastdraft.config.resolve import resolve
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.target import open_config, parameters
-from fastdraft.pipeline.stages import key_of, road
+from fastdraft.pipeline.stages import key_of, stages_of
 from fastdraft.results.evaluation import EvaluationCard, TaskResult
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.cards import card_key, read_card
 
 # The second target lies beside the repository; it is left out where it is absent.
 TARGETS = {"demo": Path("recipes/demo.yaml"), "stories260k": Path("recipes/stories260k.yaml")}
-# What every arm begins with, whatever the recipe has become: phases as in the paper, which aligns least, and no law.
+# What every arm begins with, whatever the recipe has become: phases as in the paper, which aligns least, and no
+# distribution.
 BEGINNING: dict[str, dict[str, Any]] = {
     "demo": {
         **{"pretrain.train_tokens": 1_400_000, "continue.train_tokens": 1_500_000, "align.train_tokens": 1_000_000},
@@ -48,14 +49,14 @@ BEGINNING: dict[str, dict[str, Any]] = {
     },
     "stories260k": {"pretrain.train_tokens": 500_000, "align.train_tokens": 2_000_000, "synthesize.prompts": 3200},
 }
-WORDS = {"align.objective": "cross_entropy", "align.target_law": "live", "synthesize.top_logprobs": 0}
+WORDS = {"align.objective": "cross_entropy", "align.teacher_logits": "online", "synthesize.top_logprobs": 0}
 GAMMAS = (3, 5)
 TEMPERATURES = (0.0, 0.6, 1.0)
 REFERENCES = PAPER, SAME_START = "paper", "ce"
 HALF = "{forward_kl: 0.5, total_variation: 0.5}"
 WITH_WORDS = "{cross_entropy: 0.5, forward_kl: 0.25, total_variation: 0.25}"
 SERVED, PAPERS = "{0.0: 1, 1.0: 3}", "{0.0: 1, 0.6: 1, 0.8: 1, 1.0: 1}"
-STORED = {"synthesize.top_logprobs": 16, "align.target_law": "stored"}
+STORED = {"synthesize.top_logprobs": 16, "align.teacher_logits": "offline"}
 MORE_STORED, MOST_STORED = (STORED | {"synthesize.top_logprobs": kept} for kept in (64, 256))
 EARLIER = ("pretrain", "continue")
 # About as many parameters in more layers: 628 416 for 631 104, with two heads of 32 for one of 64; 80 304 for 81 264.
@@ -64,13 +65,13 @@ DEEP = {
     "stories260k": {"draft.layers": 4, "draft.intermediate_size": 48},
 }
 # Prompts as long as those that are measured; stories260k has them so in any case.
-SERVED_PROMPTS = {"demo": {"synthesize.prompt_tokens": 64, "align.sequence_tokens": 192}}
-# A smaller model of the target's vocabulary, which learned the target's law on the corpora: 1.9M for 5.8M, 124 000 for
-# 260 000 (two of five layers).
+SERVED_PROMPTS = {"demo": {"synthesize.max_prompt_tokens": 64, "align.sequence_tokens": 192}}
+# A smaller model of the target's vocabulary, which learned the target's distribution on the corpora: 1.9M for 5.8M, 124
+# 000 for 260 000 (two of five layers).
 SIBLINGS: dict[str, dict[str, Any]] = {
     "demo": {"draft.params_millions": 1.9},
     "stories260k": {
-        **{"draft.start": "prune:../shared/targets/stories260k", "draft.layers": 2},
+        **{"draft.init": "prune:../shared/targets/stories260k", "draft.layers": 2},
         **dict.fromkeys(("draft.hidden_size", "draft.intermediate_size"), "null"),
     },
 }
@@ -91,7 +92,7 @@ SERVED_AS_PAPER = {"synthesize.temperatures": PAPERS}
 AS_PAPER = {**CROSS_ENTROPY, **SERVED_AS_PAPER}
 DEEP_SERVED = {"deep": True, "served": True, **SERVED_AS_PAPER, **MORE_STORED}
 ARMS: dict[str, dict[str, Any]] = {
-    PAPER: {"draft.start": "random", **AS_PAPER},
+    PAPER: {"draft.init": "random", **AS_PAPER},
     SAME_START: AS_PAPER,
     "kl": {"align.objective": "forward_kl", **SERVED_AS_PAPER},
     "tv": {"align.objective": "total_variation", **SERVED_AS_PAPER},
@@ -107,10 +108,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "stored_kl": {"align.objective": "forward_kl", **STORED},
     "stored_half": {"align.objective": HALF, **SERVED_AS_PAPER, **STORED},
     "stored_with_words": {"align.objective": WITH_WORDS, **SERVED_AS_PAPER, **STORED},
-    "half_of_some": {"align.objective": HALF, "align.law_share": 0.25, **SERVED_AS_PAPER},
+    "half_of_some": {"align.objective": HALF, "align.teacher_fraction": 0.25, **SERVED_AS_PAPER},
     "half_of_sibling": {"align.objective": HALF, "align.teacher": "sibling", **SERVED_AS_PAPER},
     "kl_of_some_stored_half": {
-        **{"earlier.objective": "forward_kl", "earlier.law_share": 0.1, "align.objective": HALF, **SERVED_AS_PAPER},
+        **{
+            "earlier.objective": "forward_kl",
+            "earlier.teacher_fraction": 0.1,
+            "align.objective": HALF,
+            **SERVED_AS_PAPER,
+        },
         **STORED,
     },
     "kl_of_sibling_stored_half": {
@@ -140,13 +146,13 @@ ARMS: dict[str, dict[str, Any]] = {
         **{"align.objective": HALF, "tokens": "align", "prompts": 16, "served": True, **SERVED_AS_PAPER},
         **MOST_STORED,
     },
-    "deep_paper": {"draft.start": "random", "deep": True, **AS_PAPER},
+    "deep_paper": {"draft.init": "random", "deep": True, **AS_PAPER},
     "deep_stored_half": {"align.objective": HALF, **DEEP_SERVED},
     "deep_ce": {"deep": True, **AS_PAPER},
     "deep_stored_with_words": {"align.objective": WITH_WORDS, **DEEP_SERVED},
     "deep_longer_stored_half": {"align.objective": HALF, **DEEP_SERVED, "prompts": 0.5, "longer": 1.5},
     "deep_random_longer_stored_half": {
-        **{"draft.start": "random", "align.objective": HALF, "prompts": 0.5, "longer": 1.5},
+        **{"draft.init": "random", "align.objective": HALF, "prompts": 0.5, "longer": 1.5},
         **DEEP_SERVED,
     },
     "deep_no_pt_stored_half": {"align.objective": HALF, "tokens": "align", **DEEP_SERVED},
@@ -243,21 +249,21 @@ def pruned(recipe: Recipe) -> dict[str, object]:
     """The recipe's own shape, cut out of the target."""
     shape = init.shape_of(recipe.target, recipe.draft)
     sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
-    return {"draft.start": f"prune:{recipe.target.path}"} | {f"draft.{size}": getattr(shape, size) for size in sizes}
+    return {"draft.init": f"prune:{recipe.target.path}"} | {f"draft.{size}": getattr(shape, size) for size in sizes}
 
 
-def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "demo") -> list[str]:
+def overrides(target: str, arm: str, seed: int, fraction: float, sibling: str = "demo") -> list[str]:
     """The keys of a target's recipe for an arm; `sibling` is the target's, a path."""
     beginning = WORDS | BEGINNING[target]
     recipe = resolve(TARGETS[target], [f"{key}={value}" for key, value in beginning.items()]).recipe
     parts, change = phases(recipe), dict(ARMS[arm])
     longer = change.pop("longer", 1)
-    tokens = {name: round(part.train_tokens * share * longer) for name, part in parts.items()}
+    tokens = {name: round(part.train_tokens * fraction * longer) for name, part in parts.items()}
     keys: dict[str, object] = {
         **WORDS,
-        **{"seed": seed, "name": "alignment", "evaluate.judge_prompts": 0, "evaluate.measure_prompts": 0},
+        **{"seed": seed, "name": "alignment", "evaluate.verify_prompts": 0, "evaluate.validation_prompts": 0},
         **{"evaluate.temperatures": list(TEMPERATURES), "evaluate.gammas": list(GAMMAS)},
-        "synthesize.prompts": round(recipe.synthesize.prompts * share * change.pop("prompts", 1)),
+        "synthesize.prompts": round(recipe.synthesize.prompts * fraction * change.pop("prompts", 1)),
         **{key: value for key, value in beginning.items() if key.startswith("draft.")},
     }
     if change.pop("prune", False):
@@ -275,7 +281,7 @@ def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "de
         tokens = {"align": sum(tokens.values())}
         keys |= dict.fromkeys(set(EARLIER) & set(parts), "null")
     keys |= {f"{name}.train_tokens": count for name, count in tokens.items()}
-    keys |= {f"{name}.warmup_steps": round(parts[name].warmup_steps * share) for name in tokens}
+    keys |= {f"{name}.warmup_steps": round(parts[name].warmup_steps * fraction) for name in tokens}
     for key, value in change.items():
         value = sibling if value == "sibling" else value
         part, _, name = key.partition(".")
@@ -284,11 +290,11 @@ def overrides(target: str, arm: str, seed: int, share: float, sibling: str = "de
     return [f"{key}={value}" for key, value in sorted(keys.items())]
 
 
-def sibling_of(target: str, share: float, threads: int, root: Path) -> Path:
+def sibling_of(target: str, fraction: float, threads: int, root: Path) -> Path:
     """The target's sibling, made where it is not there yet: on as many tokens as an arm, all of the corpora's text."""
     recipe = resolve(TARGETS[target], [f"{key}={value}" for key, value in BEGINNING[target].items()]).recipe
     parts, folder = phases(recipe), root / target / "sibling"
-    tokens = round(sum(part.train_tokens for part in parts.values()) * share)
+    tokens = round(sum(part.train_tokens for part in parts.values()) * fraction)
     keys = SIBLINGS[target] | {"name": "sibling", "pretrain.objective": "forward_kl", "pretrain.train_tokens": tokens}
     keys |= {"pretrain.mix": mixed(parts)} if "continue" in parts else {}
     make(target, [f"{key}={value}" for key, value in keys.items()], threads, folder, "--until", "pretrain")
@@ -308,16 +314,18 @@ def size(model: str) -> int:
 
 
 def read_tokens(recipe: Recipe, cards: dict[str, DraftCard]) -> int:
-    """Tokens that the target reads while drafts learn its law; those of a sibling at its share of the parameters."""
-    live = {name: part for name, part in phases(recipe).items() if part.asks_target}
+    """Tokens that the target reads while drafts learn its distribution; those of a sibling at its share of the
+    parameters.
+    """
+    live = {name: part for name, part in phases(recipe).items() if part.needs_teacher}
     sizes = {name: size(part.teacher or recipe.target.path) / size(recipe.target.path) for name, part in live.items()}
-    return round(sum(cards[name].trained_tokens * part.law_share * sizes[name] for name, part in live.items()))
+    return round(sum(cards[name].trained_tokens * part.teacher_fraction * sizes[name] for name, part in live.items()))
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
     """The key of each stage's card."""
     keys: dict[str, str] = {}
-    for stage in road(recipe):
+    for stage in stages_of(recipe):
         keys[stage.name] = key_of(stage, recipe, keys)
     return keys
 
@@ -336,10 +344,10 @@ def share_with(others: list[Path], folder: Path, keys: dict[str, str]) -> None:
             (mine / "key").write_text(keys["evaluate"])  # begun, by this very recipe: the stage goes on from there
 
 
-def made(target: str, arm: str, seed: int, share: float, threads: int, root: Path) -> Run:
+def made(target: str, arm: str, seed: int, fraction: float, threads: int, root: Path) -> Run:
     """One run, from its folder where it is done."""
-    sibling = sibling_of(target, share, threads, root) if "sibling" in ARMS[arm].values() else Path("demo")
-    given = overrides(target, arm, seed, share, str(sibling))
+    sibling = sibling_of(target, fraction, threads, root) if "sibling" in ARMS[arm].values() else Path("demo")
+    given = overrides(target, arm, seed, fraction, str(sibling))
     folder = root / target / f"seed-{seed}" / arm
     recipe = resolve(TARGETS[target], given).recipe
     folder.mkdir(parents=True, exist_ok=True)
@@ -387,20 +395,20 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([f"\n{title}\n", *lines])
 
 
-def law(temperature: float) -> str:
+def sampling(temperature: float) -> str:
     """The column of a temperature."""
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
 def efficiencies(runs: list[Run], gamma: int) -> str:
-    """Block efficiency of each arm on each task under each law."""
+    """Block efficiency of each arm on each task under each distribution."""
     tasks = sorted({result.task for result in runs[0].results})
     places = [(task, temperature) for task in tasks for temperature in TEMPERATURES]
     rows = [
         [arm, *(interval([tau(run, gamma, *place) for run in mine]) for place in places)]
         for arm, mine in by_arm(runs).items()
     ]
-    return table(f"block efficiency, gamma {gamma}", ["arm", *(f"{t}, {law(at)}" for t, at in places)], rows)
+    return table(f"block efficiency, gamma {gamma}", ["arm", *(f"{t}, {sampling(at)}" for t, at in places)], rows)
 
 
 def gained(runs: list[Run], gamma: int, reference: str) -> str:
@@ -418,7 +426,7 @@ def gained(runs: list[Run], gamma: int, reference: str) -> str:
         costs = [mean(run.cost(ratio) / beside.cost(ratio) for run, beside in pairs) for ratio in PAIRS.values()]
         rows.append([arm, *(interval(cells, "{:+.0%}") for cells in columns), *(f"{cost:.2f}" for cost in costs)])
     kinds = ["", *(f", {task}" for task in tasks if len(tasks) > 1)]
-    names = [f"{law(at)}{kind}" for at in TEMPERATURES for kind in kinds]
+    names = [f"{sampling(at)}{kind}" for at in TEMPERATURES for kind in kinds]
     title = f"tokens gained relative to `{reference}`, gamma {gamma}, and total cost relative to it at the sizes of"
     return table(f"{title} {', '.join(PAIRS)}", ["arm", *names, *(f"cost, {pair}" for pair in PAIRS)], rows)
 
@@ -441,13 +449,13 @@ def taken(runs: list[Run]) -> str:
     return table("what it took, mean over seeds", header, rows)
 
 
-def report(runs: list[Run], share: float) -> str:
+def report(runs: list[Run], fraction: float) -> str:
     """All tables of all targets."""
     told = []
     for target in dict.fromkeys(run.target for run in runs):
         mine = [run for run in runs if run.target == target]
         seeds = sorted({run.seed for run in mine})
-        said = f"At {share:g} of its tokens, seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them."
+        said = f"At {fraction:g} of its tokens, seeds {', '.join(map(str, seeds))}; mean and 95 % interval over them."
         told.append(f"\n# {target}\n\n{said}")
         there = [reference for reference in REFERENCES if reference in by_arm(mine)]
         for gamma in GAMMAS:
@@ -472,7 +480,7 @@ def main() -> None:
     """Make what is not made yet; print the tables of what is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="share of the recipe's tokens and prompts")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the recipe's tokens and prompts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
@@ -483,10 +491,10 @@ def main() -> None:
     for target in here(asked.targets):
         for seed in asked.seeds:
             for arm in known(target, arms):
-                runs.append(made(target, arm, seed, asked.share, asked.threads, asked.folder))
+                runs.append(made(target, arm, seed, asked.fraction, asked.threads, asked.folder))
                 print(f"{target}, seed {seed}, {arm}: {runs[-1].seconds:.0f} s of training", file=sys.stderr)
-                (asked.folder / "report.md").write_text(report(runs, asked.share) + "\n", encoding="utf-8")
-    print(report(runs, asked.share))
+                (asked.folder / "report.md").write_text(report(runs, asked.fraction) + "\n", encoding="utf-8")
+    print(report(runs, asked.fraction))
 
 
 if __name__ == "__main__":

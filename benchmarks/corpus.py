@@ -51,7 +51,7 @@ def real_text(folder: Path) -> Text:
     """A tenth of this machine's Python sources, as tokens."""
     part, frame = TargetPart(path="demo"), folder / "tokenizer.json"
     write_tokenizer(target.open_tokenizer(part).backend_tokenizer, frame, None, target.card(part)["eos_ids"][0])
-    source = SourcePart(source="python_code", sample_share=0.1, held_out_share=0)
+    source = SourcePart(source="python_code", sample_fraction=0.1, held_out_fraction=0)
     card = write_source("code", source, TokenizePart(), frame, folder / "code", seed=7)
     (file,) = card.train.files
     shard = folder / "code" / "train" / "shards" / file.name

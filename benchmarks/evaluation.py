@@ -1,7 +1,7 @@
 """One-pass scoring beside real speculative decoding (transformers), gamma 1 to 8: the same numbers, at what cost?
 
     .venv/bin/python benchmarks/evaluation.py DRAFT [--target demo] [--task humaneval=FILE] [--prompts 24]
-        [--completion-tokens 64] [--temperature 0.6]
+        [--max-new-tokens 64] [--temperature 0.6]
 
 Real decoding writes texts of its own. Both are measured on the same prompts; the cost of real decoding is then scaled
 by the square of (width of its intervals / width of the one-pass intervals), the share of prompts that it would need to
@@ -29,7 +29,7 @@ from fastdraft.evaluate.one_pass import Subject, acceptances, pooled, resampled_
 from fastdraft.evaluate.tasks import tasks_of
 from fastdraft.models import target
 from fastdraft.results.evaluation import Estimate, TaskResult
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.write import Decoding
 
@@ -42,7 +42,7 @@ class Pair:
 
     target: PreTrainedModel
     draft: PreTrainedModel
-    completion_tokens: int
+    max_new_tokens: int
     eos: frozenset[int]
 
 
@@ -62,18 +62,18 @@ def one_pass(pair: Pair, rows: Sequence[Completion]) -> TaskResult:
 def real(pair: Pair, rows: Sequence[Completion], gamma: int) -> Estimate:
     """Block efficiency of real decoding after the same prompts."""
     torch.manual_seed(SEED + gamma)
-    runs = [decode(row, pair.target, pair.draft, gamma, pair.completion_tokens, pair.eos) for row in rows]
+    runs = [decode(row, pair.target, pair.draft, gamma, pair.max_new_tokens, pair.eos) for row in rows]
     tokens_B = torch.tensor([len(run.tokens) for run in runs])
     forwards_B = torch.tensor([run.forwards for run in runs])
     return pooled(tokens_B, forwards_B, resampled_prompts(len(rows), RESAMPLES, SEED))
 
 
-def written(pair: Pair, task: str, part: TargetPart, law: Law, prompts: int) -> list[Completion]:
+def written(pair: Pair, task: str, part: TargetPart, sampling: SamplingParams, prompts: int) -> list[Completion]:
     """What the target writes once."""
     tokenizer, context = target.open_tokenizer(part), int(pair.target.config.get_text_config().max_position_embeddings)
-    (found,) = tasks_of([task], tokenizer, context, prompts, pair.completion_tokens)
-    requests = [Request(prompt, law) for prompt in found.prompts]
-    how = Decoding(pair.completion_tokens, pair.eos, SEED, "", 64, min(pair.eos))
+    (found,) = tasks_of([task], tokenizer, context, prompts, pair.max_new_tokens)
+    requests = [Request(prompt, sampling) for prompt in found.prompts]
+    how = Decoding(pair.max_new_tokens, pair.eos, SEED, "", 64, min(pair.eos))
     with TemporaryDirectory() as folder:
         return complete(pair.target, requests, how, CompletionStore(Path(folder)), "completions")
 
@@ -90,10 +90,10 @@ def shown(estimate: Estimate) -> str:
 
 def report(pair: Pair, rows: Sequence[Completion], writing_seconds: float) -> None:
     """A row a gamma, then the whole."""
-    decode(rows[0], pair.target, pair.draft, 2, pair.completion_tokens, pair.eos)
+    decode(rows[0], pair.target, pair.draft, 2, pair.max_new_tokens, pair.eos)
     found = [timed(lambda: one_pass(pair, rows)) for _ in range(REPEATS)]
     seconds, result = sorted(found, key=lambda each: each[0])[REPEATS // 2]
-    print(f"{len(rows)} prompts, {result.tokens:,} tokens, {rows[0].law}, {torch.get_num_threads()} threads")
+    print(f"{len(rows)} prompts, {result.tokens:,} tokens, {rows[0].sampling}, {torch.get_num_threads()} threads")
     print(
         f"one pass, {len(GAMMAS)} gammas: {seconds:.3f} s, the target's completions before it {writing_seconds:.1f} s\n"
     )
@@ -104,7 +104,7 @@ def report(pair: Pair, rows: Sequence[Completion], writing_seconds: float) -> No
         cost, tau = timed(lambda gamma=at.gamma: real(pair, rows, gamma))
         measured.append((cost, tau))
         print(f"| {at.gamma} | {shown(at.block_efficiency)} | {shown(tau)} | {cost:.1f} |", flush=True)
-    whole(measured, [at.block_efficiency for at in result.gammas], seconds, rows[0].law.greedy)
+    whole(measured, [at.block_efficiency for at in result.gammas], seconds, rows[0].sampling.greedy)
 
 
 def whole(measured: Sequence[tuple[float, Estimate]], one: Sequence[Estimate], seconds: float, greedy: bool) -> None:
@@ -124,20 +124,22 @@ def overlap(left: Estimate, right: Estimate) -> bool:
 
 
 def main() -> None:
-    """Print a table of one law."""
+    """Print a table of one distribution."""
     parser = argparse.ArgumentParser()
     parser.add_argument("draft", type=Path)
     parser.add_argument("--target", default="demo")
     parser.add_argument("--task", default="humaneval")
     parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--completion-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.6)
     options = parser.parse_args()
     target.quiet()
     part, cpu = TargetPart(path=options.target), torch.device("cpu")
     models = [target.open_model(each, cpu) for each in (part, TargetPart(path=str(options.draft.resolve())))]
-    pair = Pair(models[0], models[1], options.completion_tokens, frozenset(target.card(part)["eos_ids"]))
-    seconds, rows = timed(lambda: written(pair, options.task, part, Law(options.temperature), options.prompts))
+    pair = Pair(models[0], models[1], options.max_new_tokens, frozenset(target.card(part)["eos_ids"]))
+    seconds, rows = timed(
+        lambda: written(pair, options.task, part, SamplingParams(options.temperature), options.prompts)
+    )
     report(pair, rows, seconds)
 
 

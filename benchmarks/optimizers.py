@@ -1,7 +1,7 @@
 """Muon for matrices and AdamW for the rest, or AdamW alone? The demo's draft at equal tokens, over several seeds.
 
     python benchmarks/optimizers.py runs/optimizers               # half of the demo's PT and CP tokens, three seeds
-    python benchmarks/optimizers.py runs/optimizers --share 1
+    python benchmarks/optimizers.py runs/optimizers --fraction 1
 
 One phase on code and text in equal parts. Each way first tries a few learning rates with the first seed; the one that
 ends with the highest block efficiency is run with all. Curves are the rows of metrics.jsonl: held-out loss and block
@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 def made(way: str, rate: float, seed: int, asked: argparse.Namespace) -> Run:
     """One run, from its folder where it is done."""
-    tokens = sum(demo.tokens_of(phase, asked.share) for phase in ("pretrain", "continue"))
+    tokens = sum(demo.tokens_of(phase, asked.fraction) for phase in ("pretrain", "continue"))
     (key,) = TRIED[way]
     keys: dict[str, Any] = {"seed": seed, "name": "optimizers", "continue": "null", "synthesize": "null"}
     keys |= {"align": "null", "pretrain.mix": "{code: 1, text: 1}", "pretrain.train_tokens": tokens}
@@ -85,8 +85,8 @@ def reached(run: Run, curve: str, wanted: float, by: str) -> float | None:
         if sign * row[curve] >= sign * wanted:
             if before is None:
                 return row[by]
-            share = (wanted - before[curve]) / (row[curve] - before[curve])
-            return before[by] + share * (row[by] - before[by])
+            fraction = (wanted - before[curve]) / (row[curve] - before[curve])
+            return before[by] + fraction * (row[by] - before[by])
         before = row
     return None
 
@@ -155,7 +155,7 @@ def main() -> None:
     """Make what is not made yet; print the tables and draw the curves of what is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=0.5, help="share of the demo's tokens of PT and CP")
+    parser.add_argument("--fraction", type=float, default=0.5, help="share of the demo's tokens of PT and CP")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13])
     parser.add_argument("--keys", nargs="*", default=[], metavar="KEY=VALUE", help="further keys of the recipe")
     asked = parser.parse_args()
@@ -165,7 +165,9 @@ def main() -> None:
     first = tried(asked)
     chosen = best(first)
     runs = [made(way, rate, seed, asked) for seed in asked.seeds for way, rate in chosen.items()]
-    told = [f"The demo's draft at {asked.share:g} of its PT and CP tokens, seeds {', '.join(map(str, asked.seeds))}."]
+    told = [
+        f"The demo's draft at {asked.fraction:g} of its PT and CP tokens, seeds {', '.join(map(str, asked.seeds))}."
+    ]
     told += [rates_table(first), ends_table(runs), sooner_table(runs)]
     picture = Figure(figsize=(9, 9), layout="constrained")
     draw(runs, picture)

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastdraft.config import Recipe
 from fastdraft.config.resolve import resolve
-from fastdraft.pipeline.stages import key_of, road
+from fastdraft.pipeline.stages import key_of, stages_of
 from fastdraft.system.cards import card_key
 
 RECIPE = Path("recipes/demo.yaml")
@@ -26,18 +26,18 @@ SHARED = ("target", "tokenize", "pretrain", "continue", "synthesize")
 WRITTEN = ("evaluate", "measure")
 
 
-def tokens_of(phase: str, share: float) -> int:
+def tokens_of(phase: str, fraction: float) -> int:
     """The tokens of a phase of the demo at a share of them."""
     recipe = resolve(RECIPE).recipe
     part = {"pretrain": recipe.pretrain, "continue": recipe.continue_, "align": recipe.align}[phase]
-    return round(part.train_tokens * share)
+    return round(part.train_tokens * fraction)
 
 
-def demo_at(share: float, seed: int, name: str) -> dict[str, Any]:
-    """The keys of the demo at a share of its tokens and prompts, without its judge."""
-    prompts = round(resolve(RECIPE).recipe.synthesize.prompts * share)
-    keys: dict[str, Any] = {"seed": seed, "name": name, "evaluate.judge_prompts": 0, "synthesize.prompts": prompts}
-    return keys | {f"{phase}.train_tokens": tokens_of(phase, share) for phase in PHASES}
+def demo_at(fraction: float, seed: int, name: str) -> dict[str, Any]:
+    """The keys of the demo at a share of its tokens and prompts, without its verification."""
+    prompts = round(resolve(RECIPE).recipe.synthesize.prompts * fraction)
+    keys: dict[str, Any] = {"seed": seed, "name": name, "evaluate.verify_prompts": 0, "synthesize.prompts": prompts}
+    return keys | {f"{phase}.train_tokens": tokens_of(phase, fraction) for phase in PHASES}
 
 
 def made(folder: Path, first: Path, keys: Mapping[str, Any], threads: int, until: str | None = None) -> None:
@@ -53,7 +53,7 @@ def made(folder: Path, first: Path, keys: Mapping[str, Any], threads: int, until
 def keys_of(recipe: Recipe) -> dict[str, str]:
     """The key of each stage's card."""
     keys: dict[str, str] = {}
-    for stage in road(recipe):
+    for stage in stages_of(recipe):
         keys[stage.name] = key_of(stage, recipe, keys)
     return keys
 

@@ -6,7 +6,7 @@ The server is a process of its own on loopback. `demo` serves the packaged targe
 places; a number serves ready-made answers at that many tokens a second and no more, so that what is missing is the
 client's doing alone. The bare client writes ready-made requests to sockets and reads bytes, nothing else, with several
 numbers of requests in flight: its best is the server's saturated throughput. Ours has the default of
-synthesize.server.requests_at_once, checks each answer and writes the rows; none is rescored. Both clients' own CPU
+synthesize.server.concurrent_requests, checks each answer and writes the rows; none is rescored. Both clients' own CPU
 seconds are told too, which other processes on the machine disturb less than the clock's.
 """
 
@@ -33,14 +33,14 @@ import torch
 
 from fastdraft.config import ServerPart
 from fastdraft.models import target
-from fastdraft.synthesize.completions import CompletionStore, Law, Request
+from fastdraft.synthesize.completions import CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.decode import generate
 from fastdraft.synthesize.engine_server import Servers
 from fastdraft.synthesize.write import Decoding, as_given, keyed, write
 from fastdraft.system.progress import Bar
 from synthesis import EOS, PART, prompts
 
-MODEL, PLACES, IN_FLIGHT, LAW = "served", 16, (16, 32, 64), Law(1.0)
+MODEL, PLACES, IN_FLIGHT, SAMPLING = "served", 16, (16, 32, 64), SamplingParams(1.0)
 TOKENIZER = target.open_tokenizer(PART)
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
 Answer = Callable[[bytes], Awaitable[bytes]]
@@ -50,7 +50,7 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 
 
 def said(tokens: Sequence[int], logp: Sequence[float]) -> bytes:
-    """An answer as vLLM says it, where one likeliest token is asked for."""
+    """An answer as vLLM says it, where one most likely token is asked for."""
     names = [f"token_id:{token}" for token in tokens]
     likeliest = [{name: value} for name, value in zip(names, logp, strict=True)]
     logprobs = {"tokens": names, "token_logprobs": list(logp), "top_logprobs": likeliest}
@@ -107,7 +107,7 @@ class Batching:
         tokens = bodies[0]["max_tokens"]
         coins_RN = torch.from_numpy(np.stack([np.random.default_rng(body["seed"]).random(tokens) for body in bodies]))
         texts = [np.array(body["prompt"], np.int64) for body in bodies]
-        written = generate(self._model, texts, LAW, tokens, frozenset({EOS}), coins_RN)
+        written = generate(self._model, texts, SAMPLING, tokens, frozenset({EOS}), coins_RN)
         return [said(row.tokens.tolist(), row.logp.tolist()) for row in written]
 
 
@@ -171,7 +171,7 @@ def bodies_of(asked: Sequence[Request], decoding: Decoding) -> list[bytes]:
     """The requests of the bare client, with the seeds of ours."""
     bodies = []
     for row in keyed(asked, decoding):
-        body = {"model": MODEL, "prompt": row.request.prompt.tolist(), "max_tokens": decoding.completion_tokens}
+        body = {"model": MODEL, "prompt": row.request.prompt.tolist(), "max_tokens": decoding.max_new_tokens}
         bodies.append(json.dumps(body | {"temperature": 1.0, "logprobs": 1, "seed": int(row.key, 16) % 2**31}).encode())
     return [HEAD.format(len(body)).encode() + body for body in bodies]
 
@@ -214,7 +214,7 @@ def measured(
     """The best of each client by the clock; the clients take turns."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    server = context.Process(target=serve, args=(arm, decoding.completion_tokens, *cores, there), daemon=True)
+    server = context.Process(target=serve, args=(arm, decoding.max_new_tokens, *cores, there), daemon=True)
     server.start()
     found: dict[str, list[Found]] = {}
     try:
@@ -249,7 +249,7 @@ def row(arm: str, found: dict[str, Found]) -> str:
 def requests(count: int) -> list[Request]:
     """So many prompts, each once."""
     texts = prompts(min(count, 256))
-    return [Request(texts[i % len(texts)], LAW, i) for i in range(count)]
+    return [Request(texts[i % len(texts)], SAMPLING, i) for i in range(count)]
 
 
 def main() -> None:
@@ -257,13 +257,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arms", nargs="+", default=["2000", "20000", "demo"])
     parser.add_argument("--seconds", type=float, default=6.0, help="of a turn, where the server's rate is given")
-    parser.add_argument("--completion-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=128, help="of a turn, where the packaged target is served")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--server-core", type=int, help="core for the server; otherwise any that this process has")
     parser.add_argument("--server-threads", type=int, default=1)
     options = parser.parse_args()
-    tokens = options.completion_tokens
+    tokens = options.max_new_tokens
     decoding = Decoding(tokens, frozenset({EOS}), 7, "benchmark", 64, vocab_rows=8192)
     print("| server, tokens/s | saturated (in flight) | ours | ratio | us of CPU a token, bare | ours |", flush=True)
     print("|---|---|---|---|---|---|")

@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fastdraft.config import TargetPart
 from fastdraft.models import target
 from fastdraft.system.errors import RunError, ShapeError, UserError
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 
 KEY = "fastdraft_stand_in"
 PROBE_ROWS, PROBE_TOKENS = 4, 128
@@ -166,7 +166,7 @@ def write(part: TargetPart, destination: Path, growth: Growth) -> str:
         raise ShapeError(
             f"{part.path} is a `{small.config.model_type}`\n  wanted: a Llama\n  do: choose another target"
         )
-    with finished_last(destination) as place:
+    with atomic_write(destination) as place:
         grown = grow(small, growth)
         exact = all(torch.equal(weight, weight.bfloat16().float()) for weight in grown.parameters())
         (grown.bfloat16() if exact else grown).save_pretrained(place)

@@ -1,7 +1,7 @@
-"""Where should a draft's weights start? The demo, once for each way of `draft.start` and each seed, at equal tokens.
+"""Where should a draft's weights start? The demo, once for each way of `draft.init` and each seed, at equal tokens.
 
     python benchmarks/start.py runs/start                       # all of it
-    python benchmarks/start.py runs/start --share 0.1 --seeds 7 # a tenth of the tokens, one seed: does it run?
+    python benchmarks/start.py runs/start --fraction 0.1 --seeds 7 # a tenth of the tokens, one seed: does it run?
 
 Every draft has the shape of the demo's, whatever it starts from: a donor loses layers and width to come down to it.
 What does not depend on the start is made once a seed and linked: tokens, what the target wrote for training, and its
@@ -49,21 +49,21 @@ def ways() -> list[str]:
     return found
 
 
-def keys(way: str, seed: int, share: float) -> dict[str, Any]:
+def keys(way: str, seed: int, fraction: float) -> dict[str, Any]:
     """The demo with another start and seed, at a share of its tokens, in the shape that it has with a random start."""
     recipe = resolve(RECIPE).recipe
     shape = init.shape_of(recipe.target, recipe.draft)
-    found = demo.demo_at(share, seed, "start") | {"draft.start": way}
+    found = demo.demo_at(fraction, seed, "start") | {"draft.init": way}
     if recipe.draft.params_millions is not None and ":" in way:
         sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
         found |= {f"draft.{size}": getattr(shape, size) for size in sizes}
     return found
 
 
-def made(way: str, seed: int, share: float, threads: int, root: Path) -> Run:
+def made(way: str, seed: int, fraction: float, threads: int, root: Path) -> Run:
     """One run, from its folder where it is done."""
     folder = root / f"seed-{seed}" / way.partition(":")[0]
-    demo.made(folder, root / f"seed-{seed}" / "random", keys(way, seed, share), threads)
+    demo.made(folder, root / f"seed-{seed}" / "random", keys(way, seed, fraction), threads)
     cards = [read_card(folder / phase, DraftCard) for phase in PHASES]
     return Run(
         way=way.partition(":")[0],
@@ -76,7 +76,7 @@ def made(way: str, seed: int, share: float, threads: int, root: Path) -> Run:
 
 
 def measured(runs: list[Run], phase: str, gamma: int | None) -> list[list[str]]:
-    """A row for each start: alpha, or block efficiency at gamma, on each task and law after a phase."""
+    """A row for each start: alpha, or block efficiency at gamma, on each task and distribution after a phase."""
 
     def number(result: TaskResult) -> float:
         if gamma is None:
@@ -93,12 +93,12 @@ def measured(runs: list[Run], phase: str, gamma: int | None) -> list[list[str]]:
     return rows
 
 
-def report(runs: list[Run], share: float) -> str:
+def report(runs: list[Run], fraction: float) -> str:
     """The tables: acceptance after each phase, block efficiency of the last draft, and what it took."""
     last = sorted({(r.task, r.temperature) for r in runs[0].results})
     header = ["start", *(f"{task}, {f'T = {t:g}' if t else 'greedy'}" for task, t in last), "mean"]
     seeds = sorted({run.seed for run in runs})
-    told = [f"The demo at {share:g} of its tokens, seeds {', '.join(map(str, seeds))}: mean ± standard deviation."]
+    told = [f"The demo at {fraction:g} of its tokens, seeds {', '.join(map(str, seeds))}: mean ± standard deviation."]
     told += [table(f"alpha after {phase}", header, measured(runs, phase, None)) for phase in PHASES]
     told += [table(f"block efficiency at gamma {g} after align", header, measured(runs, "align", g)) for g in GAMMAS]
     rows = []
@@ -115,17 +115,17 @@ def main() -> None:
     """Make what is not made yet; print the tables of what is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="share of the demo's tokens and prompts")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the demo's tokens and prompts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13])
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     runs = []
     for seed in asked.seeds:
         for way in ways():
-            runs.append(made(way, seed, asked.share, asked.threads, asked.folder))
+            runs.append(made(way, seed, asked.fraction, asked.threads, asked.folder))
             alphas = {f"{r.task}, {r.temperature:g}": r.alpha.value for r in runs[-1].results if r.stage == "align"}
             print(f"{way}, seed {seed}: {json.dumps(alphas)}", file=sys.stderr)
-    text = report(runs, asked.share)
+    text = report(runs, asked.fraction)
     (asked.folder / "report.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

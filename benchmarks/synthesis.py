@@ -1,6 +1,6 @@
 """How fast the packaged target writes: transformers' `generate` with static batches beside our engine, taking turns.
 
-    .venv/bin/python benchmarks/synthesis.py [--completion-tokens 128] [--prompts 256] [--rounds 3]
+    .venv/bin/python benchmarks/synthesis.py [--max-new-tokens 128] [--prompts 256] [--rounds 3]
 
 Prompts are windows of 32 tokens of the standard library; T = 0.6. Counted are the tokens that are kept: those behind a
 row's end-of-text token are `generate`'s waste. `cpu` divides by the process's own seconds, which other processes on the
@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 
 from fastdraft.config import SynthesizePart, TargetPart
 from fastdraft.models import target
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.decode import generate
-from fastdraft.synthesize.engines import batch_prompts
+from fastdraft.synthesize.engines import batch_size
 
 PART, EOS, BATCH, PROMPT_TOKENS, TEMPERATURE = TargetPart(path="demo"), 0, 64, 32, 0.6
 LIBRARY: tuple[ModuleType, ...] = (argparse, inspect, json, time, __import__("decimal"), __import__("typing"))
@@ -62,7 +62,9 @@ def static_batches(model: PreTrainedModel, prompts_RT: np.ndarray, tokens: int) 
 def ours(model: PreTrainedModel, rows_at_once: int, prompts_RT: np.ndarray, tokens: int) -> int:
     """Our engine on one shard of rows."""
     coins_RN = torch.from_numpy(np.random.default_rng(7).random((len(prompts_RT), tokens)))
-    rows = generate(model, list(prompts_RT), Law(TEMPERATURE), tokens, frozenset({EOS}), coins_RN, rows_at_once)
+    rows = generate(
+        model, list(prompts_RT), SamplingParams(TEMPERATURE), tokens, frozenset({EOS}), coins_RN, rows_at_once
+    )
     return sum(len(row.tokens) for row in rows)
 
 
@@ -82,11 +84,11 @@ def measured(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--completion-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    prompts_RT, tokens = prompts(options.prompts), options.completion_tokens
+    prompts_RT, tokens = prompts(options.prompts), options.max_new_tokens
     exact, half = (target.open_model(PART, torch.device("cpu"), kind) for kind in (torch.float32, torch.bfloat16))
     ways = {
         f"generate, static, 64, {name}": partial(static_batches, model, prompts_RT, tokens)
@@ -94,9 +96,9 @@ def main() -> None:
     }
     for name, model, rows in (("fp32", exact, 64), ("fp32", exact, 256), ("bf16", half, 64)):
         ways[f"ours, {rows} rows, {name}"] = partial(ours, model, rows, prompts_RT, tokens)
-    part = SynthesizePart(mix={"any": 1}, prompts=1, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
+    part = SynthesizePart(mix={"any": 1}, prompts=1, max_prompt_tokens=PROMPT_TOKENS, max_new_tokens=tokens)
     kind = target.precision_of(PART, "auto", torch.device("cpu")).dtype
-    rows = batch_prompts(part, PART, exact.config.max_position_embeddings, kind)
+    rows = batch_size(part, PART, exact.config.max_position_embeddings, kind)
     model = target.open_model(PART, torch.device("cpu"), kind)
     ways[f"ours, by default {rows} rows, {kind}"] = partial(ours, model, rows, prompts_RT, tokens)
     best = measured(ways, options.rounds)

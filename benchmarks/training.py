@@ -165,12 +165,12 @@ Step = Callable[[], None]
 
 
 def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: str, precision: str) -> Step:
-    """A step of a phase, as the road takes it; compiled on an accelerator, as the recipes for them say."""
+    """A step of a phase, as the pipeline takes it; compiled on an accelerator, as the recipes for them say."""
     part = TrainPart(
         mix={"random": 1.0},
         train_tokens=load.tokens * 10**6,
-        batch_sequences=load.sequences,
-        micro_batch_sequences=load.micro_sequences,
+        batch_size=load.sequences,
+        micro_batch_size=load.micro_sequences,
         sequence_tokens=load.sequence_tokens,
         optimizer=optimizer,
         learning_rate=LEARNING_RATE,
@@ -233,7 +233,7 @@ class Asked(TrainerCallback):
         self._begun = self._clock()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        say(seconds=self._clock() - self._begun)
+        log_line(seconds=self._clock() - self._begun)
 
 
 def run_trainer(
@@ -285,11 +285,11 @@ def await_order() -> None:
     """Until a line comes; the end of them is the end of this process, which says its peak memory last."""
     if not sys.stdin.readline():
         used = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
-        say(peak_bytes=peak_memory_bytes(torch.device("cuda" if used else "cpu")))
+        log_line(peak_bytes=peak_memory_bytes(torch.device("cuda" if used else "cpu")))
         os._exit(0)
 
 
-def say(**found: float) -> None:
+def log_line(**found: float) -> None:
     print(json.dumps(found), flush=True)
 
 
@@ -311,7 +311,7 @@ def serve(given: argparse.Namespace, load: Load, device: torch.device, clock: Cl
         await_order()
         begun = clock()
         step()
-        say(seconds=clock() - begun)
+        log_line(seconds=clock() - begun)
 
 
 def free_bytes() -> int:
@@ -497,8 +497,8 @@ def of_recipe(name: str) -> Load:
     """The steps of a recipe's pre-training."""
     part = resolve(RECIPES / f"{SHAPES[name].recipe}.yaml").recipe.pretrain
     assert part is not None, "the recipes of these shapes pre-train"
-    sizes = part.batch_sequences, part.sequence_tokens, part.head_chunk_tokens
-    return Load(*sizes, 0, ("ours, Muon",), micro_sequences=part.micro_batch_sequences)
+    sizes = part.batch_size, part.sequence_tokens, part.head_chunk_tokens
+    return Load(*sizes, 0, ("ours, Muon",), micro_sequences=part.micro_batch_size)
 
 
 def parsed() -> argparse.Namespace:

@@ -28,8 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import warning_once
 
 from fastdraft.config.resolve import digest, resolve, resolved_yaml
-from fastdraft.models.run_context import Journey
-from fastdraft.pipeline.stages import travel
+from fastdraft.models.run_context import RunContext
+from fastdraft.pipeline.stages import run_stages
 from fastdraft.system.manifest import Manifest
 
 # Modules of engines that are compiled from source or large, and the extra that installs each.
@@ -132,11 +132,11 @@ def tiny_llama() -> TinyLlama:
 def perturbed() -> Callable[[LlamaForCausalLM, float, int], LlamaForCausalLM]:
     """A copy of a model with noise on every weight, a share of its own spread: a draft that half agrees."""
 
-    def build(model: LlamaForCausalLM, share: float, seed: int) -> LlamaForCausalLM:
+    def build(model: LlamaForCausalLM, fraction: float, seed: int) -> LlamaForCausalLM:
         generator = torch.Generator().manual_seed(seed)
         copy = LlamaForCausalLM(model.config).eval()
         weights = {
-            name: weight + share * weight.std() * torch.randn(weight.shape, generator=generator)
+            name: weight + fraction * weight.std() * torch.randn(weight.shape, generator=generator)
             for name, weight in model.state_dict().items()
             if name != "lm_head.weight" or not model.config.tie_word_embeddings
         }
@@ -360,7 +360,7 @@ def _tiny_recipe() -> dict[str, Any]:
     phase = {
         "mix": {"text": 1.0},
         "train_tokens": 1500,
-        "batch_sequences": 5,
+        "batch_size": 5,
         "sequence_tokens": 29,
         "precision": "fp32",
         "warmup_steps": 3,
@@ -377,30 +377,30 @@ def _tiny_recipe() -> dict[str, Any]:
         "target": {"path": "target"},
         "draft": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 24},
         "corpus": {
-            "text": {"source": "text", "path": "text", "separator": "---", "held_out_share": 0.2},
-            "rows": {"source": "jsonl", "path": "rows.jsonl", "held_out_share": 0.2},
+            "text": {"source": "text", "path": "text", "separator": "---", "held_out_fraction": 0.2},
+            "rows": {"source": "jsonl", "path": "rows.jsonl", "held_out_fraction": 0.2},
         },
         "pretrain": phase,
         "continue": phase | {"mix": {"text": 1.0, "rows": 2.0}},
         "synthesize": {
             "mix": {"text": 1.0, "rows": 1.0},
             "prompts": 24,
-            "prompt_tokens": 7,
-            "completion_tokens": 23,
-            "batch_prompts": 5,
+            "max_prompt_tokens": 7,
+            "max_new_tokens": 23,
+            "batch_size": 5,
         },
         "align": phase | {"mix": {"synthetic": 1.0}, "objective": "forward_kl"},
         "evaluate": {
             "tasks": ["text", "rows"],
             "prompts": 11,
-            "prompt_tokens": 7,
-            "completion_tokens": 13,
+            "max_prompt_tokens": 7,
+            "max_new_tokens": 13,
             "temperatures": [0.0, 1.0],
             "gammas": [1, 2, 3],
-            "batch_prompts": 4,
+            "batch_size": 4,
             "bootstrap_resamples": 100,
-            "judge_prompts": 11,
-            "judge_gamma": 2,
+            "verify_prompts": 11,
+            "verify_gamma": 2,
         },
     }
 
@@ -424,7 +424,7 @@ def tiny_files(made_once: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def tiny(tiny_files: Path, tmp_path: Path) -> Path:
-    """The test's own folder, with all that a tiny road is made of; `fastdraft` runs there."""
+    """The test's own folder, with all that a tiny pipeline is made of; `fastdraft` runs there."""
     shutil.copytree(tiny_files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -438,14 +438,16 @@ def _run_stages(folder: Path) -> None:
         resolved = resolve(Path("recipe.yaml"))
         (run / "resolved.yaml").write_text(resolved_yaml(resolved))
         recipe = resolved.recipe
-        journey = Journey(recipe, run, torch.device("cpu"))
-        travel(journey, Manifest(run, digest(recipe), recipe.seed, journey.device))
+        run_context = RunContext(recipe, run, torch.device("cpu"))
+        run_stages(run_context, Manifest(run, digest(recipe), recipe.seed, run_context.device))
         torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def finished(tiny_files: Path, made_once: Callable[..., Path]) -> Path:
-    """The files of a tiny road that has been gone to its end in runs/tiny, in this process; copy it to change it."""
+    """The files of a tiny pipeline that has been gone to its end in runs/tiny, in this process; copy it to change
+    it.
+    """
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_files, folder, dirs_exist_ok=True)
@@ -455,7 +457,7 @@ def finished(tiny_files: Path, made_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def road_done(finished: Path, tmp_path: Path) -> Path:
-    """A finished tiny road in the test's own folder, where `fastdraft` runs."""
+def finished_run(finished: Path, tmp_path: Path) -> Path:
+    """A finished tiny pipeline in the test's own folder, where `fastdraft` runs."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path

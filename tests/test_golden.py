@@ -1,4 +1,4 @@
-"""Numbers that must not move by accident: losses, acceptance, keys of a tiny road, as tests/golden.json has them.
+"""Numbers that must not move by accident: losses, acceptance, keys of a tiny pipeline, as tests/golden.json has them.
 
 Where they move on purpose, `FASTDRAFT_GOLDEN=write .venv/bin/python -m pytest tests/test_golden.py` writes the file
 anew; the commit says why. A key that moves makes every finished run of every user anew.
@@ -13,7 +13,7 @@ import torch
 
 from fastdraft.config.resolve import resolve
 from fastdraft.maths.acceptance import acceptance_rate, block_efficiency, chain
-from fastdraft.pipeline.stages import key_of, road
+from fastdraft.pipeline.stages import key_of, stages_of
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.system.cards import read_card
 
@@ -38,7 +38,7 @@ def found(finished: Path) -> dict[str, dict[str, float | str]]:
 def keys(files: Path) -> dict[str, float | str]:
     """The key of each stage, were those before it called by their names; the target's is that of its files."""
     recipe = resolve(files / "recipe.yaml", [f"target.path={files}/target"]).recipe
-    return {stage.name: key_of(stage, recipe, {need: need for need in stage.needs}) for stage in road(recipe)[1:]}
+    return {stage.name: key_of(stage, recipe, {need: need for need in stage.needs}) for stage in stages_of(recipe)[1:]}
 
 
 def losses(run: Path) -> dict[str, float | str]:

@@ -12,7 +12,7 @@ from fastdraft.bench.engine import Engine, Files, Setting, Timed
 from fastdraft.bench.measure import Plan, Readers
 from fastdraft.config import TargetPart
 from fastdraft.models.target import TOKENIZER_FILES, folder_of
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 
 DRAFT_SECONDS = 0.003
 PROMPTS = {"text": [np.array([3, 5, 7]), np.array([2, 29])], "code": [np.array([11, 13, 17])]}
@@ -35,7 +35,7 @@ class Counted(Engine):
     exact = Setting("exact", {}, exact=True)
     modules = ()
     drafts_first = False
-    keeps_law = True
+    keeps_distribution = True
     greedy_draft = False
     readers_of: Readers
     spoils = staticmethod(lambda tokens, _: tokens)
@@ -67,7 +67,7 @@ class Counted(Engine):
 @cache
 @torch.inference_mode()
 def _next(model, ids):
-    """The likeliest token; computed once, as all arms and repeats decode the same texts."""
+    """The most likely token; computed once, as all arms and repeats decode the same texts."""
     return int(model(input_ids=torch.tensor(ids)[None]).logits[0, -1].argmax())
 
 
@@ -124,7 +124,14 @@ def plan() -> Callable[..., Plan]:
     """Greedy, three prompts of two tasks."""
 
     def build(**more: object) -> Plan:
-        usual = {"tasks": PROMPTS, "laws": [Law(0.0)], "gammas": (1, 3), "tokens": 23, "repeats": 2, "seed": 5}
+        usual = {
+            "tasks": PROMPTS,
+            "laws": [SamplingParams(0.0)],
+            "gammas": (1, 3),
+            "tokens": 23,
+            "repeats": 2,
+            "seed": 5,
+        }
         return Plan(**usual | more)
 
     return build

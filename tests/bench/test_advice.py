@@ -23,7 +23,7 @@ def arm(kind, gamma, pace, plain, predicted=None):
         block_efficiency=2.0,
         position_acceptance=(),
         predicted=known,
-        equal_share=None,
+        equal_fraction=None,
         widest_gap=None,
     )
 
@@ -66,8 +66,8 @@ def test_a_draft_that_does_not_pay_is_not_advised(counted, pace):
     assert not any("That is:" in line for line in said.lines)
 
 
-def test_another_law_has_a_gamma_of_its_own(counted):
+def test_another_distribution_has_a_gamma_of_its_own(counted):
     cells = [*CELLS, cell("fast", "text", 10.0, 9.5, {1: 5.0, 3: 6.0}, temperature=0.6)]
     assert advise(counted, "cpu", cells).lines[-1] == "T = 0.6, fast: gamma 1 (text 2.00x)."
-    counted.keeps_law = False
+    counted.keeps_distribution = False
     assert "for sampled text leave the draft out" in advise(counted, "cpu", cells).lines[-1]

@@ -22,11 +22,11 @@ QUICK = ("--engine", "transformers", "--gammas", "1,3", "--prompts", 2, "--token
 
 
 @pytest.fixture
-def road(road_done, monkeypatch):
-    """A finished tiny road, as `fastdraft run` leaves it."""
-    monkeypatch.chdir(road_done)
-    (road_done / "runs/tiny/resolved.yaml").write_text(resolved_yaml(resolve(Path("recipe.yaml"))))
-    return road_done
+def stages_of(finished_run, monkeypatch):
+    """A finished tiny pipeline, as `fastdraft run` leaves it."""
+    monkeypatch.chdir(finished_run)
+    (finished_run / "runs/tiny/resolved.yaml").write_text(resolved_yaml(resolve(Path("recipe.yaml"))))
+    return finished_run
 
 
 def refused(ended, *said, code=2):
@@ -44,7 +44,7 @@ def known(folder):
 
 
 @pytest.mark.slow
-def test_a_pair_from_the_command_to_its_model_card(road, fastdraft):
+def test_a_pair_from_the_command_to_its_model_card(stages_of, fastdraft):
     ended = fastdraft("bench", "target", DRAFT, *QUICK, "--save", "--json")
     assert ended.code == 0, ended.err
     result = BenchResult.model_validate_json(ended.out)
@@ -61,9 +61,9 @@ def test_a_pair_from_the_command_to_its_model_card(road, fastdraft):
             assert arm.predicted.block_efficiency >= 1
             if cell.temperature == 0:  # the end of a text cuts off what transformers proposes
                 assert arm.block_efficiency == pytest.approx(arm.predicted.block_efficiency, rel=0.01)
-    (file,) = (road / "runs" / "tiny" / "bench").iterdir()
+    (file,) = (stages_of / "runs" / "tiny" / "bench").iterdir()
     assert json.loads(file.read_text()) == json.loads(result.model_dump_json())
-    evidence = known(road)
+    evidence = known(stages_of)
     assert len(evidence.speeds) == 4
     assert "transformers 5" in evidence.speeds[0].where
     card = "\n".join([*model_card_sections.speed(evidence), *model_card_sections.gamma(evidence)])
@@ -71,23 +71,23 @@ def test_a_pair_from_the_command_to_its_model_card(road, fastdraft):
     assert result.advice.lines[0] in card
     file.write_text("{}")
     with pytest.raises(CardError, match="does not read as a bench: .*\n  do: run it again, or remove it"):
-        known(road)
+        known(stages_of)
 
 
 @pytest.mark.slow
-def test_a_bench_of_another_draft_is_left_out(road, fastdraft):
+def test_a_bench_of_another_draft_is_left_out(stages_of, fastdraft):
     ended = fastdraft("bench", "target", "runs/tiny/pretrain/model", *QUICK, "--save", "--temperature", 0)
     assert ended.code == 0, ended.err
     assert "tokens a forward" in ended.out
-    assert known(road).speeds == []
+    assert known(stages_of).speeds == []
 
 
 @pytest.mark.slow
-def test_prompts_of_a_file(road, fastdraft):
+def test_prompts_of_a_file(stages_of, fastdraft):
     """One that leaves no room in the context is left out, and that is said."""
     rows = ["river stone", "river stone walks " * 50, "yellow wolf walks"]
-    (road / "own.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
-    shutil.copytree(road / DRAFT, road / "bare")
+    (stages_of / "own.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    shutil.copytree(stages_of / DRAFT, stages_of / "bare")
     refused(fastdraft("bench", "target", "bare", *QUICK), "nothing beside bare says which prompts", "add --tasks")
     ended = fastdraft("bench", "target", "bare", *QUICK, "--tasks", "own.jsonl", "--json")
     assert ended.code == 0, ended.err
@@ -107,14 +107,14 @@ def test_prompts_of_a_file(road, fastdraft):
         (["--engine", "transformers", "--tasks", "humanevil"], ["no task `humanevil`; did you mean `humaneval`?"]),
     ],
 )
-def test_a_mistake_stops_before_any_work(road, fastdraft, more, said):
-    (road / "own.jsonl").write_text('{"prompt": "river stone"}\n')
+def test_a_mistake_stops_before_any_work(stages_of, fastdraft, more, said):
+    (stages_of / "own.jsonl").write_text('{"prompt": "river stone"}\n')
     refused(fastdraft("bench", "target", DRAFT, *more), *said)
 
 
-def test_a_draft_that_does_not_fit(road, fastdraft):
-    folder = road / "wide"
-    shutil.copytree(road / DRAFT, folder)
+def test_a_draft_that_does_not_fit(stages_of, fastdraft):
+    folder = stages_of / "wide"
+    shutil.copytree(stages_of / DRAFT, folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.resize_token_embeddings(320)
     model.save_pretrained(folder)

@@ -1,4 +1,6 @@
-"""llama.cpp, timed: exact settings write the same text, blocks are one pass's, a sampled text too keeps its law."""
+"""llama.cpp, timed: exact settings write the same text, blocks are one pass's, a sampled text too keeps its
+distribution.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from fastdraft.bench.equality import Texts, check, difference
 from fastdraft.bench.predict import predictions, scored
 from fastdraft.export.gguf import export_gguf
 from fastdraft.results.bench import Steps
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system.errors import DiskFull
 from fastdraft.system.files import cache_folder
 
@@ -38,7 +40,7 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
     steps = [Steps(setting="", temperature=0, repeat=0, target_seconds=1, draft_seconds=EACH, block_seconds=EACH)]
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
-        asked = Asked(prompt, Law(0.0), TOKENS)
+        asked = Asked(prompt, SamplingParams(0.0), TOKENS)
         plain = exact.complete(asked, NONE)
         assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
         for arm in (LOOKUP, Arm("draft", 1), Arm("draft", 3)):
@@ -51,16 +53,18 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
                 assert timed.drafted >= arm.gamma * (len(timed.blocks) - 2)
                 assert 0 < timed.drafting_seconds < timed.seconds_behind
                 found[arm.gamma] += timed.blocks[1:]
-        texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), Law(0.7)))
+        texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), SamplingParams(0.7)))
     known = scored(target, texts, LlamaCpp.greedy_draft)
-    assert {row.law for row in known} == {Law(0.0)}
+    assert {row.sampling for row in known} == {SamplingParams(0.0)}
     for gamma, said in predictions(draft, known, (1, 3), steps, skipped_tokens=1).items():
         assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
         assert said.block_efficiency > 1.05
 
 
 def test_a_seed_is_a_text(exact):
-    texts = [exact.complete(Asked(PROMPTS[0], Law(1.0), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)]
+    texts = [
+        exact.complete(Asked(PROMPTS[0], SamplingParams(1.0), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 

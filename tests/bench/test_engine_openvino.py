@@ -1,4 +1,6 @@
-"""OpenVINO GenAI, timed: exact settings write the same text, blocks are one pass's, and sampling breaks the law."""
+"""OpenVINO GenAI, timed: exact settings write the same text, blocks are one pass's, and sampling breaks the
+distribution.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +17,7 @@ from fastdraft.bench.equality import Texts, check, difference  # noqa: E402
 from fastdraft.bench.predict import predictions  # noqa: E402
 from fastdraft.export.openvino import export_openvino  # noqa: E402
 from fastdraft.results.bench import Steps  # noqa: E402
-from fastdraft.synthesize.completions import Completion, Law  # noqa: E402
+from fastdraft.synthesize.completions import Completion, SamplingParams  # noqa: E402
 from fastdraft.system.errors import BenchError  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -43,7 +45,7 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
     steps = [Steps(setting="", temperature=0, repeat=0, target_seconds=1, draft_seconds=EACH, block_seconds=EACH)]
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
-        asked = Asked(prompt, Law(0.0), TOKENS)
+        asked = Asked(prompt, SamplingParams(0.0), TOKENS)
         plain = exact.complete(asked, NONE)
         assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
         assert 0 < plain.first_seconds < plain.seconds
@@ -55,7 +57,7 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
             if arm.kind == "draft":
                 assert 0 < timed.drafted <= arm.gamma * (len(timed.blocks) - 1)
                 found[arm.gamma] += timed.blocks[1:]
-        texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), Law(0.0)))
+        texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), SamplingParams(0.0)))
     for gamma, said in predictions(draft, texts, (1, 3), steps, skipped_tokens=1).items():
         assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
         assert 1.05 < said.block_efficiency < 1 + gamma
@@ -64,7 +66,7 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("gamma", [1, 3, 5])
 def test_blocks_are_whole_up_to_the_end_and_the_draft_takes_a_part_of_them(exact, temperature, gamma):
-    asked = Asked(PROMPTS[0], Law(temperature), TOKENS)
+    asked = Asked(PROMPTS[0], SamplingParams(temperature), TOKENS)
     alone, timed = (exact.complete(asked, arm) for arm in (NONE, Arm("draft", gamma)))
     assert 0 <= gamma * (len(timed.blocks) - 1) - timed.drafted <= sum(range(gamma + 1))
     if timed.sizes_known:
@@ -78,19 +80,27 @@ def test_what_the_engine_refuses_is_an_error_of_ours(files, tmp_path):
     with pytest.raises(
         BenchError, match=f"OpenVINO GenAI cannot open {tmp_path} on CPU: .*\n  do: choose another --device"
     ):
-        OpenVino.open(replace(files, target=tmp_path), OpenVino.exact).complete(Asked(PROMPTS[0], Law(0.0), 3), NONE)
+        OpenVino.open(replace(files, target=tmp_path), OpenVino.exact).complete(
+            Asked(PROMPTS[0], SamplingParams(0.0), 3), NONE
+        )
 
 
 def test_what_is_sampled_with_a_draft_is_not_the_targets(exact):
-    """Should this fail, the engine keeps the law by now: set `keeps_law`, and say so in docs/bench.md."""
-    draws, laws = 150, {}
+    """Should this fail, the engine keeps the distribution by now: set `keeps_distribution`, and say so in
+    docs/bench.md.
+    """
+    draws, sampling_settings = 150, {}
     for arm in (NONE, LOOKUP, Arm("draft", 3)):
-        texts = (exact.complete(Asked(PROMPTS[0], Law(0.25), 3, seed), arm).tokens[:2] for seed in range(draws))
-        laws[arm] = Counter(map(tuple, texts))
+        texts = (
+            exact.complete(Asked(PROMPTS[0], SamplingParams(0.25), 3, seed), arm).tokens[:2] for seed in range(draws)
+        )
+        sampling_settings[arm] = Counter(map(tuple, texts))
 
     def apart(left, right):
         return sum(abs(left[key] - right[key]) for key in left.keys() | right.keys()) / (2 * draws)
 
-    assert apart(laws[NONE], laws[LOOKUP]) < 0.3
-    assert apart(laws[NONE], laws[Arm("draft", 3)]) > 2 * apart(laws[NONE], laws[LOOKUP])
-    assert not OpenVino.keeps_law
+    assert apart(sampling_settings[NONE], sampling_settings[LOOKUP]) < 0.3
+    assert apart(sampling_settings[NONE], sampling_settings[Arm("draft", 3)]) > 2 * apart(
+        sampling_settings[NONE], sampling_settings[LOOKUP]
+    )
+    assert not OpenVino.keeps_distribution

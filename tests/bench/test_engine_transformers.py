@@ -1,4 +1,6 @@
-"""transformers, timed: what is counted is what the judge counts, and both ways to speculate write the target's own."""
+"""transformers, timed: what is counted is what the verification counts, and both ways to speculate write the target's
+own.
+"""
 
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Files
 from fastdraft.bench.engine_transformers import Transformers, step_seconds
 from fastdraft.bench.equality import Texts, check, difference
 from fastdraft.evaluate.assisted import decode
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 
 PROMPT, TOKENS = np.array([3, 5, 7, 3, 5]), 29
 
@@ -30,7 +32,9 @@ def opened(files):
 
 
 def test_the_three_ways_write_the_same(opened):
-    plain, *others = (opened.complete(Asked(PROMPT, Law(0.0), TOKENS), arm) for arm in (NONE, LOOKUP, Arm("draft", 3)))
+    plain, *others = (
+        opened.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), arm) for arm in (NONE, LOOKUP, Arm("draft", 3))
+    )
     assert plain.blocks == (1,) * TOKENS
     assert (plain.drafted, plain.drafting_seconds) == (0, 0.0)
     for found in others:
@@ -41,10 +45,10 @@ def test_the_three_ways_write_the_same(opened):
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 5])
-def test_blocks_are_the_judges_forwards(opened, files, gamma):
-    found = opened.complete(Asked(PROMPT, Law(0.0), TOKENS), Arm("draft", gamma))
+def test_blocks_are_the_verifications_forwards(opened, files, gamma):
+    found = opened.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), Arm("draft", gamma))
     target, draft = Transformers.readers(files)
-    row = Completion("", PROMPT, found.tokens, np.zeros(TOKENS, np.float32), Law(0.0))
+    row = Completion("", PROMPT, found.tokens, np.zeros(TOKENS, np.float32), SamplingParams(0.0))
     assert len(found.blocks) == decode(row, target, draft, gamma, TOKENS, frozenset({130})).forwards
     assert max(found.blocks) <= gamma + 1
     assert max(found.blocks) > 1
@@ -53,9 +57,11 @@ def test_blocks_are_the_judges_forwards(opened, files, gamma):
 
 
 def test_a_seed_is_a_sampled_text(opened):
-    texts = [opened.complete(Asked(PROMPT, Law(0.7), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)]
+    texts = [
+        opened.complete(Asked(PROMPT, SamplingParams(0.7), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
-    found = opened.complete(Asked(PROMPT, Law(0.7), TOKENS, 3), Arm("draft", 3))
+    found = opened.complete(Asked(PROMPT, SamplingParams(0.7), TOKENS, 3), Arm("draft", 3))
     assert sum(found.blocks) == len(found.tokens) == TOKENS
 
 
@@ -67,9 +73,9 @@ def test_rounded_weights_are_exact_in_fp32_arithmetic(files):
     assert (reader.dtype, exact._target.dtype, fast._target.dtype) == (torch.float32, torch.float32, torch.bfloat16)
     for weight, of_fast in zip(reader.parameters(), fast._target.parameters(), strict=True):
         assert torch.equal(weight, of_fast.float())
-    plain = exact.complete(Asked(PROMPT, Law(0.0), TOKENS), NONE).tokens
+    plain = exact.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), NONE).tokens
     for arm in (LOOKUP, Arm("draft", 3)):
-        drafted = exact.complete(Asked(PROMPT, Law(0.0), TOKENS), arm).tokens
+        drafted = exact.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), arm).tokens
         found = difference(reader, "t", 0, arm, Texts(PROMPT, plain, drafted))
         check(Transformers.exact.name, [found] if found else [])
 

@@ -8,12 +8,12 @@ from fastdraft.bench.engine import LOOKUP, NONE, Arm
 from fastdraft.bench.equality import NEAR_TIE, Texts, check, difference
 from fastdraft.bench.measure import Bench, measured, texts_of
 from fastdraft.results.bench import Difference
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import BenchError, UnequalOutput
 
 
 def greedy_cells(engine, files, plan):
-    return measured(Bench(engine, files, plan, engine.readers_of), engine.settings[0], [Law(0.0)])
+    return measured(Bench(engine, files, plan, engine.readers_of), engine.settings[0], [SamplingParams(0.0)])
 
 
 def test_measured_is_predicted(counted, files, plan):
@@ -32,11 +32,11 @@ def test_measured_is_predicted(counted, files, plan):
             assert arm.position_acceptance == pytest.approx(arm.predicted.position_acceptance)
             assert arm.speedup.value == pytest.approx(arm.predicted.speedup)
             assert 1.1 < arm.block_efficiency < 1 + arm.gamma
-            assert arm.equal_share == 1
+            assert arm.equal_fraction == 1
     assert cells[0].at("draft", 1).speedup.value != pytest.approx(cells[0].at("draft", 3).speedup.value)
 
 
-def test_milliseconds_are_those_behind_the_first_token(counted, files, plan):
+def test_milliseconds_are_those_after_the_first_token(counted, files, plan):
     _, (text, _) = greedy_cells(counted, files, plan())
     assert text.none.milliseconds_a_token.value == pytest.approx(21)
     assert text.none.first_token_milliseconds.value == pytest.approx(21)
@@ -73,7 +73,7 @@ def test_greedy_text_is_the_targets_own(counted, files, plan):
     assert (texts, differences) == (3 * 3, [])
 
 
-def test_other_text_is_an_error_and_says_where(counted, files, plan):
+def test_other_text_is_an_error_and_reports_where(counted, files, plan):
     def spoiled(tokens, arm):
         return np.where(np.arange(len(tokens)) == 7, 1, tokens) if arm == Arm("draft", 3) else tokens
 

@@ -31,8 +31,8 @@ def optimizers(ablations):
         return optimizers
 
 
-def recipe_of(ablations, variant, share):
-    keys = ablations.demo.demo_at(share, 7, "test") | variant.keys
+def recipe_of(ablations, variant, fraction):
+    keys = ablations.demo.demo_at(fraction, 7, "test") | variant.keys
     if variant.keys.get("continue") == "null":
         del keys["continue.train_tokens"]
     return ablations.resolve(ablations.RECIPE, [f"{key}={value}" for key, value in keys.items()]).recipe
@@ -47,9 +47,9 @@ def by_source(recipe) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("share", [0.1, 1.0])
-def test_orders_differ_in_order_alone(ablations, share):
-    seen = {v.folder: by_source(recipe_of(ablations, v, share)) for v in ablations.orders(share)}
+@pytest.mark.parametrize("fraction", [0.1, 1.0])
+def test_orders_differ_in_order_alone(ablations, fraction):
+    seen = {v.folder: by_source(recipe_of(ablations, v, fraction)) for v in ablations.orders(fraction)}
     assert len(seen) == 4
     alone = seen.pop("code-alone")
     assert all(found == seen["paper"] for found in seen.values())

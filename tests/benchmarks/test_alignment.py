@@ -23,13 +23,13 @@ def alignment():
 
 
 @pytest.mark.parametrize("target", ["demo", "stories260k"])
-@pytest.mark.parametrize("share", [1.0, 0.1])
-def test_every_arm_is_a_recipe_of_the_same_tokens_and_shape(alignment, target, share):
+@pytest.mark.parametrize("fraction", [1.0, 0.1])
+def test_every_arm_is_a_recipe_of_the_same_tokens_and_shape(alignment, target, fraction):
     path = ROOT / alignment.TARGETS[target]
     if target != "demo" and not Path(resolve(path).recipe.target.path).is_dir():
         pytest.skip(f"{target} is not beside the repository")
     arms = alignment.known(target, alignment.ARMS)
-    recipes = {arm: resolve(path, alignment.overrides(target, arm, 11, share)).recipe for arm in arms}
+    recipes = {arm: resolve(path, alignment.overrides(target, arm, 11, fraction)).recipe for arm in arms}
     assert len(recipes) >= 20
     parts = {arm: alignment.phases(recipe).values() for arm, recipe in recipes.items()}
     tokens = {arm: sum(part.train_tokens for part in found) for arm, found in parts.items()}
@@ -60,7 +60,7 @@ def test_a_token_of_the_target_costs_a_third_of_the_ratio(alignment):
     assert alignment.interval([1.0, 2.0, 3.0]) == "2.000 [-0.483, 4.483]"
 
 
-def test_a_law_of_some_rows_or_of_a_sibling_costs_its_share(alignment):
+def test_a_distribution_of_some_rows_or_of_a_sibling_costs_its_fraction(alignment):
     """The packaged target reads a quarter of what the draft is aligned on, or its sibling, here itself, all of it."""
     cards = {name: SimpleNamespace(trained_tokens=1000) for name in ("pretrain", "continue", "align")}
     read = {}

@@ -67,7 +67,7 @@ def test_new_layers_are_computed(stand_in):
     assert zero == ["self_attn.o_proj.weight", "mlp.down_proj.weight"]
 
 
-def test_it_says_that_it_is_a_stand_in(stand_in, tiny_files, tmp_path):
+def test_it_reports_that_it_is_a_stand_in(stand_in, tiny_files, tmp_path):
     part, folder = TargetPart(path=str(tiny_files / "target")), tmp_path / "grown"
     said = stand_in.write(part, folder, stand_in.Growth(96, 5, 12))
     assert "A stand-in, not a large model" in said

@@ -9,7 +9,7 @@ from gradio_client import Client
 from fastdraft.config import TargetPart
 from fastdraft.models import target
 from fastdraft.play.engine_transformers import Transformers
-from fastdraft.play.page import LOOPBACK, PROMPT_LETTERS_AT_MOST, Pair, serve
+from fastdraft.play.page import LOOPBACK, MAX_PROMPT_LETTERS, Pair, serve
 from fastdraft.system.errors import PlayError
 
 # gradio asks pandas for what pandas has given up.
@@ -155,7 +155,7 @@ def test_on_a_phone_nothing_scrolls_sideways(open_tab, address):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio leaves the socket that it tried
-def test_a_port_in_use_is_said(player, address):
+def test_a_port_in_use_is_reported(player, address):
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(PlayError, match=f"port {port}"):
         serve(Pair(player, "target", "draft"), LOOPBACK, port, wait=False)
@@ -163,4 +163,4 @@ def test_a_port_in_use_is_said(player, address):
 
 def test_a_prompt_of_many_letters_is_cut_by_the_box(tab):
     tab.page.fill("#prompt textarea", "")
-    assert tab.page.locator("#prompt textarea").get_attribute("maxlength") == str(PROMPT_LETTERS_AT_MOST)
+    assert tab.page.locator("#prompt textarea").get_attribute("maxlength") == str(MAX_PROMPT_LETTERS)

@@ -97,7 +97,7 @@ def test_tabs_choose_what_is_seen(desktop):
     texts.get_by_role("tab", name="best", exact=True).locator("visible=true").click()
 
 
-def test_a_token_says_what_the_draft_wanted_by_pointer_and_by_key(desktop):
+def test_a_token_reports_what_the_draft_wanted_by_pointer_and_by_key(desktop):
     page, tip = desktop.page, desktop.page.locator("#tip")
     text = visible_texts(page).nth(1)
     assert tip.is_hidden()
@@ -134,7 +134,7 @@ def test_the_recipe_shows_what_is_not_a_default(desktop):
     assert rows.count() > before
 
 
-def test_a_chart_says_its_values_under_the_pointer(desktop):
+def test_a_chart_reports_its_values_under_the_pointer(desktop):
     page = desktop.page
     chart = page.locator(".plot").first
     chart.scroll_into_view_if_needed()

@@ -50,7 +50,7 @@ def cards(folder):
         ("evaluate.tasks=[]", ["evaluate.tasks", "at least one entry"]),
         ("evaluate.temperatures=[-1.0]", ["evaluate.temperatures", "-1.0"]),
         ("synthesize.temperatures={-1.0: 1.0}", ["synthesize.temperatures", "-1.0"]),
-        ("corpus.rows.held_out_share=0", ["evaluate.tasks names rows, of which held_out_share 0"]),
+        ("corpus.rows.held_out_fraction=0", ["evaluate.tasks names rows, of which held_out_fraction 0"]),
         ("device=warp", ["device: found warp", "device=auto"]),
         ("device=hpu", ["device: found hpu", "device=auto"]),
     ],
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number(tiny, fastdraft):
     ],
 )
 def test_a_full_disk(tiny, fastdraft, kilobytes, after, where):
-    command = ["run", "recipe.yaml", "evaluate.judge_prompts=0"]  # nothing is written while the judge decodes
+    command = ["run", "recipe.yaml", "evaluate.verify_prompts=0"]  # nothing is written while the verification decodes
     if after:
         assert fastdraft(*command, "--until", after).code == 0
     ended = fastdraft(*command, file_bytes=kilobytes * 1000)
@@ -256,7 +256,7 @@ def test_the_status_of_no_run(tiny, fastdraft):
     check_refused(fastdraft("status", RUN), f"no run at {RUN}")
 
 
-def test_the_road_in_json_and_where_it_stands(tiny, fastdraft):
+def test_the_pipeline_in_json_and_where_it_stands(tiny, fastdraft):
     part_way = fastdraft("run", "recipe.yaml", "--until", "tokenize", "--json")
     assert part_way.code == 0, part_way.err
     assert list(json.loads(part_way.out)) == STAGES[:2]
@@ -287,10 +287,16 @@ def test_a_command_that_is_none(tiny, fastdraft, arguments):
     assert "Traceback" not in ended.err
 
 
-def test_the_tables_are_printed_as_plain_text(road_done, fastdraft):
+def test_the_tables_are_printed_as_plain_text(finished_run, fastdraft):
     ended = fastdraft("run", "recipe.yaml")
     assert (ended.code, ended.err) == (0, "")
-    for said in ("Acceptance rate at gamma 3", "The draft after align", "The judge", "Cost", f"{RUN}/align/model"):
+    for said in (
+        "Acceptance rate at gamma 3",
+        "The draft after align",
+        "The verification",
+        "Cost",
+        f"{RUN}/align/model",
+    ):
         assert said in ended.out
     assert "\x1b" not in ended.out
 

@@ -54,7 +54,7 @@ def test_the_guard_sees_what_is_imported():
 
 
 def test_keys_are_completed_without_torch():
-    assert "torch" not in imported("from fastdraft.cli.completion import overrides; overrides('draft.start=')")
+    assert "torch" not in imported("from fastdraft.cli.completion import overrides; overrides('draft.init=')")
 
 
 def test_the_words_are_those_of_the_tables():
@@ -86,28 +86,28 @@ def test_the_words_are_those_of_the_tables():
         ("fastdraft run recipes/phi", "recipes/phi3-mini-50m.yaml", "recipes/demo.yaml"),
     ],
 )
-def test_bash_is_told_what_fits(line, word, other):
+def test_bash_is_reported_what_fits(line, word, other):
     said = offered("bash", line).split()
     assert word in said
     assert other not in said
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_are_told_too(shell):
+def test_other_shells_are_reported_too(shell):
     said = offered(shell, "fastdraft plan demo --device arc")
     assert "arc-140v" in said
     assert "h200" not in said
 
 
-def test_a_shell_that_does_not_split_at_equals_is_told_values():
-    assert "draft.start=transplant:" in offered("fish", "fastdraft run recipes/demo.yaml draft.start=")
+def test_a_shell_that_does_not_split_at_equals_is_reported_values():
+    assert "draft.init=transplant:" in offered("fish", "fastdraft run recipes/demo.yaml draft.init=")
 
 
 @pytest.mark.parametrize(
     ("begun", "offers"),
     [
         ("draft.la", ["draft.layers="]),
-        ("draft.start=", [f"draft.start={way}" for way in ("random", "target_embedding", "prune:", "transplant:")]),
+        ("draft.init=", [f"draft.init={way}" for way in ("random", "target_embedding", "prune:", "transplant:")]),
         ("parallel=f", ["parallel=fsdp"]),
         ("synthesize.engine=o", ["synthesize.engine=openvino"]),
         ("target.allow_pickle=", ["target.allow_pickle=true", "target.allow_pickle=false"]),

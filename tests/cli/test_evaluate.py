@@ -16,7 +16,7 @@ from fastdraft.system.files import locked
 
 DRAFT, OTHER = "runs/tiny/align/model", "runs/tiny/pretrain"
 WORDS = ("seven", "wolf", "house", "never", "cloud", "song", "under")
-ASKED = ("--tasks", "own.jsonl", "--completion-tokens", 13)
+ASKED = ("--tasks", "own.jsonl", "--max-new-tokens", 13)
 QUICK = ("--resamples", 100, "--device", "cpu", "--json")
 
 
@@ -34,11 +34,11 @@ def found(ended: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def asked(road_done: Path) -> Path:
-    """A finished tiny road, and prompts of a user's own."""
+def asked(finished_run: Path) -> Path:
+    """A finished tiny pipeline, and prompts of a user's own."""
     rows = [{"prompt": f"river stone {word} walks"} for word in WORDS]
-    (road_done / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    return road_done
+    (finished_run / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    return finished_run
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_target_writes_once_and_any_draft_is_scored_without_it(kept, asked, 
     assert [at["gamma"] for at in kept["results"][0]["gammas"]] == list(range(1, 17))
     assert kept["tasks"][0]["left_out"] == {"rows that are not JSON in UTF-8": 1}
     assert [*kept["names"]] == [rate.ours for rate in ELSEWHERE]
-    assert (kept["notes"], kept["comparisons"], kept["judged"]) == ([], [], {})
+    assert (kept["notes"], kept["comparisons"], kept["verified"]) == ([], [], {})
     (asked / "target").rename(asked / "away")
     again = found(fastdraft("evaluate", "runs/tiny", "--data", "kept", "--gammas", "2,16", *QUICK))
     assert again["results"][1]["alpha"] == kept["results"][1]["alpha"]
@@ -69,41 +69,41 @@ def test_the_target_writes_once_and_any_draft_is_scored_without_it(kept, asked, 
 
 
 def test_it_is_shown_and_judged(kept, fastdraft):
-    ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--compare", OTHER, "--judge", "--judge-prompts", 7)
+    ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--compare", OTHER, "--verify", "--verify-prompts", 7)
     assert ended.code == 0, ended.err
     for text in (
         "position acceptance",
         "Mean acceptance length",
         "Minus runs/tiny/pretrain",
         "own.jsonl, T = 1",
-        "The judge",
+        "The verification",
     ):
         assert text in ended.out, text
     assert "completions/s" in ended.err
     assert "s left" in ended.err
 
 
-def test_laws_of_one_temperature_are_told_apart(kept, fastdraft):
+def test_distributions_of_one_temperature_are_reported_apart(kept, fastdraft):
     found(
         fastdraft("evaluate", DRAFT, *ASKED, "--temperature", 1, "--top-k", 5, "--top-p", 0.9, "--keep", "kept", *QUICK)
     )
     shown = fastdraft("evaluate", DRAFT, "--data", "kept", "--gammas", 2).out
-    for law in ("greedy", "T = 1", "T = 1, top-k 5, top-p 0.9"):
-        assert shown.count(f"own.jsonl, {law}: task version 1") == 1
+    for sampling in ("greedy", "T = 1", "T = 1, top-k 5, top-p 0.9"):
+        assert shown.count(f"own.jsonl, {sampling}: task version 1") == 1
 
 
-def test_the_judge_fails_loudly(kept, asked, fastdraft):
+def test_the_verification_fails_loudly(kept, asked, fastdraft):
     store = CompletionStore(asked / "kept" / "completions")
-    rows = [row if row.law.greedy else replace(row, logp=row.logp - np.float32(9)) for row in store.read()]
+    rows = [row if row.sampling.greedy else replace(row, logp=row.logp - np.float32(9)) for row in store.read()]
     for shard in store.folder.iterdir():
         shard.unlink()
     store.write(rows)
-    ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--judge", "--judge-gamma", 2)
-    check_refused(ended, "JudgeError", "in real runs", "in one pass", code=1)
+    ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify", "--verify-gamma", 2)
+    check_refused(ended, "VerificationError", "in real runs", "in one pass", code=1)
     assert "best gamma" in ended.out, "what was measured is shown all the same"
     (asked / "target").rename(asked / "away")
     (asked / "target").mkdir()
-    ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--judge")
+    ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify")
     check_refused(ended, "no config.json in target")
 
 
@@ -185,13 +185,13 @@ def test_what_cannot_be_asked(asked, fastdraft):
     with locked(asked / "held"):
         refused(DRAFT, *ASKED, "--keep", "held", said="choose another folder with --keep")
     refused(
-        DRAFT, *ASKED[:2], "--completion-tokens", 95, said="no row of own.jsonl gives a prompt: 7 prompts of more than"
+        DRAFT, *ASKED[:2], "--max-new-tokens", 95, said="no row of own.jsonl gives a prompt: 7 prompts of more than"
     )
     shutil.copytree(asked / DRAFT, asked / "bare")
     refused("bare", *ASKED, said="add --target TARGET")
 
 
-def test_a_recipe_is_evaluated_as_a_stage(road_done, fastdraft):
+def test_a_recipe_is_evaluated_as_a_stage(finished_run, fastdraft):
     cards = found(fastdraft("evaluate", "recipe.yaml", "--json"))
     assert [*cards][-1] == "evaluate"
     assert fastdraft("evaluate", "recipe.yaml", "seed=12").code == 2, "its other stages are not done with this seed"

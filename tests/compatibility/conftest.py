@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft.compatibility.report import Report, hold_against
+from fastdraft.compatibility.report import Report, check_pair
 from fastdraft.models.model_files import read
 
 from .published import Published
@@ -96,7 +96,7 @@ def edit(path: Path, **keys: object) -> None:
 
 def held(target: Path, draft: Path) -> Report:
     """The report on two folders."""
-    return hold_against(read(str(target)), read(str(draft)))
+    return check_pair(read(str(target)), read(str(draft)))
 
 
 @pytest.fixture(scope="session")

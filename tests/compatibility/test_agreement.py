@@ -20,7 +20,7 @@ PROMPT = torch.tensor([[1, 5, 17, 97]])
 
 
 def ours(rule: str, mine, theirs) -> bool:
-    return RULES[rule].judge(read(str(mine)), read(str(theirs))).holds
+    return RULES[rule].check(read(str(mine)), read(str(theirs))).holds
 
 
 # transformers.

@@ -90,12 +90,12 @@ def test_nothing_to_repair(pair, fastdraft):
     assert (ended.code, (pair[1].parent / "draft-repaired").exists()) == (0, False)
 
 
-def test_what_repair_cannot_mend(pair, fastdraft):
+def test_what_repair_cannot_fix(pair, fastdraft):
     another_tokenizer(pair[1])
     ended = fastdraft("check", "target", "draft", "--repair")
     assert ended.code == 1
     assert "no repair: another tokenizer" in ended.out
-    assert "draft.start=transplant:draft" in ended.out
+    assert "draft.init=transplant:draft" in ended.out
     assert not (pair[1].parent / "draft-repaired").exists()
 
 

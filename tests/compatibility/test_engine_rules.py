@@ -144,14 +144,14 @@ def test_what_breaks_which_rule(pair, make_model, spoil, rules):
     assert report.holds is (rules == CONTEXT)
     for found in report.findings:
         assert bool(found.repair) is (found.verdict == "fails" and report.obstacle is None)
-    assert set(report.repairs) == {mend for found in report.findings for mend in found.repair}
+    assert set(report.repairs) == {kind for found in report.findings for kind in found.repair}
 
 
 def test_every_rule_has_been_seen_to_fail():
     assert set().union(*(rules for _, rules in BROKEN.values())) == {rule.name for rule in RULES}
 
 
-def test_the_figures_of_both_sides_are_told(pair, make_model):
+def test_the_figures_of_both_sides_are_reported(pair, make_model):
     rows(ROWS + 129)(pair[1], make_model)
     edit(pair[1] / "generation_config.json", eos_token_id=[0, 7])
     why = {found.rule: found.why for found in held(*pair).findings}
@@ -162,7 +162,7 @@ def test_the_figures_of_both_sides_are_told(pair, make_model):
     assert why["generation config"] == "eos: target [0], draft [0, 7]"
 
 
-def test_what_another_tokenizer_is_told(pair):
+def test_what_another_tokenizer_is_reported(pair):
     renamed(300)(pair[1])
     why = {found.rule: found.why for found in held(*pair).findings}
     assert why["every id, the same bytes"].startswith(f"ids {TOKENS + 1} on both; 1 differ, 300: target '")
@@ -201,7 +201,7 @@ OTHER_PARTS = ("normalizer", "pre_tokenizer", "post_processor")
 
 
 def test_bytes_are_those_that_the_tokenizer_decodes(fitting):
-    """The law behind the table: what ids spell is what the whole text decodes to."""
+    """The distribution behind the table: what ids spell is what the whole text decodes to."""
     side = read(str(fitting[0]))
     for text in ("seven wolves, ñandú 🙂!", " \tunder\n\n", "日本語"):
         ids = side.tokenizer(text, add_special_tokens=False).input_ids

@@ -15,7 +15,7 @@ from fastdraft.system.errors import TargetError, UserError
 from .conftest import ROWS, TOKENS, edit, held
 
 
-def test_a_side_says_what_it_is(fitting):
+def test_a_side_reports_what_it_is(fitting):
     side = read(str(fitting[0]))
     assert (side.vocab_size, side.embedding_rows, side.output_rows, side.rows_from) == (ROWS, ROWS, ROWS, "weights")
     assert len(side.spelled) == TOKENS + 1

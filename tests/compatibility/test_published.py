@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft.compatibility.engine_rules import ENGINES
 from fastdraft.compatibility.repair import repair
-from fastdraft.compatibility.report import hold_against
+from fastdraft.compatibility.report import check_pair
 from fastdraft.compatibility.strict_rules import OURS
 from fastdraft.models.model_files import read
 
@@ -60,7 +60,7 @@ def test_a_model_fits_itself(published):
 
 
 def test_which_tokenizers_are_no_repair_apart(published):
-    """What differs in rows, ids, names and templates can be mended; what means other text cannot."""
+    """What differs in rows, ids, names and templates can be fixed; what means other text cannot."""
     for mine, theirs, mendable in (
         ("Qwen2.5-7B", "Qwen2.5-0.5B", True),
         ("Qwen3-8B", "Qwen2.5-0.5B", True),
@@ -90,7 +90,7 @@ def test_a_published_draft_is_repaired(published, tmp_path, mine, theirs, one_th
     model.save_pretrained(draft)
     target = read(str(published(mine)))
     repair(target, read(str(draft)), tmp_path / "out")
-    report = hold_against(target, read(str(tmp_path / "out")), repaired=True)
+    report = check_pair(target, read(str(tmp_path / "out")), repaired=True)
     left = {CONTEXT}
     if mine == "Phi-3-mini":
         # transformers 5.5 rebuilds the tokenizer of a folder whose config.json says llama by rules of its own, whatever

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastdraft.compatibility.repair import place, repair, with_rows
-from fastdraft.compatibility.report import hold_against
+from fastdraft.compatibility.report import check_pair
 from fastdraft.models.model_files import INDEX, read
 from fastdraft.models.target import TOKENIZER_FILES
 from fastdraft.system.errors import RepairError
@@ -23,7 +23,7 @@ PROMPT = torch.tensor([[1, 5, 17, 301, 97, 2]])
 def mended(target: Path, draft: Path, out: Path) -> list[str]:
     """Repair, and hold the result against every rule."""
     done = repair(read(str(target)), read(str(draft)), out)
-    report = hold_against(read(str(target)), read(str(out)), repaired=True)
+    report = check_pair(read(str(target)), read(str(out)), repaired=True)
     assert [found for found in report.findings if found.verdict != "holds"] == []
     return done
 
@@ -217,7 +217,7 @@ def test_tokens_that_the_draft_has_never_seen(pair, tmp_path):
     assert f"1 tokens are new to the draft, first {TOKENS + 1}: it will hardly propose them" in done
 
 
-# What cannot be mended.
+# What cannot be fixed.
 
 
 def another_tokenizer(folder: Path) -> None:
@@ -235,7 +235,7 @@ def test_another_tokenizer_is_not_papered_over(pair):
     report = held(*pair)
     assert report.obstacle
     assert report.obstacle.startswith("no repair: another tokenizer, in which 2 ids are other text; 41: target ")
-    assert f"\n  do: train a draft for this target; draft.start=transplant:{pair[1]} keeps" in report.obstacle
+    assert f"\n  do: train a draft for this target; draft.init=transplant:{pair[1]} keeps" in report.obstacle
     assert {found.repair for found in report.findings} == {()}
     assert report.repairs == {}
 

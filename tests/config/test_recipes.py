@@ -80,7 +80,7 @@ def test_a_recipe_makes_a_draft_of_the_size_in_its_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SIZED, ids=lambda path: path.name)
-def test_what_a_recipe_says_of_its_draft_is_so(path: Path) -> None:
+def test_what_a_recipe_reports_of_its_draft_is_so(path: Path) -> None:
     """The comment above `draft:` has its parameters in millions."""
     text = path.read_text(encoding="utf-8")
     said = re.search(r"(\d+\.\d)M[^\n]*(\n#[^\n]*)*\ndraft:|to (\d+\.\d)M\.\ndraft:", text)
@@ -104,14 +104,14 @@ def test_a_recipe_is_named_as_its_file_and_takes_its_data_from_the_hub(path: Pat
 def test_a_recipe_goes_the_papers_way(path: Path) -> None:
     """PT 5B of text; CP 5B of code and 2.5B of text; the target's answers, greedy and at three temperatures.
 
-    The paper's own drafts are aligned to the answers' words, all others to the stored law.
+    The paper's own drafts are aligned to the answers' words, all others to the offline distribution.
     """
     recipe = resolve(path).recipe
     pretrain, later, written, align = recipe.pretrain, recipe.continue_, recipe.synthesize, recipe.align
     assert None not in (pretrain, later, written, align)
     assert (pretrain.mix, pretrain.train_tokens) == ({"text": 1.0}, 5_000_000_000)
-    share = {name: weight / sum(later.mix.values()) * later.train_tokens for name, weight in later.mix.items()}
-    assert share == pytest.approx({"code": 5e9, "text": 2.5e9})
+    fraction = {name: weight / sum(later.mix.values()) * later.train_tokens for name, weight in later.mix.items()}
+    assert fraction == pytest.approx({"code": 5e9, "text": 2.5e9})
     assert recipe.corpus["text"].path == "HuggingFaceFW/fineweb"
     assert set(written.temperatures) == {0.0, 0.6, 0.8, 1.0}
     assert len(set(written.temperatures.values())) == 1
@@ -121,7 +121,7 @@ def test_a_recipe_goes_the_papers_way(path: Path) -> None:
         assert (align.objective, written.top_logprobs) == ("cross_entropy", 0)
     else:
         assert align.objective == {"forward_kl": 0.5, "total_variation": 0.5}
-        assert (align.target_law, written.top_logprobs) == ("stored", 16)
+        assert (align.teacher_logits, written.top_logprobs) == ("offline", 16)
 
 
 @pytest.mark.parametrize("name", PAPERS)

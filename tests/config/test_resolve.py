@@ -54,7 +54,7 @@ def test_a_value_knows_where_it_came_from(written: Written) -> None:
     }
     commanded = {key for key, origin in resolved.origins.items() if origin == "command line"}
     assert commanded == {"seed", "pretrain.mix.code", "synthesize.mix.code", "synthesize.prompts"}
-    assert resolved.origins["synthesize.prompt_tokens"] == resolved.origins["align"] == "default"
+    assert resolved.origins["synthesize.max_prompt_tokens"] == resolved.origins["align"] == "default"
     assert not any("continue_" in key for key in resolved.origins)
 
 
@@ -75,7 +75,7 @@ def test_an_override_of_its_keys_makes_a_part(written: Written) -> None:
     assert made == TrainPart(mix={"code": 1.0}, train_tokens=500_000)
 
 
-def test_parts_that_share_an_anchor_change_apart(written: Written) -> None:
+def test_parts_that_fraction_an_anchor_change_apart(written: Written) -> None:
     text = SMALL.replace("pretrain:\n", "pretrain: &phase\n") + "continue: *phase\n"
     recipe = written("continue.mix.code=0.9", text=text).recipe
     assert recipe.pretrain is not None

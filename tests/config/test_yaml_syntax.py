@@ -11,7 +11,7 @@ SIZES = {"hidden_size": 96, "layers": 7}
 @pytest.mark.parametrize(
     ("draft", "kept"),
     [
-        ("draft: {params_millions: 3, start: random} # after", {"start": "random"}),
+        ("draft: {params_millions: 3, init: random} # after", {"init": "random"}),
         ("draft:\n    context_tokens: 31\n    params_millions: 3\n    heads: 5", {"context_tokens": 31}),
         ("draft:\n  params_millions: 3", {}),
     ],

@@ -38,7 +38,7 @@ def tales(tmp_path: Path) -> SourcePart:
     """A source of 101 documents, some 20 of them held out."""
     path = tmp_path / "tales.jsonl"
     path.write_text("".join(json.dumps({"text": f"tale {i}: " + f"{i} " * (i % 7)}) + "\n" for i in range(101)))
-    return SourcePart(source="jsonl", path=str(path), held_out_share=0.2, sample_share=0.9)
+    return SourcePart(source="jsonl", path=str(path), held_out_fraction=0.2, sample_fraction=0.9)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_every_text_once_on_its_side_whatever_the_tasks(tmp_path_factory, files,
     folder = tmp_path_factory.mktemp("census")
     (folder / "source").mkdir()
     texts = [[f"tale {i}" for i in numbers] for numbers in files]
-    part = source(folder / "source", *texts, held_out_share=0.3, sample_share=0.8)
+    part = source(folder / "source", *texts, held_out_fraction=0.3, sample_fraction=0.8)
     census = counted(part, folder / "work", tasks)
     once = list(documents(part, Rejected()))
     assert Counter(d.text for d in census.held_out) == Counter(d.text for d in once if side(part, d.key) == "held_out")
@@ -55,7 +55,7 @@ def test_every_text_once_on_its_side_whatever_the_tasks(tmp_path_factory, files,
 
 def test_one_task_meets_documents_in_their_order_and_the_first_of_equals_stays(tmp_path):
     (tmp_path / "source").mkdir()
-    part = source(tmp_path / "source", ["b", "a", "b"], ["c", "a", "d"], held_out_share=0)
+    part = source(tmp_path / "source", ["b", "a", "b"], ["c", "a", "d"], held_out_fraction=0)
     assert counted(part, tmp_path / "work", 1).duplicates == 2
     assert trained(part, tmp_path / "work", 1) == ["b", "a", "c", "d"]
     assert [d.text for d in train_documents(part, tmp_path / "work", Portion())] == ["b", "a", "c", "d"]
@@ -85,7 +85,7 @@ def test_unsound_rows_are_judged_over_all_tasks(tmp_path):
 )
 def test_a_source_that_changes_between_the_readings_stops(tmp_path, change, where):
     (tmp_path / "source").mkdir()
-    part = source(tmp_path / "source", [f"tale {i}" for i in range(4)], held_out_share=0)
+    part = source(tmp_path / "source", [f"tale {i}" for i in range(4)], held_out_fraction=0)
     counted(part, tmp_path / "work", 1)
     source(tmp_path / "source", change)
     with pytest.raises(CorpusError, match=rf"changed while it was read: {where} (.|\n)*do: run again"):
@@ -109,7 +109,7 @@ PAGES = {
 def test_filters_refuse_rewrite_and_are_counted(tmp_path, tasks):
     """Two pages are the same once their lines are sorted out: a text once means the text that is trained on."""
     (tmp_path / "source").mkdir()
-    part = source(tmp_path / "source", list(PAGES), held_out_share=0, quality=["c4", "c4_paragraphs"])
+    part = source(tmp_path / "source", list(PAGES), held_out_fraction=0, quality=["c4", "c4_paragraphs"])
     census = counted(part, tmp_path / "work", tasks)
     assert census.rejected.refused == Counter(reason for reason in PAGES.values() if reason)
     assert census.rejected.counts == {}
@@ -123,8 +123,8 @@ def test_refused_documents_are_no_unsound_rows_and_hide_no_other(tmp_path):
     (tmp_path / "source").mkdir()
     line = GOOD.splitlines()[0].strip()
     page = "\n".join([line, *(text + " javascript" for text in GOOD.splitlines()[1:])])
-    part = source(tmp_path / "source", [line, line, page], held_out_share=0, quality=["c4_paragraphs", "c4"])
+    part = source(tmp_path / "source", [line, line, page], held_out_fraction=0, quality=["c4_paragraphs", "c4"])
     census = counted(part, tmp_path / "work", 1)
     assert census.rejected.refused == {"quality: c4_paragraphs, < 3 paragraphs": 2}
-    assert (census.rejected.share, census.duplicates) == (0, 0)
+    assert (census.rejected.fraction, census.duplicates) == (0, 0)
     assert trained(part, tmp_path / "work", 1) == [line]

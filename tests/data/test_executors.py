@@ -81,7 +81,9 @@ def alone(tales, tokenizer, tmp_path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does_and_it_is_told_how_far_they_are(alone, tales, tokenizer, tmp_path, capfd):
+def test_two_processes_write_what_one_does_and_it_is_reported_how_far_they_are(
+    alone, tales, tokenizer, tmp_path, capfd
+):
     capfd.readouterr()
     write_source("tales", tales, AT_ONCE, tokenizer, tmp_path / "out", seed=7)
     assert files(tmp_path / "out") == alone
@@ -143,7 +145,7 @@ def test_an_error_of_the_user_comes_back_from_a_task(tales, tokenizer, tmp_path,
     with pytest.raises(CorpusError, match=r"no file at .*gone\.jsonl(.|\n)*do: correct `path`"):
         write_source("tales", changed, how, tokenizer, tmp_path / "out", seed=7)
     assert "Traceback" not in capfd.readouterr().err
-    assert not list(tmp_path.glob("out*")), "what was read of a source that must be mended is worth nothing"
+    assert not list(tmp_path.glob("out*")), "what was read of a source that must be fixed is worth nothing"
     write_source("tales", tales, how, tokenizer, tmp_path / "out", seed=7)
 
 
@@ -191,7 +193,7 @@ def test_a_task_that_dies_stops_the_others_and_only_what_is_unfinished_is_done_a
     """As the system ends a process for want of memory: datatrove's own pool would wait for it for ever."""
     pipeline = [partial(step, str(tmp_path)) for step in (steps.note, steps.work)]
     begun = time.monotonic()
-    with pytest.raises(RunError, match=r"2 of 3 tasks are not finished \(task 1 ended with -9\)\n  do: mend"):
+    with pytest.raises(RunError, match=r"2 of 3 tasks are not finished \(task 1 ended with -9\)\n  do: fix"):
         run_tasks(*pipeline, what="a test", how=TokenizePart(tasks=TASKS, workers=3), folder=tmp_path / "work")
     assert time.monotonic() - begun < 100
     (tmp_path / "healed").touch()
@@ -202,7 +204,7 @@ def test_a_task_that_dies_stops_the_others_and_only_what_is_unfinished_is_done_a
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [AT_ONCE, SLURM], ids=["local", "slurm"])
-def test_a_mistake_of_ours_in_a_task_says_where_it_is(tmp_path, steps, cluster, how, capfd):
+def test_a_mistake_of_ours_in_a_task_reports_where_it_is(tmp_path, steps, cluster, how, capfd):
     pipeline = [partial(step, str(tmp_path)) for step in (steps.note, steps.fail)]
     with pytest.raises(
         RunError, match=r"task 1: ValueError\('a mistake of ours'\); (.*00001\.txt) says where"
@@ -292,7 +294,7 @@ if __name__ == "__main__":
 def test_a_killed_run_leaves_no_process_and_goes_on_with_the_tasks_not_finished(tokenizer, tmp_path, workers):
     lines = [json.dumps({"text": f"tale {i} " * 60}) + "\n" for i in range(20_001)]
     (tmp_path / "big.jsonl").write_text("".join(lines))
-    part = SourcePart(source="jsonl", path=str(tmp_path / "big.jsonl"), held_out_share=0.001)
+    part = SourcePart(source="jsonl", path=str(tmp_path / "big.jsonl"), held_out_fraction=0.001)
     (tmp_path / "part.json").write_text(part.model_dump_json())
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, tmp_path / "killed.py", tmp_path, str(workers)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdraft.data.document import Portion
 from fastdraft.data.order import IGNORED, Batch, Mixture, ShardRows
-from fastdraft.data.permutation import KEPT_ROWS_AT_MOST
+from fastdraft.data.permutation import MAX_STORED_SEQUENCES
 from fastdraft.system.errors import ShardError
 
 
@@ -44,7 +44,7 @@ def test_every_token_but_the_first_is_a_label_once_and_follows_its_input(make_sh
 
 
 @pytest.mark.parametrize("sizes", [[], [1]])
-def test_a_source_of_one_token_has_no_row_and_says_so(make_shards, sizes):
+def test_a_source_of_one_token_has_no_row_and_reports_so(make_shards, sizes):
     mixture = Mixture({"tales": ShardRows(make_shards(sizes), 5)}, {"tales": 1.0}, seed=7)
     with pytest.raises(ShardError, match=r"`tales` holds no row[^\n]*\n  do: "):
         mixture.next_batch(1)
@@ -55,7 +55,7 @@ def test_a_source_of_one_token_has_no_row_and_says_so(make_shards, sizes):
     rows=st.lists(st.sampled_from([1, 2, 3, 5, 7, 11]), min_size=5, max_size=5),
 )
 @settings(max_examples=50, deadline=None)
-def test_shares_hold_at_every_prefix(weights, rows):
+def test_fractions_hold_at_every_prefix(weights, rows):
     names = "abcde"[: len(weights)]
     mixture = Mixture(
         {name: Numbered(i, rows[i]) for i, name in enumerate(names)}, dict(zip(names, weights, strict=True)), seed=3
@@ -138,8 +138,8 @@ def trained(batch: Batch) -> list[tuple[int, ...] | None]:
 
 
 def test_a_source_of_many_rows_is_drawn_in_a_computed_order_and_resumed_in_it():
-    """Above `KEPT_ROWS_AT_MOST` nothing is kept: the whole epoch is checked in test_permutation.py."""
-    rows = KEPT_ROWS_AT_MOST + 7
+    """Above `MAX_STORED_SEQUENCES` nothing is kept: the whole epoch is checked in test_permutation.py."""
+    rows = MAX_STORED_SEQUENCES + 7
 
     def fresh() -> Mixture:
         return Mixture({"web": Numbered(0, rows)}, {"web": 1.0}, seed=7)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdraft.data.permutation import KEPT_ROWS_AT_MOST, Computed, permutation
+from fastdraft.data.permutation import MAX_STORED_SEQUENCES, Computed, permutation
 
 
 def places(order: Computed, rows: int) -> list[int]:
@@ -21,8 +21,8 @@ def test_every_row_once(rows, key):
 def test_few_rows_are_in_numpys_order_and_many_in_a_computed_one():
     """Neither may change: a run that is resumed goes on in the order in which it began."""
     assert permutation(11, [7, 0, 3])[:].tolist() == np.random.default_rng([7, 0, 3]).permutation(11).tolist()
-    assert isinstance(permutation(KEPT_ROWS_AT_MOST, [7]), np.ndarray)
-    many = permutation(KEPT_ROWS_AT_MOST + 1, [7, 0, 3])
+    assert isinstance(permutation(MAX_STORED_SEQUENCES, [7]), np.ndarray)
+    many = permutation(MAX_STORED_SEQUENCES + 1, [7, 0, 3])
     assert isinstance(many, Computed)
     assert [many[place] for place in range(5)] == [830610, 2161457, 263670, 1935308, 925968]
 
@@ -36,7 +36,7 @@ def test_seed_source_and_epoch_make_another_order(other):
 
 
 def test_rows_are_spread_evenly():
-    """Chi-squared of the joint law of (tenth of the places, tenth of the rows): 81 degrees of freedom."""
+    """Chi-squared of the joint distribution of (tenth of the places, tenth of the rows): 81 degrees of freedom."""
     rows = 100_003
     order = np.array(places(Computed(rows, [7, 0, 0]), rows))
     counts = np.histogram2d(np.arange(rows), order, bins=10)[0]

@@ -48,7 +48,7 @@ def test_documents_start_where_the_one_before_ends(folder):
         (lambda file: file.write_bytes(file.read_bytes() + b"xx"), "00001.ds is 28 bytes, its card says 26 bytes"),
     ],
 )
-def test_a_shard_that_is_not_what_its_card_says(folder, damage, found):
+def test_a_shard_that_is_not_what_its_card_reports(folder, damage, found):
     card = survey(folder, 2)
     damage(folder / "00001.ds")
     with pytest.raises(ShardError, match=found) as caught:
@@ -68,7 +68,7 @@ def test_a_shard_that_is_not_what_its_card_says(folder, damage, found):
         (lambda file: file.write_bytes(np.array([4, 13], "<u8").tobytes()), "holds 4 documents, its card says 3"),
     ],
 )
-def test_an_index_that_is_not_what_its_card_says(folder, damage, found):
+def test_an_index_that_is_not_what_its_card_reports(folder, damage, found):
     shards = Shards(folder, survey(folder, 2))
     damage(folder / "00001.ds.index")
     with pytest.raises(ShardError, match=f"{found}(.|\n)*do: remove {folder.parents[2]} and run again"):
@@ -106,13 +106,13 @@ def test_head_and_tail_of_a_file_are_looked_at_and_all_of_a_short_one(tmp_path, 
     assert sample_digest(path) != before
 
 
-@given(share=st.floats(0, 15 / 16))
+@given(fraction=st.floats(0, 15 / 16))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_sixteenth_that_changed_is_seen_wherever_it_lies(tmp_path, share):
+def test_a_sixteenth_that_changed_is_seen_wherever_it_lies(tmp_path, fraction):
     path, size = tmp_path / "shard", 1_000_003
     content = np.random.default_rng(3).bytes(size)
     path.write_bytes(content)
-    before, start = sample_digest(path), int(share * size)
+    before, start = sample_digest(path), int(fraction * size)
     path.write_bytes(content[:start] + bytes(size // 16) + content[start + size // 16 :])
     assert path.stat().st_size == size
     assert sample_digest(path) != before

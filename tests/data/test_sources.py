@@ -79,7 +79,7 @@ def test_hub_reads_a_data_set_from_a_folder(tmp_path, kind):
         texts(source="hub", path=str(folder))
 
 
-def test_hub_says_what_it_cannot_open(tmp_path):
+def test_hub_reports_what_it_cannot_open(tmp_path):
     with pytest.raises(CorpusError, match=r"cannot be opened(.|\n)*do: check its name"):
         texts(source="hub", path=str(tmp_path / "nothing"))
 
@@ -87,7 +87,7 @@ def test_hub_says_what_it_cannot_open(tmp_path):
 def test_each_text_is_given_once_and_documents_at_most_stops_early(tmp_path):
     path = packed(tmp_path / "a.jsonl", rows() + rows())
     assert texts(source="jsonl", path=path) == TALES
-    assert texts(source="jsonl", path=path, documents_at_most=2) == TALES[:2]
+    assert texts(source="jsonl", path=path, max_documents=2) == TALES[:2]
 
 
 BROKEN = {
@@ -177,8 +177,8 @@ def python_files(monkeypatch):
 @pytest.mark.usefixtures("python_files")
 def test_code_and_docstrings_of_a_file_fall_on_one_side():
     """A file's docstrings stand in its code too: split apart, the held-out ones would have been trained on."""
-    code = SourcePart(source="python_code", documents_at_most=700, held_out_share=0.2)
-    prose = SourcePart(source="python_docstrings", documents_at_most=200, held_out_share=0.2)
+    code = SourcePart(source="python_code", max_documents=700, held_out_fraction=0.2)
+    prose = SourcePart(source="python_docstrings", max_documents=200, held_out_fraction=0.2)
     sides = {document.origin: side(code, document.key) for document in documents(code, Rejected())}
     shared = [document for document in documents(prose, Rejected()) if document.origin in sides]
     counted = Counter(side(prose, document.key) for document in shared)
@@ -261,7 +261,7 @@ def test_a_task_reads_its_own_files_alone(tmp_path, source):
 
 
 @pytest.mark.parametrize("source", ["parquet", "hub"])
-def test_tasks_share_the_row_groups_of_a_file(tmp_path, source):
+def test_tasks_fraction_the_row_groups_of_a_file(tmp_path, source):
     """The data pages of all groups but the first and fourth are damaged: the first of three tasks reads the rest."""
     rows = [f"tale {i:05d} " * 40 for i in range(600)]
     path = tmp_path / "one.parquet"
@@ -281,7 +281,7 @@ def test_tasks_share_the_row_groups_of_a_file(tmp_path, source):
 
 def test_documents_at_most_is_dealt_out_to_the_tasks(tmp_path):
     path = packed(tmp_path / "a.jsonl", "".join(json.dumps({"text": f"tale {i}"}) + "\n" for i in range(50)).encode())
-    found, _ = portions(3, source="jsonl", path=path, documents_at_most=7)
+    found, _ = portions(3, source="jsonl", path=path, max_documents=7)
     assert sorted(int(text.split()[1]) for texts in found for text in texts) == list(range(7))
 
 

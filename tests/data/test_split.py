@@ -32,7 +32,7 @@ def test_the_split_is_what_it_was():
     assert content_key("Once upon a time") == "db6ad26f562987b0"
     assert uniform("db6ad26f562987b0", "split") == 0.43340621485722114
     keys = [content_key(f"tale {i}") for i in range(100)]
-    assert [i for i, key in enumerate(keys) if side(part(held_out_share=0.05), key) == "held_out"] == [
+    assert [i for i, key in enumerate(keys) if side(part(held_out_fraction=0.05), key) == "held_out"] == [
         31,
         49,
         54,
@@ -43,9 +43,9 @@ def test_the_split_is_what_it_was():
     ]
 
 
-def test_shares_are_kept():
+def test_fractions_are_kept():
     keys = [content_key(f"tale {i}") for i in range(5003)]
-    sides = [side(part(held_out_share=0.1, sample_share=0.5), key) for key in keys]
+    sides = [side(part(held_out_fraction=0.1, sample_fraction=0.5), key) for key in keys]
     assert sides.count("held_out") / len(keys) == pytest.approx(0.1, abs=0.02)
     assert sides.count("train") / len(keys) == pytest.approx(0.45, abs=0.03)
 
@@ -53,10 +53,10 @@ def test_shares_are_kept():
 @given(st.text(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_sampling_never_moves_a_document_across_the_split(text, held_out, one, other):
     key = content_key(text)
-    sides = {side(part(held_out_share=held_out, sample_share=share), key) for share in (one, other)}
+    sides = {side(part(held_out_fraction=held_out, sample_fraction=fraction), key) for fraction in (one, other)}
     assert sides in ({"held_out"}, {"train"}, {None}, {"train", None})
-    assert side(part(held_out_share=0.0), key) == "train"
-    assert side(part(held_out_share=1.0), key) == "held_out"
+    assert side(part(held_out_fraction=0.0), key) == "train"
+    assert side(part(held_out_fraction=1.0), key) == "held_out"
 
 
 def test_copies_with_small_edits_are_found_and_honest_files_stay():

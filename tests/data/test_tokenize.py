@@ -83,7 +83,7 @@ def test_tasks_and_workers_do_not_change_the_documents(tales, tokenizer, tmp_pat
 
 def test_more_tasks_than_documents(tokenizer, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    part = SourcePart(source="jsonl", path=str(tmp_path / "a.jsonl"), held_out_share=0.0)
+    part = SourcePart(source="jsonl", path=str(tmp_path / "a.jsonl"), held_out_fraction=0.0)
     card, sides = tokenised(part, tokenizer, tmp_path / "out", tasks=5)
     assert sorted(texts(sides["train"], tokenizer)) == ["one", "two"]
     assert (len(card.train.files), card.held_out.files, sides["held_out"].tokens) == (2, (), 0)
@@ -111,7 +111,7 @@ def test_token_width_is_what_datatrove_used(tmp_path, words, width):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     write_tokenizer(tokenizer, tmp_path / "tokenizer.json", None, words - 1)
     (tmp_path / "a.txt").write_text(f"w1 w{words - 1} w2")
-    part = SourcePart(source="text", path=str(tmp_path / "a.txt"), held_out_share=0.0)
+    part = SourcePart(source="text", path=str(tmp_path / "a.txt"), held_out_fraction=0.0)
     card, sides = tokenised(part, tmp_path / "tokenizer.json", tmp_path / "out")
     assert card.train.bytes_per_token == width
     assert DocumentTokenizer(str(tmp_path), str(tmp_path / "tokenizer.json")).token_size == width
@@ -125,7 +125,7 @@ def test_near_duplicates_leave_the_held_out_side(tokenizer, tmp_path):
     stories = [story(i) for i in range(60)]
     edited = [text.replace("line 5", "the fifth line") for text in stories]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in stories + edited))
-    part = SourcePart(source="jsonl", path=str(tmp_path / "a.jsonl"), held_out_share=0.2)
+    part = SourcePart(source="jsonl", path=str(tmp_path / "a.jsonl"), held_out_fraction=0.2)
     card, sides = tokenised(part, tokenizer, tmp_path / "out")
     train, held_out = (texts(sides[name], tokenizer) for name in ("train", "held_out"))
 
@@ -150,8 +150,8 @@ def test_held_out_documents_outside_an_allow_list_are_dropped(tales, tokenizer, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sample_share": 0.0}, r"`tales` .* no document to train on\n  do: .*sample_share` \(now 0.0\)"),
-        ({"held_out_share": 1e-9}, r"`tales` .* no document to judge a draft by: 0 were held out.*\n  do: raise"),
+        ({"sample_fraction": 0.0}, r"`tales` .* no document to train on\n  do: .*sample_fraction` \(now 0.0\)"),
+        ({"held_out_fraction": 1e-9}, r"`tales` .* no document to measure a draft on: 0 were held out.*\n  do: raise"),
     ],
 )
 def test_an_empty_side_stops(tales, tokenizer, tmp_path, change, message):
@@ -159,7 +159,7 @@ def test_an_empty_side_stops(tales, tokenizer, tmp_path, change, message):
         tokenised(tales.model_copy(update=change), tokenizer, tmp_path / "out")
 
 
-def test_what_datatrove_does_is_not_told(tales, tokenizer, tmp_path, capfd):
+def test_what_datatrove_does_is_not_reported(tales, tokenizer, tmp_path, capfd):
     tokenised(tales, tokenizer, tmp_path / "out")
     assert capfd.readouterr() == ("", "")
 

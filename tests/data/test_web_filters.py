@@ -40,7 +40,7 @@ def test_filters_that_rewrite_are_asked_twice():
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_filter_of_words_without_spacy_says_what_to_install(name, monkeypatch):
+def test_a_filter_of_words_without_spacy_reports_what_to_install(name, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     with pytest.raises(MissingExtra, match=r"spacy cannot be imported(.|\n)*do: pip install 'fastdraft\[web\]'"):
         Sieve(["c4", name])

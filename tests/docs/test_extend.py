@@ -17,7 +17,7 @@ from fastdraft.maths import acceptance, divergence
 from fastdraft.models.shape import derive, families
 from fastdraft.models.target import open_model, open_tokenizer
 from fastdraft.synthesize import engines
-from fastdraft.synthesize.completions import CompletionStore, Law, Request
+from fastdraft.synthesize.completions import CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.rescore import rescorer
 from fastdraft.synthesize.write import Decoding, keyed, write
 from fastdraft.system.precision import Precision
@@ -71,7 +71,7 @@ def test_a_way_to_run_the_target(tiny_files, tmp_path, monkeypatch):
     target = TargetPart(path=str(tiny_files / "target"))
     decoding = Decoding(13, frozenset({0}), 7, "r", 5, 0)
     setup = engines.Setup(target, None, decoding, torch.device("cpu"), FP32, 97, tmp_path)  # type: ignore[arg-type]
-    asked = [Request(np.arange(1 + i % 7) * 5 % 300 + 1, Law(1.0), i) for i in range(11)]
+    asked = [Request(np.arange(1 + i % 7) * 5 % 300 + 1, SamplingParams(1.0), i) for i in range(11)]
     rescore, store = rescorer("none", True, lambda: open_model(target, torch.device("cpu"))), CompletionStore(tmp_path)
     for _ in range(2):  # the second time all is there
         with Bar("test", 11, "rows") as bar:
@@ -88,7 +88,7 @@ def test_a_task(tiny_files, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"river {n}?"}) + "\n" for n in range(3)))
     tokenizer = open_tokenizer(TargetPart(path=str(tiny_files / "target")))
-    (task,) = tasks.tasks_of([f"trivia_qa={rows}"], tokenizer, 97, completion_tokens=13)
+    (task,) = tasks.tasks_of([f"trivia_qa={rows}"], tokenizer, 97, max_new_tokens=13)
     assert len(task.prompts) == 3
     assert tokenizer.decode(task.prompts[1]).strip() == "Question: river 1?\nAnswer:"
 

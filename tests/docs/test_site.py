@@ -93,7 +93,7 @@ def test_the_site_is_built_without_a_warning_and_works_without_a_network(pages, 
 
 @pytest.mark.slow
 def test_what_is_wrong_stops_the_build(pages, tmp_path):
-    (pages / "docs" / "extra.md").write_text("# Extra\n\n[no page](none.md) and [no place](road.md#nowhere)\n")
+    (pages / "docs" / "extra.md").write_text("# Extra\n\n[no page](none.md) and [no place](pipeline.md#nowhere)\n")
     built = build(pages, tmp_path / "site")
     assert built.returncode != 0
     for said in ("extra.md", "'none.md'", "#nowhere"):

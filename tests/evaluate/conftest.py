@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.engine_transformers import generate
 
 Complete = Callable[..., list[Completion]]
@@ -18,12 +18,16 @@ def completed() -> Complete:
     """What a target writes after prompts, as completions without a store."""
 
     def run(
-        target: PreTrainedModel, prompts: Sequence[np.ndarray], law: Law, tokens: int, eos: frozenset[int] = frozenset()
+        target: PreTrainedModel,
+        prompts: Sequence[np.ndarray],
+        sampling: SamplingParams,
+        tokens: int,
+        eos: frozenset[int] = frozenset(),
     ) -> list[Completion]:
         coins_BN = torch.from_numpy(np.random.default_rng(7).random((len(prompts), tokens)))
-        rows = generate(target, prompts, law, tokens, eos, coins_BN)
+        rows = generate(target, prompts, sampling, tokens, eos, coins_BN)
         return [
-            Completion(f"{i:016x}", prompt, row.tokens, row.logp, law)
+            Completion(f"{i:016x}", prompt, row.tokens, row.logp, sampling)
             for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
         ]
 

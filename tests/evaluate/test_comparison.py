@@ -12,7 +12,7 @@ from fastdraft.evaluate.comparison import Side, compare
 from fastdraft.evaluate.one_pass import Subject, acceptances, pooled, resampled_prompts, scored
 from fastdraft.maths import acceptance
 from fastdraft.results.evaluation import Gap
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 
 GAMMAS, RESAMPLES, SEED = (1, 2, 5), 300, 7
 
@@ -22,7 +22,7 @@ def target(tiny_llama: Callable[..., LlamaForCausalLM]) -> LlamaForCausalLM:
     return tiny_llama(7)
 
 
-@pytest.fixture(scope="module", params=[Law(0), Law(0.7)], ids=["greedy", "sampled"])
+@pytest.fixture(scope="module", params=[SamplingParams(0), SamplingParams(0.7)], ids=["greedy", "sampled"])
 def rows(target: LlamaForCausalLM, completed: Callable, request: pytest.FixtureRequest) -> list[Completion]:
     return completed(target, [(np.arange(3 + i % 5) * 7 + i) % 131 for i in range(23)], request.param, 19)
 
@@ -48,7 +48,7 @@ def test_a_draft_is_as_good_as_itself(side: Callable[..., Side]) -> None:
     assert {(gap.value, gap.low, gap.high, gap.more_than_noise) for gap in gaps} == {(0, 0, 0, False)}
 
 
-def test_one_prompt_says_nothing_of_others() -> None:
+def test_one_prompt_reports_nothing_of_others() -> None:
     assert not Gap(value=0.3, low=0.3, high=0.3).more_than_noise
     assert Gap(value=0.3, low=0.1, high=0.4).more_than_noise
     assert Gap(value=-0.3, low=-0.4, high=-0.1).more_than_noise

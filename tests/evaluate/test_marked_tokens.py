@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from fastdraft.evaluate import marked_tokens, one_pass
 from fastdraft.evaluate.one_pass import Subject
 from fastdraft.maths import acceptance
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import CardError
 
 TOKENS, GAMMAS = 23, (1, 2, 3, 5)
@@ -84,14 +84,14 @@ def folder(tiny_llama, perturbed, completed, tokenizer, tmp_path_factory):
     draft = perturbed(target, 0.2, 5)
     prompts = [np.arange(7, dtype=np.int64) + number for number in range(11)]
     measured = []
-    for law in (Law(0.0), Law(0.7)):
-        rows = completed(target, prompts, law, TOKENS)
+    for sampling in (SamplingParams(0.0), SamplingParams(0.7)):
+        rows = completed(target, prompts, sampling, TOKENS)
         measured.append((one_pass.evaluate(draft, rows, GAMMAS, Subject("align", "text", 0.1), 50, 7), rows))
     marked_tokens.write_marked(place, draft, measured, tokenizer, seed=7)
     return place, draft, measured
 
 
-def test_what_is_written_is_what_one_pass_says(folder):
+def test_what_is_written_is_what_one_pass_reports(folder):
     place, draft, measured = folder
     for result, rows in measured:
         keys, found = marked_tokens.read_acceptances(place, result)
@@ -129,7 +129,7 @@ def test_what_is_rejected_most_adds_up(folder):
         assert all(each.rejected <= each.times for each in (*task.rejected_tokens, *task.rejected_contexts))
 
 
-def test_a_folder_without_texts_says_so_and_another_version_is_refused(folder, tmp_path):
+def test_a_folder_without_texts_reports_so_and_another_version_is_refused(folder, tmp_path):
     _, _, measured = folder
     assert marked_tokens.read_marked(tmp_path) is None
     assert marked_tokens.read_acceptances(tmp_path, measured[0][0]) is None

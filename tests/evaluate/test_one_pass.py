@@ -15,7 +15,7 @@ from fastdraft.evaluate.one_pass import Subject, acceptances, evaluate
 from fastdraft.maths import acceptance
 from fastdraft.maths.sampling import warp
 from fastdraft.maths.verification import accept_greedy
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2, 13, 17, 19, 23, 6, 4)]
 SUBJECT = Subject(stage="align", task="story", c=0.1)
@@ -55,7 +55,7 @@ def speculate(
 def test_one_pass_is_greedy_speculative_decoding_exactly(pair: Models, completed: Callable, gamma: int) -> None:
     target, draft = pair
     # Two tokens that the target likes end some of the texts early.
-    completions = completed(target, PROMPTS, Law(0), 23, frozenset({118, 30}))
+    completions = completed(target, PROMPTS, SamplingParams(0), 23, frozenset({118, 30}))
     assert len({len(row.tokens) for row in completions}) > 2
     counts = acceptance.chain(*acceptances(draft, completions), gamma)
     assert 0 < counts.accepted_B.sum() < counts.tokens_B.sum() - counts.forwards_B.sum() / 2
@@ -66,17 +66,19 @@ def test_one_pass_is_greedy_speculative_decoding_exactly(pair: Models, completed
         assert accepted_G == counts.position_accepted_BG[i].tolist()
 
 
-@pytest.mark.parametrize("law", [Law(1.0), Law(0.6, 17, 0.9)])
-def test_sampled_acceptance_is_the_ratio_of_both_warped_laws(pair: Models, completed: Callable, law: Law) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(1.0), SamplingParams(0.6, 17, 0.9)])
+def test_sampled_acceptance_is_the_ratio_of_both_warped_distributions(
+    pair: Models, completed: Callable, sampling: SamplingParams
+) -> None:
     target, draft = pair
-    completions = completed(target, PROMPTS, law, 11)
+    completions = completed(target, PROMPTS, sampling, 11)
     accept_BN, lengths_B = acceptances(draft, completions)
     assert lengths_B.tolist() == [11] * len(PROMPTS)
     for accept_N, row in zip(accept_BN, completions, strict=True):
         text, start = torch.from_numpy(np.concatenate([row.prompt, row.tokens])), len(row.prompt)
         with torch.no_grad():
             p_N, q_N = (
-                warp(model(text[None]).logits[0, start - 1 : -1], *law).exp().gather(1, text[start:, None])[:, 0]
+                warp(model(text[None]).logits[0, start - 1 : -1], *sampling).exp().gather(1, text[start:, None])[:, 0]
                 for model in pair
             )
         torch.testing.assert_close(accept_N.float(), (q_N / p_N).clamp(max=1), atol=1e-4, rtol=1e-3)
@@ -84,17 +86,17 @@ def test_sampled_acceptance_is_the_ratio_of_both_warped_laws(pair: Models, compl
 
 def test_the_target_drafts_for_itself_perfectly(pair: Models, completed: Callable) -> None:
     target, _ = pair
-    for law in (Law(0), Law(0.8)):
-        result = evaluate(target, completed(target, PROMPTS, law, 12), [2, 3], SUBJECT, 17, seed=7)
+    for sampling in (SamplingParams(0), SamplingParams(0.8)):
+        result = evaluate(target, completed(target, PROMPTS, sampling, 12), [2, 3], SUBJECT, 17, seed=7)
         assert result.alpha.value == pytest.approx(1, abs=1e-4)
         assert [at.block_efficiency.value for at in result.gammas] == pytest.approx([3, 4], abs=1e-3)
         assert [at.mbsu.value for at in result.gammas] == pytest.approx([3 / 1.2, 4 / 1.3], abs=1e-3)
         assert result.best_gamma == 3
 
 
-def test_a_result_says_what_it_is_of(pair: Models, completed: Callable) -> None:
+def test_a_result_reports_what_it_is_of(pair: Models, completed: Callable) -> None:
     target, draft = pair
-    completions = completed(target, PROMPTS, Law(0.8, 50, 0.95), 12)
+    completions = completed(target, PROMPTS, SamplingParams(0.8, 50, 0.95), 12)
     result = evaluate(draft, completions, [1, 2, 5], SUBJECT, 100, seed=7)
     assert (result.stage, result.task, result.c) == ("align", "story", 0.1)
     assert (result.temperature, result.top_k, result.top_p) == (0.8, 50, 0.95)
@@ -106,8 +108,8 @@ def test_a_result_says_what_it_is_of(pair: Models, completed: Callable) -> None:
         assert at.mbsu.high == pytest.approx(at.block_efficiency.high / (1 + 0.1 * at.gamma))
         assert len(at.position_acceptance) == at.gamma
         assert np.mean(at.position_acceptance) == pytest.approx(at.acceptance_rate.value)
-        for share, (low, high) in zip(at.position_acceptance, at.position_intervals, strict=True):
-            assert low <= share <= high
+        for fraction, (low, high) in zip(at.position_acceptance, at.position_intervals, strict=True):
+            assert low <= fraction <= high
     first = result.gammas[0]
     assert first.position_intervals == ((first.acceptance_rate.low, first.acceptance_rate.high),), "of blocks of one"
     assert evaluate(draft, completions, [1, 2, 5], SUBJECT, 100, seed=7) == result
@@ -115,7 +117,7 @@ def test_a_result_says_what_it_is_of(pair: Models, completed: Callable) -> None:
 
 def test_the_order_of_the_completions_does_not_matter_to_the_values(pair: Models, completed: Callable) -> None:
     target, draft = pair
-    completions = completed(target, PROMPTS, Law(0.8), 12)
+    completions = completed(target, PROMPTS, SamplingParams(0.8), 12)
     there, back = (evaluate(draft, rows, [3], SUBJECT, 5, seed=7) for rows in (completions, completions[::-1]))
     assert there.alpha.value == pytest.approx(back.alpha.value, abs=1e-5)
     assert there.gammas[0].block_efficiency.value == pytest.approx(back.gammas[0].block_efficiency.value, abs=1e-5)
@@ -123,13 +125,13 @@ def test_the_order_of_the_completions_does_not_matter_to_the_values(pair: Models
 
 def test_loops_are_counted_and_left_out(pair: Models, completed: Callable) -> None:
     target, draft = pair
-    sound = completed(target, PROMPTS, Law(1.0), 23)
+    sound = completed(target, PROMPTS, SamplingParams(1.0), 23)
     loop = replace(sound[0], tokens=np.full(23, 5), logp=np.full(23, -20, np.float32))
     with_loop = evaluate(draft, [*sound[1:], loop], [3], SUBJECT, 5, seed=7)
     without = evaluate(draft, sound[1:], [3], SUBJECT, 5, seed=7)
-    assert with_loop.looping_share == pytest.approx(1 / 11)
+    assert with_loop.looping_fraction == pytest.approx(1 / 11)
     assert with_loop.repeated_8grams == pytest.approx(15 / (11 * 16))
-    assert (without.looping_share, without.repeated_8grams) == (0, 0)
+    assert (without.looping_fraction, without.repeated_8grams) == (0, 0)
     assert with_loop.alpha_without_loops == pytest.approx(without.alpha.value, abs=1e-5)
     assert with_loop.alpha.value > without.alpha.value
     left = with_loop.gammas[0].block_efficiency_without_loops
@@ -139,8 +141,10 @@ def test_loops_are_counted_and_left_out(pair: Models, completed: Callable) -> No
     assert only.gammas[0].block_efficiency_without_loops is None
 
 
-def test_two_laws_have_no_common_result(pair: Models, completed: Callable) -> None:
+def test_two_distributions_have_no_common_result(pair: Models, completed: Callable) -> None:
     target, draft = pair
-    mixed = completed(target, PROMPTS[:1], Law(0), 5) + completed(target, PROMPTS[1:2], Law(1.0), 5)
-    with pytest.raises(ValueError, match="completions of 2 laws"):
+    mixed = completed(target, PROMPTS[:1], SamplingParams(0), 5) + completed(
+        target, PROMPTS[1:2], SamplingParams(1.0), 5
+    )
+    with pytest.raises(ValueError, match="completions of 2 distributions"):
         evaluate(draft, mixed, [3], SUBJECT, 5, seed=7)

@@ -1,4 +1,4 @@
-"""What a target wrote is kept: asked for once, found by task and law, and only of one target."""
+"""What a target wrote is kept: asked for once, found by task and distribution, and only of one target."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,12 @@ from transformers import LlamaForCausalLM
 from fastdraft.evaluate.recording import Target, record, recorded, vocabulary_digest
 from fastdraft.evaluate.tasks import LeftOut, TaskPrompts
 from fastdraft.models.target import TargetCard
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.cards import Cost
 from fastdraft.system.errors import RecordingError, ShardError
 from fastdraft.system.precision import Precision
 
-LAWS = [Law(0.0), Law(0.7)]
+SAMPLING_SETTINGS = [SamplingParams(0.0), SamplingParams(0.7)]
 
 FP32 = Precision(name="fp32", reason="by name")
 
@@ -52,18 +52,18 @@ def model(tiny_llama: Callable[..., LlamaForCausalLM]) -> LlamaForCausalLM:
 
 def test_what_is_kept_is_not_written_again(model: LlamaForCausalLM, tmp_path: Path) -> None:
     first = Opened(model)
-    made = record(tmp_path, first.target, [task("a", 5), task("b", 3)], LAWS, 7, 4)
+    made = record(tmp_path, first.target, [task("a", 5), task("b", 3)], SAMPLING_SETTINGS, 7, 4)
     assert first.times == 1
-    assert [(part.written.task, part.written.law, len(part.completions)) for part in made.parts] == [
-        *(("a", law, 5) for law in LAWS),
-        *(("b", law, 3) for law in LAWS),
+    assert [(part.written.task, part.written.sampling, len(part.completions)) for part in made.parts] == [
+        *(("a", sampling, 5) for sampling in SAMPLING_SETTINGS),
+        *(("b", sampling, 3) for sampling in SAMPLING_SETTINGS),
     ]
     assert made.parts[0].written.left_out == {"rows that are no rows": 3}
     again = Opened(model)
-    found = record(tmp_path, again.target, [task("a", 5)], LAWS, 7, 4)
+    found = record(tmp_path, again.target, [task("a", 5)], SAMPLING_SETTINGS, 7, 4)
     assert again.times == 0
     assert texts(found.parts) == texts(made.parts[:2])
-    more = record(tmp_path, again.target, [task("a", 7)], LAWS, 7, 4)
+    more = record(tmp_path, again.target, [task("a", 7)], SAMPLING_SETTINGS, 7, 4)
     assert again.times == 1
     assert [len(part.completions) for part in more.parts] == [7, 7]
     assert {w.task for w in more.card.written} == {"a", "b"}, "what other calls asked for is still there"
@@ -74,47 +74,47 @@ def texts(parts: list) -> list:
 
 
 def test_any_part_is_read_without_the_target(model: LlamaForCausalLM, tmp_path: Path) -> None:
-    made = record(tmp_path, Opened(model).target, [task("a", 5), task("b", 3)], LAWS, 7, 4)
+    made = record(tmp_path, Opened(model).target, [task("a", 5), task("b", 3)], SAMPLING_SETTINGS, 7, 4)
     assert texts(recorded(tmp_path).parts) == texts(made.parts)
-    assert texts(recorded(tmp_path, ["b"], [Law(0.7)]).parts) == texts(made.parts[3:])
-    sampled = recorded(tmp_path, ["b"], [Law(0.7)]).parts[0].completions
+    assert texts(recorded(tmp_path, ["b"], [SamplingParams(0.7)]).parts) == texts(made.parts[3:])
+    sampled = recorded(tmp_path, ["b"], [SamplingParams(0.7)]).parts[0].completions
     assert all(len(row.logp) == len(row.tokens) and (row.logp < 0).any() for row in sampled)
     with pytest.raises(RecordingError, match=r"has no completions of c, temperature 1; it has a at temperature 0"):
-        recorded(tmp_path, ["a", "c"], [Law(0.7), Law(1.0)])
+        recorded(tmp_path, ["a", "c"], [SamplingParams(0.7), SamplingParams(1.0)])
     with pytest.raises(RecordingError, match=r"no recorded completions at [^\0]*\n  do: make them with `fastdraft"):
         recorded(tmp_path / "nowhere")
 
 
 def test_tasks_are_named_as_when_they_were_asked_for(model: LlamaForCausalLM, tmp_path: Path) -> None:
-    """With commas, and all groups of a task by its name; what is not there is said with its whole law."""
+    """With commas, and all groups of a task by its name; what is not there is said with its whole distribution."""
     asked = [task("a", 2), task("s:one", 2), task("s:two", 2)]
-    record(tmp_path, Opened(model).target, asked, [Law(0.7, 5, 0.9)], 7, 4)
+    record(tmp_path, Opened(model).target, asked, [SamplingParams(0.7, 5, 0.9)], 7, 4)
     for named, found in ((["a, s:two"], ["a", "s:two"]), (["s"], ["s:one", "s:two"]), (["s:one"], ["s:one"])):
         assert [part.written.task for part in recorded(tmp_path, named).parts] == found
     said = r"has no completions of temperature 0.7; it has a at temperature 0.7, top-k 5, top-p 0.9; s:one"
     with pytest.raises(RecordingError, match=said):
-        recorded(tmp_path, laws=[Law(0.7)])
+        recorded(tmp_path, sampling_settings=[SamplingParams(0.7)])
     with pytest.raises(RecordingError, match=r"has no completions of b, s:six; it has a"):
         recorded(tmp_path, ["a,b", "s:six"])
 
 
 def test_a_folder_is_of_one_target(model: LlamaForCausalLM, tmp_path: Path) -> None:
-    record(tmp_path, Opened(model).target, [task("a", 2)], LAWS[:1], 7, 4)
+    record(tmp_path, Opened(model).target, [task("a", 2)], SAMPLING_SETTINGS[:1], 7, 4)
     with pytest.raises(
         RecordingError, match=r"digest d1\), the target is T \(d2\)\n  do: choose another folder with --keep"
     ):
-        record(tmp_path, Opened(model, "d2").target, [task("a", 2)], LAWS[:1], 7, 4)
+        record(tmp_path, Opened(model, "d2").target, [task("a", 2)], SAMPLING_SETTINGS[:1], 7, 4)
 
 
-def test_a_lost_shard_is_said(model: LlamaForCausalLM, tmp_path: Path) -> None:
-    record(tmp_path, Opened(model).target, [task("a", 2)], LAWS[:1], 7, 4)
+def test_a_lost_shard_is_reported(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    record(tmp_path, Opened(model).target, [task("a", 2)], SAMPLING_SETTINGS[:1], 7, 4)
     for shard in (tmp_path / "completions").iterdir():
         shard.unlink()
     with pytest.raises(ShardError, match=r"lacks 2 of 2 completions"):
         recorded(tmp_path)
 
 
-def test_the_bytes_behind_ids_make_the_vocabulary() -> None:
+def test_the_bytes_after_ids_make_the_vocabulary() -> None:
     assert vocabulary_digest({0: b"a", 1: b"b"}) == vocabulary_digest({1: b"b", 0: b"a"})
     assert vocabulary_digest({0: b"a", 1: b"b"}) != vocabulary_digest({0: b"b", 1: b"a"})
     assert vocabulary_digest({0: b"a"}) != vocabulary_digest({0: b"a", 1: b""})

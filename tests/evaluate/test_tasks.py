@@ -78,7 +78,7 @@ def test_local_files_hold_what_the_hub_does(tmp_path, tokenizer):
     ]
 
 
-def test_groups_of_spec_bench_share_a_file(tmp_path, tokenizer):
+def test_groups_of_spec_bench_fraction_a_file(tmp_path, tokenizer):
     rows = [
         {"category": kind, "turns": [f"{kind}?", "more?"]} for kind in ("coding", "qa", "rag", "translation", "math")
     ]
@@ -112,9 +112,9 @@ def test_what_gives_no_prompt_is_counted_and_named(tmp_path, tokenizer):
         {"prompt": "b"},
     ]
     file = lines(tmp_path / "own.jsonl", rows)
-    (found,) = tasks_of([str(file)], tokenizer, 53, completion_tokens=13)
+    (found,) = tasks_of([str(file)], tokenizer, 53, max_new_tokens=13)
     assert texts(found, tokenizer) == ["a", "b"]
-    assert found.completion_tokens == 13
+    assert found.max_new_tokens == 13
     assert found.left_out == {
         "prompts of more than 40 tokens": (1, f"{file}:1"),
         "rows that are not JSON in UTF-8": (1, f"{file}:2"),
@@ -130,12 +130,12 @@ def test_no_prompt_at_all_stops(tmp_path, tokenizer):
     with pytest.raises(
         TaskError, match=r"humaneval: no row[^\0]*1 prompts of more than 40 tokens, first [^\0]*\n  do: "
     ):
-        tasks_of([f"humaneval={file}"], tokenizer, 53, completion_tokens=13)
+        tasks_of([f"humaneval={file}"], tokenizer, 53, max_new_tokens=13)
     with pytest.raises(TaskError, match=r"of at most 0 tokens \(context 53, completion 99\)\n.*of `bench`: --tokens"):
-        tasks_of([f"humaneval={file}"], tokenizer, 53, completion_tokens=99)
+        tasks_of([f"humaneval={file}"], tokenizer, 53, max_new_tokens=99)
     file.write_text('{"category": "rag"}\n')
     with pytest.raises(TaskError, match=r"it has no row of this task"):
-        tasks_of([f"spec-bench:qa={file}"], tokenizer, 53, completion_tokens=13)
+        tasks_of([f"spec-bench:qa={file}"], tokenizer, 53, max_new_tokens=13)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The judge agrees with sound completions, and has been seen to refuse unsound ones."""
+"""The verification agrees with sound completions, and has been seen to refuse unsound ones."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,30 +10,30 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from fastdraft.evaluate.verification import Judge, judge
+from fastdraft.evaluate.verification import Verifier, verify
 from fastdraft.models.target import cache_name
-from fastdraft.synthesize.completions import Completion, Law
-from fastdraft.system.errors import JudgeError
+from fastdraft.synthesize.completions import Completion, SamplingParams
+from fastdraft.system.errors import VerificationError
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2, 13)]
 ENDS = frozenset({118, 30})  # tokens that the target likes: some texts end early
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_llama: Callable[..., LlamaForCausalLM], perturbed: Callable[..., LlamaForCausalLM]) -> Judge:
+def pair(tiny_llama: Callable[..., LlamaForCausalLM], perturbed: Callable[..., LlamaForCausalLM]) -> Verifier:
     target = tiny_llama(7)
-    return Judge(target, perturbed(target, 0.1, 3), 3, 23, ENDS, resamples=200, seed=7)
+    return Verifier(target, perturbed(target, 0.1, 3), 3, 23, ENDS, resamples=200, seed=7)
 
 
 @pytest.fixture(scope="module")
-def greedy(pair: Judge, completed: Callable) -> list[Completion]:
-    return completed(pair.target, PROMPTS, Law(0), 23, ENDS)
+def greedy(pair: Verifier, completed: Callable) -> list[Completion]:
+    return completed(pair.target, PROMPTS, SamplingParams(0), 23, ENDS)
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 5])
-def test_greedy_is_exact(pair: Judge, greedy: list[Completion], gamma: int) -> None:
+def test_greedy_is_exact(pair: Verifier, greedy: list[Completion], gamma: int) -> None:
     assert len({len(row.tokens) for row in greedy}) > 1, "some texts end early, with end-of-text"
-    result = judge(replace(pair, gamma=gamma), greedy)
+    result = verify(replace(pair, gamma=gamma), greedy)
     assert (result.prompts, result.compared, result.near_ties) == (6, 6, ())
     assert (result.gamma, result.temperature) == (gamma, 0)
     assert result.tokens == sum(len(row.tokens) for row in greedy)
@@ -41,23 +41,23 @@ def test_greedy_is_exact(pair: Judge, greedy: list[Completion], gamma: int) -> N
     assert 1.05 < result.real.value < gamma + 1
 
 
-@pytest.mark.parametrize("law", [Law(1.0), Law(0.7, 20, 0.9)])
-def test_sampled_runs_agree(pair: Judge, completed: Callable, law: Law) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(1.0), SamplingParams(0.7, 20, 0.9)])
+def test_sampled_runs_agree(pair: Verifier, completed: Callable, sampling: SamplingParams) -> None:
     prompts = [(np.arange(5) + i) % 131 for i in range(24)]
-    result = judge(pair, completed(pair.target, prompts, law, 23, ENDS))
-    assert (result.prompts, result.compared, result.temperature) == (24, 24, law.temperature)
+    result = verify(pair, completed(pair.target, prompts, sampling, 23, ENDS))
+    assert (result.prompts, result.compared, result.temperature) == (24, 24, sampling.temperature)
     assert result.real.value == pytest.approx(result.one_pass.value, rel=0.15)
 
 
-def test_the_models_are_left_as_they_were(pair: Judge, completed: Callable) -> None:
+def test_the_models_are_left_as_they_were(pair: Verifier, completed: Callable) -> None:
     own = GenerationConfig(repetition_penalty=1.5, no_repeat_ngram_size=2)
     pair.target.generation_config, before = own, pair.target.generation_config
     state = torch.random.get_rng_state()
     try:
-        assert judge(pair, completed(pair.target, PROMPTS, Law(0), 23, ENDS)).compared == 6, (
+        assert verify(pair, completed(pair.target, PROMPTS, SamplingParams(0), 23, ENDS)).compared == 6, (
             "its own settings do not enter"
         )
-        judge(pair, completed(pair.target, PROMPTS, Law(1.0), 23, ENDS))
+        verify(pair, completed(pair.target, PROMPTS, SamplingParams(1.0), 23, ENDS))
         assert pair.target.generation_config is own
     finally:
         pair.target.generation_config = before
@@ -65,22 +65,22 @@ def test_the_models_are_left_as_they_were(pair: Judge, completed: Callable) -> N
     assert not pair.target._forward_hooks
 
 
-def test_a_record_that_is_not_the_targets_is_refused(pair: Judge, greedy: list[Completion]) -> None:
+def test_a_record_that_is_not_the_targets_is_refused(pair: Verifier, greedy: list[Completion]) -> None:
     tokens = greedy[2].tokens.copy()
     tokens[4] = (tokens[4] + 1) % 131
     forged = [*greedy[:2], replace(greedy[2], tokens=tokens), *greedy[3:]]
     with pytest.raises(
-        JudgeError, match=r"prompt 2: plain and recorded greedy decoding part at token 4 .*\n  do: check"
+        VerificationError, match=r"prompt 2: plain and recorded greedy decoding part at token 4 .*\n  do: check"
     ):
-        judge(pair, forged)
+        verify(pair, forged)
 
 
-def test_a_record_of_another_length_is_refused(pair: Judge, greedy: list[Completion]) -> None:
-    with pytest.raises(JudgeError, match="plain and recorded greedy decoding part"):
-        judge(replace(pair, completion_tokens=29, eos=frozenset()), greedy)
+def test_a_record_of_another_length_is_refused(pair: Verifier, greedy: list[Completion]) -> None:
+    with pytest.raises(VerificationError, match="plain and recorded greedy decoding part"):
+        verify(replace(pair, max_new_tokens=29, eos=frozenset()), greedy)
 
 
-def test_a_near_tie_is_reported_and_left_out(pair: Judge, tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
+def test_a_near_tie_is_reported_and_left_out(pair: Verifier, tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
     """Two tokens with one output row are as near as a tie can be: the record takes the one, decoding the other."""
     target = tiny_llama(7)
     plain = decoded(target, PROMPTS[1])
@@ -90,20 +90,20 @@ def test_a_near_tie_is_reported_and_left_out(pair: Judge, tiny_llama: Callable[.
     recorded = plain.copy()
     recorded[place] = twin
     rows = [
-        Completion(str(i), prompt, tokens, np.zeros(len(tokens), np.float32), Law(0))
+        Completion(str(i), prompt, tokens, np.zeros(len(tokens), np.float32), SamplingParams(0))
         for i, (prompt, tokens) in enumerate([(PROMPTS[0], decoded(target, PROMPTS[0])), (PROMPTS[1], recorded)])
     ]
-    result = judge(replace(pair, target=target, eos=frozenset()), rows)
+    result = verify(replace(pair, target=target, eos=frozenset()), rows)
     assert (result.prompts, result.compared) == (2, 1)
     (tie,) = result.near_ties
     assert (tie.prompt, tie.position) == (1, place)
     assert tie.gap < 1e-4
-    with pytest.raises(JudgeError, match="all 1 prompts end in near ties"):
-        judge(replace(pair, target=target, eos=frozenset()), rows[1:])
+    with pytest.raises(VerificationError, match="all 1 prompts end in near ties"):
+        verify(replace(pair, target=target, eos=frozenset()), rows[1:])
 
 
 def test_a_draft_that_is_another_with_its_cache_is_refused(
-    pair: Judge, perturbed: Callable[..., LlamaForCausalLM], greedy: list[Completion]
+    pair: Verifier, perturbed: Callable[..., LlamaForCausalLM], greedy: list[Completion]
 ) -> None:
     draft = perturbed(pair.target, 0.1, 3)
 
@@ -113,8 +113,8 @@ def test_a_draft_that_is_another_with_its_cache_is_refused(
 
     draft.register_forward_hook(wrong_with_a_cache)
     wanted = r"target forwards for \d+ equal tokens at gamma 3, one-pass evaluation counts .*\n  do: report"
-    with pytest.raises(JudgeError, match=wanted):
-        judge(replace(pair, draft=draft), greedy)
+    with pytest.raises(VerificationError, match=wanted):
+        verify(replace(pair, draft=draft), greedy)
 
 
 def decoded(target: LlamaForCausalLM, prompt: np.ndarray) -> np.ndarray:
@@ -126,17 +126,19 @@ def decoded(target: LlamaForCausalLM, prompt: np.ndarray) -> np.ndarray:
     return text[len(prompt) :].numpy()
 
 
-def test_log_probabilities_of_another_law_are_refused(pair: Judge, completed: Callable) -> None:
+def test_log_probabilities_of_another_distribution_are_refused(pair: Verifier, completed: Callable) -> None:
     prompts = [(np.arange(5) + i) % 131 for i in range(24)]
-    completions = completed(pair.target, prompts, Law(1.0), 23, ENDS)
+    completions = completed(pair.target, prompts, SamplingParams(1.0), 23, ENDS)
     wrong = [replace(row, logp=row.logp - 3) for row in completions]
-    with pytest.raises(JudgeError, match=r"in real runs, .* in one pass, over 24 prompts\n  do: judge more prompts"):
-        judge(pair, wrong)
+    with pytest.raises(
+        VerificationError, match=r"in real runs, .* in one pass, over 24 prompts\n  do: verify more prompts"
+    ):
+        verify(pair, wrong)
 
 
-def test_only_fp32_models_are_judged(pair: Judge, greedy: list[Completion], tiny_llama: Callable) -> None:
-    with pytest.raises(JudgeError, match=r"torch.bfloat16.*, wanted fp32\n  do: load"):
-        judge(replace(pair, draft=tiny_llama(7).bfloat16()), greedy)
+def test_only_fp32_models_are_judged(pair: Verifier, greedy: list[Completion], tiny_llama: Callable) -> None:
+    with pytest.raises(VerificationError, match=r"torch.bfloat16.*, wanted fp32\n  do: load"):
+        verify(replace(pair, draft=tiny_llama(7).bfloat16()), greedy)
 
 
 STORIES = [
@@ -151,17 +153,17 @@ STORIES = [
 ]
 
 
-@pytest.mark.parametrize("law", [Law(0), pytest.param(Law(0.8), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampling", [SamplingParams(0), pytest.param(SamplingParams(0.8), marks=pytest.mark.slow)])
 def test_a_real_target_and_a_perturbed_draft(
-    stories260k: Path, perturbed: Callable[..., LlamaForCausalLM], completed: Callable, law: Law
+    stories260k: Path, perturbed: Callable[..., LlamaForCausalLM], completed: Callable, sampling: SamplingParams
 ) -> None:
     target = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
-    stories = STORIES[:4] if law.greedy else [f"{story} {more}" for story in STORIES for more in ("", "She", "He")]
+    stories = STORIES[:4] if sampling.greedy else [f"{story} {more}" for story in STORIES for more in ("", "She", "He")]
     prompts = [np.array(tokenizer(story).input_ids) for story in stories]
-    pair = Judge(target, perturbed(target, 0.1, 3), 4, 48, frozenset({2}), resamples=500, seed=7)
-    result = judge(pair, completed(target, prompts, law, 48, pair.eos))
+    pair = Verifier(target, perturbed(target, 0.1, 3), 4, 48, frozenset({2}), resamples=500, seed=7)
+    result = verify(pair, completed(target, prompts, sampling, 48, pair.eos))
     assert result.compared == len(prompts)
     assert 1.5 < result.real.value < 4.9, "the draft agrees sometimes"
-    if law.greedy:
+    if sampling.greedy:
         assert result.real == result.one_pass

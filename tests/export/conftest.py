@@ -81,7 +81,7 @@ def pieces(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 def spoken(tmp_path_factory) -> Path:
     """The folder of a random Llama with a sentencepiece-like tokenizer of 401 tokens in 409 rows."""
     folder = tmp_path_factory.mktemp("spoken") / "model"
-    source = Path(__file__).parents[2] / "docs" / "road.md"
+    source = Path(__file__).parents[2] / "docs" / "pipeline.md"
     model_of("llama", vocab_size=409, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
     pieces([source.read_text(encoding="utf-8")], 401).save_pretrained(folder)
     return folder

@@ -27,7 +27,7 @@ def snippets(section: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("engine", USAGE)
-def test_the_page_says_what_the_model_cards_say(engine):
+def test_the_page_reports_what_the_model_cards_say(engine):
     snippet = USAGE[engine]
     assert snippets(engine)[0] == (snippet.language, snippet.filled("TARGET", "DRAFT"))
 

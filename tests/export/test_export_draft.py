@@ -20,7 +20,7 @@ from fastdraft.config import PromptSetPart, TargetPart
 from fastdraft.config.resolve import resolve, resolved_yaml
 from fastdraft.export.collect_evidence import evidence, licence_of
 from fastdraft.export.evidence import Speed
-from fastdraft.export.export_draft import Wish, as_read, export
+from fastdraft.export.export_draft import ExportOptions, as_read, export
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.model_card import model_card
 from fastdraft.export.model_card_sections import best_gamma, training
@@ -39,9 +39,9 @@ FIRST, SECOND = "1" * 40, "2" * 40  # commits
 
 
 @pytest.fixture
-def done(road_done, monkeypatch, one_thread) -> Path:
+def done(finished_run, monkeypatch, one_thread) -> Path:
     """The run's folder, from the place that its recipe's paths are relative to; its recipe has one thread."""
-    monkeypatch.chdir(road_done)
+    monkeypatch.chdir(finished_run)
     (RUN / "resolved.yaml").write_text(resolved_yaml(resolve(Path("recipe.yaml"))))  # as `fastdraft run` leaves it
     return RUN
 
@@ -54,15 +54,15 @@ def exported(done, made_once, monkeypatch) -> tuple[Path, ExportCard]:
         shutil.copytree(Path.cwd(), folder, dirs_exist_ok=True)
         with monkeypatch.context() as patch:
             patch.chdir(folder)
-            export(Wish(RUN, "huggingface"))
+            export(ExportOptions(RUN, "huggingface"))
 
     shutil.copytree(made_once("exported", make) / RUN / "export", done / "export")
     folder = done / "export" / "huggingface-bf16"
     return folder, read_card(folder, ExportCard)
 
 
-def test_a_run_is_handed_over(done):
-    folder, card = export(Wish(done, "huggingface", "fp32"))
+def test_a_run_is_exported_over(done):
+    folder, card = export(ExportOptions(done, "huggingface", "fp32"))
     assert folder == done / "export" / "huggingface-fp32"
     assert read_card(folder, ExportCard) == card
     assert card.notes == ()
@@ -81,7 +81,7 @@ def test_a_run_is_handed_over(done):
     assert all((folder / name).read_bytes() == (Path("target") / name).read_bytes() for name in names)
 
 
-def test_the_card_says_what_the_runs_cards_say(done, exported):
+def test_the_card_reports_what_the_runs_cards_say(done, exported):
     folder, _ = exported
     text = (folder / "README.md").read_text()
     card = ModelCard(text)
@@ -102,7 +102,7 @@ def test_the_card_says_what_the_runs_cards_say(done, exported):
     assert (folder / "recipe.yaml").read_text() == (done / "resolved.yaml").read_text()
 
 
-def test_what_was_measured_elsewhere_is_told_too(done, exported):
+def test_what_was_measured_elsewhere_is_reported_too(done, exported):
     """Speed-ups and advice, where a bench has left any."""
     _, card = exported
     origin = origin_of(done)
@@ -116,7 +116,7 @@ def test_what_was_measured_elsewhere_is_told_too(done, exported):
     assert "base_model: some/target" in model_card(replace(known, part=TargetPart(path="some/target")), card)
 
 
-def test_the_card_says_whose_words_were_learnt(done, exported):
+def test_the_card_reports_whose_words_were_learnt(done, exported):
     """The licence that the recipe names, and where prompts came from."""
     _, card = exported
     origin = origin_of(done)
@@ -132,7 +132,7 @@ def test_the_card_says_whose_words_were_learnt(done, exported):
     assert "after prompts from text 0.75, dolly (hub databricks/databricks-dolly-15k) 0.25." in text
 
 
-def test_the_card_says_what_energy_is_known(done, exported):
+def test_the_card_reports_what_energy_is_known(done, exported):
     _, card = exported
     origin = origin_of(done)
     part = target_of(origin)
@@ -159,7 +159,7 @@ def test_it_is_a_command(done, capsys):
 
 def shown(folder: Path, card: ExportCard) -> str:
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(terminal_export.handed_over(folder, card))
+    console.print(terminal_export.export_report(folder, card))
     return console.export_text()
 
 
@@ -191,7 +191,7 @@ def test_the_commands_name_what_the_engine_opens(done, exported):
 
 @pytest.mark.slow
 def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
-    folder, _ = export(Wish(done / "pretrain", "huggingface"))
+    folder, _ = export(ExportOptions(done / "pretrain", "huggingface"))
     text = (folder / "README.md").read_text()
     assert "| pretrain |" in text
     assert "| align |" not in text
@@ -203,8 +203,8 @@ def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
 def test_a_bare_folder_is_described_by_its_files(done, tmp_path):
     bare = (done / "align" / "model").rename(tmp_path / "bare")
     with pytest.raises(ExportError, match="which target it is a draft for\n  do: add --target"):
-        export(Wish(bare, "huggingface"))
-    folder, card = export(Wish(bare, "huggingface", target=TargetPart(path="target")))
+        export(ExportOptions(bare, "huggingface"))
+    folder, card = export(ExportOptions(bare, "huggingface", target=TargetPart(path="target")))
     assert folder == tmp_path / "bare-huggingface-bf16"
     assert card.proof.kept == ()
     text = (folder / "README.md").read_text()
@@ -217,7 +217,7 @@ def test_a_target_that_has_changed_is_another_one(done):
     """What the old one wrote says nothing about a draft for the new one, nor does its run."""
     config = json.loads(Path("target/config.json").read_text())
     Path("target/config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
-    folder, card = export(Wish(done, "huggingface"))
+    folder, card = export(ExportOptions(done, "huggingface"))
     assert card.proof.kept == ()
     assert [note.partition(":")[0] for note in card.notes] == ["trained for another target, or another revision of it"]
     text = (folder / "README.md").read_text()
@@ -230,7 +230,7 @@ def test_a_licence_that_binds_the_draft_goes_with_it(done):
     """The naming rule in the card, the line in NOTICE, the target's own text of it."""
     Path("target/README.md").write_text("---\nlicense: llama3.1\n---\n# A target\n")
     Path("target/LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT")
-    folder, card = export(Wish(done, "huggingface"))
+    folder, card = export(ExportOptions(done, "huggingface"))
     assert card.target_licence == "llama3.1"
     assert (folder / "LICENSE").read_bytes() == Path("target/LICENSE").read_bytes()
     assert (
@@ -274,37 +274,40 @@ def test_what_is_not_the_draft_is_not_finished(done, monkeypatch):
 
     monkeypatch.setitem(FORMATS, "spoilt", FORMATS["huggingface"]._replace(write=spoilt))
     with pytest.raises(ProofError, match="runs/tiny/align/model, weights bf16: of .* tokens"):
-        export(Wish(done, "spoilt"))
+        export(ExportOptions(done, "spoilt"))
     assert not (done / "export" / "spoilt-bf16").exists()
     assert not list((done / "export").glob("*"))
 
 
 def test_a_draft_that_does_not_fit(done):
     with pytest.raises(VocabularyMismatch, match=r"vocab_size: target 8,192[\s\S]*\n  do: fastdraft check demo .*--re"):
-        export(Wish(done, "huggingface", target=TargetPart(path="demo")))
+        export(ExportOptions(done, "huggingface", target=TargetPart(path="demo")))
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("options", "said"),
     [
-        (Wish(RUN, "onnx"), "no format `onnx`\n  do: choose one of huggingface"),
-        (Wish(RUN, "huggingface", "int3"), "has no weights `int3`\n  do: choose one of bf16"),
-        (Wish(Path("target"), "huggingface"), "which target it is a draft for"),
-        (Wish(Path("text"), "huggingface"), "no draft at text"),
-        (Wish(RUN, "huggingface", out=Path("text")), "text is there already\n  do: remove it"),
-        (Wish(RUN, "huggingface", out=Path("recipe.yaml/a/b")), "recipe.yaml/a/b cannot be made: .*\n  do: choose"),
+        (ExportOptions(RUN, "onnx"), "no format `onnx`\n  do: choose one of huggingface"),
+        (ExportOptions(RUN, "huggingface", "int3"), "has no weights `int3`\n  do: choose one of bf16"),
+        (ExportOptions(Path("target"), "huggingface"), "which target it is a draft for"),
+        (ExportOptions(Path("text"), "huggingface"), "no draft at text"),
+        (ExportOptions(RUN, "huggingface", out=Path("text")), "text is there already\n  do: remove it"),
+        (
+            ExportOptions(RUN, "huggingface", out=Path("recipe.yaml/a/b")),
+            "recipe.yaml/a/b cannot be made: .*\n  do: choose",
+        ),
     ],
 )
-def test_bad_input(done, wish, said):
+def test_bad_input(done, options, said):
     with pytest.raises(ExportError, match=said) as caught:
-        export(wish)
+        export(options)
     assert caught.value.exit_code == 2
 
 
-def test_a_missing_extra_is_said_before_any_work(done, monkeypatch):
+def test_a_missing_extra_is_reported_before_any_work(done, monkeypatch):
     monkeypatch.setitem(FORMATS, "gguf", FORMATS["gguf"]._replace(modules=(("no_such_module", "llamacpp"),)))
     with pytest.raises(MissingExtra, match=r"no_such_module .*\n  do: pip install 'fastdraft\[llamacpp\]'"):
-        export(Wish(done, "gguf"))
+        export(ExportOptions(done, "gguf"))
 
 
 def test_a_draft_is_found_by_its_run_its_phase_or_itself(done):
@@ -345,8 +348,8 @@ def on_the_hub(done, monkeypatch) -> TargetPart:
 @pytest.mark.slow
 def test_a_draft_is_held_against_the_revision_that_is_named(done, on_the_hub):
     with pytest.raises(VocabularyMismatch, match="vLLM"):
-        export(Wish(done, "huggingface", target=on_the_hub))
-    folder, card = export(Wish(done, "huggingface", target=on_the_hub.model_copy(update={"revision": "v1"})))
+        export(ExportOptions(done, "huggingface", target=on_the_hub))
+    folder, card = export(ExportOptions(done, "huggingface", target=on_the_hub.model_copy(update={"revision": "v1"})))
     assert card.target_revision == FIRST
     assert f"- Target: `some/target`, revision `{FIRST}`" in (folder / "README.md").read_text()
 
@@ -369,14 +372,14 @@ def test_the_best_gamma_is_best_in_the_mean(done):
     [
         ({"objective": "forward_kl"}, "| forward_kl |"),
         ({"objective": {"forward_kl": 0.5, "total_variation": 0.25}}, "| forward_kl 0.5, total_variation 0.25 |"),
-        ({"objective": "forward_kl", "law_share": 0.25}, "| forward_kl; of 25% of the rows |"),
+        ({"objective": "forward_kl", "teacher_fraction": 0.25}, "| forward_kl; of 25% of the rows |"),
         (
-            {"objective": "forward_kl", "teacher": "/home/me/sibling", "law_share": 0.1},
-            "| forward_kl; law of sibling; of 10% of the rows |",
+            {"objective": "forward_kl", "teacher": "/home/me/sibling", "teacher_fraction": 0.1},
+            "| forward_kl; distribution of sibling; of 10% of the rows |",
         ),
     ],
 )
-def test_a_card_says_what_was_learned(done, asked, said):
+def test_a_card_reports_what_was_learned(done, asked, said):
     """A teacher by a name that says nothing of the machine."""
     origin = origin_of(done)
     known = evidence(origin, target_of(origin), target_card(origin, target_of(origin)))

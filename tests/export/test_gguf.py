@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fastdraft.config import TargetPart
-from fastdraft.export.export_draft import Wish, export
+from fastdraft.export.export_draft import ExportOptions, export
 from fastdraft.export.gguf import export_gguf, file_name, open_gguf
 from fastdraft.export.gguf_families import family_of, tensors, turned
 from fastdraft.export.proof import material, prove
@@ -22,7 +22,7 @@ from fastdraft.models.token_bytes import PROBES
 from fastdraft.results.export import ExportCard
 from fastdraft.system.cards import read_card
 from fastdraft.system.errors import DiskFull, ExportError
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 
 LLAMA_CPP = pytest.mark.engine("llama_cpp")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -135,7 +135,7 @@ def test_a_weight_beyond_half_precision(draft_of, tmp_path):
 def test_a_full_disk(draft_of, tmp_path, full_disk):
     """numpy writes the weights, and does not say why it could not."""
     folder = draft_of()
-    with full_disk(), pytest.raises(DiskFull, match="no space left while"), finished_last(tmp_path / "out") as part:
+    with full_disk(), pytest.raises(DiskFull, match="no space left while"), atomic_write(tmp_path / "out") as part:
         export_gguf(folder, part, "q8_0")
     assert list(tmp_path.iterdir()) == []
 
@@ -173,7 +173,7 @@ def test_scaled_positions_are_named(gguf, draft_of, tmp_path):
     assert found == {"type": "yarn", "factor": 4.0, "original_context_length": 64}
 
 
-def test_a_window_is_told_of(draft_of, tmp_path):
+def test_a_window_is_reported_of(draft_of, tmp_path):
     (said,) = export_gguf(draft_of("mistral", sliding_window=100), tmp_path, "f16")
     assert "texts longer than 100 tokens may differ" in said
 
@@ -247,10 +247,10 @@ def test_llama_cpp_takes_the_draft(draft_of, spoken, tmp_path):
 
 
 @LLAMA_CPP
-def test_it_is_handed_over(draft_of, tmp_path):
+def test_it_is_exported_over(draft_of, tmp_path):
     """The command's whole way: the rule, the file, its proof, the model card."""
-    wish = Wish(draft_of(), "gguf", "f32", TargetPart(path="demo"), tmp_path / "out")
-    folder, card = export(wish)
+    options = ExportOptions(draft_of(), "gguf", "f32", TargetPart(path="demo"), tmp_path / "out")
+    folder, card = export(options)
     assert set(card.files) == {"draft-f32.gguf"}
     assert card.proof.equal_prompts == card.proof.prompts
     assert [accepted.engine.partition(",")[0] for accepted in card.accepted] == ["llama.cpp"]

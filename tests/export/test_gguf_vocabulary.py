@@ -90,7 +90,7 @@ def test_a_tokenizer_that_llama_cpp_has_not(tmp_path, monkeypatch, parts, said):
         read_vocabulary(folder, 8192)
 
 
-def test_a_normaliser_that_rarely_matters_is_told(tmp_path):
+def test_a_normaliser_that_rarely_matters_is_reported(tmp_path):
     folder = changed(DEMO, tmp_path / "other", normalizer={"type": "NFC"})
     assert "composed form" in read_vocabulary(folder, 8192).notes[0]
 

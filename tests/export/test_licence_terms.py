@@ -51,7 +51,7 @@ def test_a_licence_is_known_however_it_is_written():
 
 
 @pytest.mark.parametrize("licence", TERMS)
-def test_what_binds_a_draft_is_its_cards_licence_and_is_told(licence):
+def test_what_binds_a_draft_is_its_cards_licence_and_is_reported(licence):
     terms, text = TERMS[licence], said(licence)
     told = metadata(licence)
     assert told["license"] == (licence if licence in ON_THE_HUB else "other")
@@ -74,7 +74,7 @@ def test_a_free_licence_asks_nothing(licence):
     assert metadata(licence) == {}
 
 
-def test_what_is_not_known_is_said():
+def test_what_is_not_known_is_reported():
     assert "licence is not known: neither the recipe (`target.licence`) nor" in said(None)
     assert "`some-terms`, which may bind this draft" in said("some-terms")
     assert metadata(None) == metadata("some-terms") == {}

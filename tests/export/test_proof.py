@@ -6,7 +6,7 @@ import torch
 
 from fastdraft.evaluate.one_pass import Subject, evaluate
 from fastdraft.export.proof import GAMMA, RESAMPLES, TOKENS, Material, check, material, original_text, prove
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system.errors import ProofError
 
 PROMPTS = [np.array([3, 5, 7]), np.array([11, 13, 17, 19, 23]), np.array([2, 29])]
@@ -41,10 +41,10 @@ class Letters:
         return type("Encoded", (), {"input_ids": [ord(letter) % 131 for letter in text]})()
 
 
-def completion(model, prompt, law):
+def completion(model, prompt, sampling):
     tokens = original_text(model, prompt, 20)
-    logp = np.zeros(20, np.float32) if law.greedy else np.full(20, -0.7, np.float32)
-    return Completion("k", prompt, tokens, logp, law)
+    logp = np.zeros(20, np.float32) if sampling.greedy else np.full(20, -0.7, np.float32)
+    return Completion("k", prompt, tokens, logp, sampling)
 
 
 def tried(rows=()):
@@ -86,13 +86,13 @@ def test_the_gap_is_how_much_the_original_preferred_its_own(tiny_llama):
     assert proof.agreeing_tokens < proof.tokens
 
 
-@pytest.mark.parametrize("law", [Law(0.0), Law(0.7)])
-def test_block_efficiency_is_that_of_the_one_pass_evaluation(tiny_llama, perturbed, law):
+@pytest.mark.parametrize("sampling", [SamplingParams(0.0), SamplingParams(0.7)])
+def test_block_efficiency_is_that_of_the_one_pass_evaluation(tiny_llama, perturbed, sampling):
     target = tiny_llama(3)
     draft, export = perturbed(target, 0.2, 1), perturbed(target, 0.4, 2)
-    rows = [completion(target, prompt, law) for prompt in PROMPTS]
+    rows = [completion(target, prompt, sampling) for prompt in PROMPTS]
     (kept,) = prove(draft, InTransformers(export), tried(rows)).kept
-    assert (kept.temperature, kept.gamma, kept.prompts) == (law.temperature, GAMMA, 3)
+    assert (kept.temperature, kept.gamma, kept.prompts) == (sampling.temperature, GAMMA, 3)
     for found, model in ((kept.original, draft), (kept.exported, export)):
         wanted = evaluate(model, rows, [GAMMA], Subject("align", "text", 0.1), RESAMPLES, 0).gammas[0].block_efficiency
         assert found.value == pytest.approx(wanted.value)
@@ -100,10 +100,14 @@ def test_block_efficiency_is_that_of_the_one_pass_evaluation(tiny_llama, perturb
 
 
 def test_recorded_prompts_come_before_texts(tiny_llama):
-    rows = [completion(tiny_llama(3), prompt, law) for prompt in PROMPTS for law in (Law(0.7), Law(0.0))]
+    rows = [
+        completion(tiny_llama(3), prompt, sampling)
+        for prompt in PROMPTS
+        for sampling in (SamplingParams(0.7), SamplingParams(0.0))
+    ]
     found = material(Letters(), ["abc", "x"], rows, 97)
     assert [prompt.tolist() for prompt in found.prompts] == [prompt.tolist() for prompt in PROMPTS]
-    assert [row.law.temperature for row in found.completions] == [0.0] * 3 + [0.7] * 3
+    assert [row.sampling.temperature for row in found.completions] == [0.0] * 3 + [0.7] * 3
     bare = material(Letters(), ["abcdefghijkl", "x"], [], 8)
     assert [prompt.tolist() for prompt in bare.prompts] == [[ord(letter) % 131 for letter in "abcd"]]
     assert bare.longest_tokens == 4 + TOKENS

@@ -110,7 +110,7 @@ def exported(tmp_path) -> Path:
     return folder
 
 
-def test_it_says_every_file_and_byte(exported):
+def test_it_reports_every_file_and_byte(exported):
     said = planned(exported, "me/draft", private=True).said()
     sizes = {path: (exported / path).stat().st_size for path in ("README.md", "card.json", "inner/weights.bin")}
     for path, size in sizes.items():
@@ -121,7 +121,7 @@ def test_it_says_every_file_and_byte(exported):
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_what_was_said_is_uploaded(exported, hub, private):
+def test_what_was_reported_is_uploaded(exported, hub, private):
     handler, api = hub
     plan = planned(exported, "me/draft", private)
     (exported / "late.txt").write_text("not part of the plan")
@@ -151,7 +151,7 @@ def test_a_name_that_the_targets_licence_forbids(exported):
     assert "WARNING" not in planned(exported, "me/Llama-draft", private=False).said()
 
 
-def test_it_says_the_targets_licence(exported):
+def test_it_reports_the_targets_licence(exported):
     for licence, told in ((None, "licence: not known"), ("mit", "licence: mit"), ("gemma", "gemma, which binds")):
         said = planned(licensed(exported, licence), "me/draft", private=False).said()
         assert told in said

@@ -26,7 +26,7 @@ def test_its_spread_is_what_was_measured_best(width):
     assert projected(rows_VE, width).square().mean().sqrt() == pytest.approx(EMBEDDING_SPREAD, rel=1e-4)
 
 
-def test_directions_in_which_rows_differ_come_before_what_all_share():
+def test_directions_in_which_rows_differ_come_before_what_all_fraction():
     """Five directions of 17 vary, far from the origin along a sixth: distances between rows stay."""
     generator = torch.Generator().manual_seed(1)
     basis_EE = torch.linalg.qr(torch.randn(17, 17, generator=generator)).Q

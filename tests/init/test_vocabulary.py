@@ -52,10 +52,10 @@ def test_rows_are_padded_or_trimmed_and_the_logits_stay(rows, tied, donor_of, ma
 def test_ids_that_mean_something_else_are_refused(donor_of, make_tokenizer):
     donor, ours = donor_of("sentencepiece"), make_tokenizer["bpe"](307)
     said = (
-        r"draft.start: the tokenizer of .* means something else by \d+ of the target's 307 ids, first 0: .* for '<end>'"
+        r"draft.init: the tokenizer of .* means something else by \d+ of the target's 307 ids, first 0: .* for '<end>'"
     )
     with pytest.raises(
-        VocabularyMismatch, match=f"{said}\n  wanted: .*\n  do: set draft.start=transplant:{donor.name}"
+        VocabularyMismatch, match=f"{said}\n  wanted: .*\n  do: set draft.init=transplant:{donor.name}"
     ) as e:
         same_tokens(donor, ours, 311)
     assert e.value.exit_code == 2

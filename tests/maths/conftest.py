@@ -1,4 +1,4 @@
-"""Speculative decoding on Markov models, token by token: the judge of every formula.
+"""Speculative decoding on Markov models, token by token: the verification of every formula.
 
 Dimensions: V vocabulary, G drafted tokens (gamma), N positions of a text.
 """

@@ -1,4 +1,6 @@
-"""A law known on some tokens is never farther from another than the whole law, and is it where all tokens are known."""
+"""A distribution known on some tokens is never farther from another than the whole distribution, and is it where all
+tokens are known.
+"""
 
 import pytest
 import torch
@@ -26,14 +28,16 @@ def coarse(target_BTV: Tensor, draft_BTV: Tensor, known: int) -> tuple[Tensor, T
 def test_the_outcomes_have_the_mass_of_their_tokens(logits: tuple[Tensor, Tensor], known: int) -> None:
     target_BTV, draft_BTV = logits
     order = target_BTV.argsort(-1, descending=True)
-    for law_BTV, found in zip(logits, coarse(target_BTV, draft_BTV, known), strict=True):
-        mass = law_BTV.softmax(-1).gather(-1, order)
+    for probs_BTV, found in zip(logits, coarse(target_BTV, draft_BTV, known), strict=True):
+        mass = probs_BTV.softmax(-1).gather(-1, order)
         rest = [mass[..., known:].sum(-1, keepdim=True)] if known < V else []
         torch.testing.assert_close(found.exp(), torch.cat([mass[..., :known], *rest], -1))
 
 
 @pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
-def test_a_coarser_law_is_a_lower_bound_that_grows_to_the_whole(logits: tuple[Tensor, Tensor], name: str) -> None:
+def test_a_coarser_distribution_is_a_lower_bound_that_grows_to_the_whole(
+    logits: tuple[Tensor, Tensor], name: str
+) -> None:
     loss, (target_BTV, draft_BTV) = DISTRIBUTION_LOSSES[name], logits
     whole_BT = loss(target_BTV.log_softmax(-1), draft_BTV.log_softmax(-1))
     found = [loss(*coarse(target_BTV, draft_BTV, known)) for known in range(1, V + 1)]
@@ -46,7 +50,7 @@ def test_a_coarser_law_is_a_lower_bound_that_grows_to_the_whole(logits: tuple[Te
 
 @pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
 @pytest.mark.parametrize("known", [12, 13])
-def test_with_all_tokens_known_the_gradient_is_that_of_the_whole_law(
+def test_with_all_tokens_known_the_gradient_is_that_of_the_whole_distribution(
     logits: tuple[Tensor, Tensor], name: str, known: int
 ) -> None:
     loss, (target_BTV, draft_BTV) = DISTRIBUTION_LOSSES[name], logits
@@ -58,13 +62,13 @@ def test_with_all_tokens_known_the_gradient_is_that_of_the_whole_law(
 
 @pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
 @pytest.mark.parametrize("known", [5, 13])
-def test_what_float16_rounds_beyond_one_is_still_a_law(name: str, known: int) -> None:
-    """A target that is sure: its likeliest tokens, rounded, sum to more than 1."""
+def test_what_float16_rounds_beyond_one_is_still_a_distribution(name: str, known: int) -> None:
+    """A target that is sure: its most likely tokens, rounded, sum to more than 1."""
     logp_K = torch.full((known,), -14.0)
     logp_K[0] = 0.0
     draft_V = torch.randn(V, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    law_C, draft_C = coarse_target(logp_K, V), coarse_draft(draft_V, torch.arange(known))
-    torch.testing.assert_close(law_C.exp().sum(), torch.tensor(1.0))
-    loss = DISTRIBUTION_LOSSES[name](law_C, draft_C)
+    probs_C, draft_C = coarse_target(logp_K, V), coarse_draft(draft_V, torch.arange(known))
+    torch.testing.assert_close(probs_C.exp().sum(), torch.tensor(1.0))
+    loss = DISTRIBUTION_LOSSES[name](probs_C, draft_C)
     assert loss.isfinite()
     assert torch.autograd.grad(loss, draft_V)[0].isfinite().all()

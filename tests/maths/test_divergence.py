@@ -1,4 +1,6 @@
-"""Each loss is its textbook sum, stays exact where a law has removed tokens, and keeps every leading dimension."""
+"""Each loss is its textbook sum, stays exact where a distribution has removed tokens, and keeps every leading
+dimension.
+"""
 
 import itertools
 import math
@@ -62,12 +64,14 @@ def test_a_distribution_loss_is_its_textbook_sum(name: str, removed: bool) -> No
     loss_BT = DISTRIBUTION_LOSSES[name](logp_BTV, logq_BTV)
     for b in range(B):
         for t in range(T):
-            laws = zip(logp_BTV[b, t].exp().tolist(), logq_BTV[b, t].exp().tolist(), strict=True)
-            assert loss_BT[b, t].item() == pytest.approx(sum(REFERENCES[name](p, q) for p, q in laws), rel=1e-12)
+            sampling_settings = zip(logp_BTV[b, t].exp().tolist(), logq_BTV[b, t].exp().tolist(), strict=True)
+            assert loss_BT[b, t].item() == pytest.approx(
+                sum(REFERENCES[name](p, q) for p, q in sampling_settings), rel=1e-12
+            )
 
 
 @pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
-def test_a_distribution_loss_is_zero_only_between_equal_laws(name: str) -> None:
+def test_a_distribution_loss_is_zero_only_between_equal_distributions(name: str) -> None:
     logp_BTV, logq_BTV = _log_laws()
     loss = DISTRIBUTION_LOSSES[name]
     torch.testing.assert_close(loss(logp_BTV, logp_BTV), torch.zeros(B, T).double())
@@ -77,8 +81,8 @@ def test_a_distribution_loss_is_zero_only_between_equal_laws(name: str) -> None:
 @pytest.mark.parametrize("name", DISTRIBUTION_LOSSES)
 def test_no_removed_token_makes_a_gradient_nan(name: str) -> None:
     logp_BTV, logq_BTV = _log_laws(removed=True)
-    for law_BTV in (logp_BTV.requires_grad_(), logq_BTV.requires_grad_()):
-        (gradient_BTV,) = torch.autograd.grad(DISTRIBUTION_LOSSES[name](logp_BTV, logq_BTV).sum(), law_BTV)
+    for probs_BTV in (logp_BTV.requires_grad_(), logq_BTV.requires_grad_()):
+        (gradient_BTV,) = torch.autograd.grad(DISTRIBUTION_LOSSES[name](logp_BTV, logq_BTV).sum(), probs_BTV)
         assert not gradient_BTV.isnan().any()
 
 
@@ -105,7 +109,7 @@ def test_cross_entropy_is_torchs_own() -> None:
 
 
 def test_cross_entropy_in_expectation_is_the_forward_divergence_plus_the_targets_entropy() -> None:
-    logp_BTV, logq_BTV = (law.float() for law in _log_laws())
+    logp_BTV, logq_BTV = (sampling.float() for sampling in _log_laws())
     every_V = torch.arange(V).expand(B, T, V)
     loss_BTV = cross_entropy(logq_BTV[:, :, None].expand(B, T, V, V), every_V)
     entropy_BT = -(logp_BTV.exp() * logp_BTV).sum(-1)

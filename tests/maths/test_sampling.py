@@ -1,4 +1,4 @@
-"""The sampling law is the one that transformers samples from."""
+"""The sampling distribution is the one that transformers samples from."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def _logits(ties: bool) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5, V, V + 1])
 @pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.9, 1.0])
-def test_the_law_is_the_one_of_transformers(ties: bool, temperature: float, top_k: int, top_p: float) -> None:
+def test_the_distribution_is_the_one_of_transformers(ties: bool, temperature: float, top_k: int, top_p: float) -> None:
     logits_BTV = _logits(ties)
     expected_BTV = _transformers(logits_BTV, temperature, top_k, top_p)
     assert torch.equal(warp(logits_BTV, temperature, top_k, top_p), expected_BTV)
@@ -49,7 +49,7 @@ def test_top_p_looks_at_what_top_k_left() -> None:
     assert warp(logits_V, 1.0, top_k=2, top_p=0.55).isfinite().tolist() == [True, False, False, False, False]
 
 
-def test_at_least_one_token_is_left_and_the_law_sums_to_one() -> None:
+def test_at_least_one_token_is_left_and_the_distribution_sums_to_one() -> None:
     logp_BTV = warp(_logits(ties=False), 0.6, top_p=1e-9)
     assert (logp_BTV.isfinite().sum(-1) == 1).all()
     torch.testing.assert_close(logp_BTV.exp().sum(-1), torch.ones(B, T))
@@ -71,7 +71,7 @@ def test_gradients_pass_the_tokens_that_were_removed() -> None:
     assert (logits_BTV.grad[kept_BTV] != 0).any()
 
 
-def test_temperature_zero_is_not_a_sampling_law() -> None:
+def test_temperature_zero_is_not_a_sampling_distribution() -> None:
     with pytest.raises(ValueError, match=r"temperature is 0, wanted more than 0.*accept_greedy"):
         warp(torch.zeros(V), 0)
 

@@ -10,21 +10,21 @@ SHAPES = [(101, 7, 0.2), (101, 0, 1.0), (13, 5, 0.0), (11, 11, 0.5), (3, 7, 0.5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("total", "warmup", "share"), SHAPES)
-def test_every_step_learns_within_the_peak_rate(name: str, total: int, warmup: int, share: float) -> None:
-    factors = [SCHEDULES[name](step, total, warmup, share) for step in range(total)]
+@pytest.mark.parametrize(("total", "warmup", "fraction"), SHAPES)
+def test_every_step_learns_within_the_peak_rate(name: str, total: int, warmup: int, fraction: float) -> None:
+    factors = [SCHEDULES[name](step, total, warmup, fraction) for step in range(total)]
     assert all(0 < factor <= 1 for factor in factors)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize(("total", "warmup", "share"), SHAPES)
-def test_the_factor_rises_then_falls_and_ends_at_zero(name: str, total: int, warmup: int, share: float) -> None:
-    factors = [SCHEDULES[name](step, total, warmup, share) for step in range(total + 1)]
+@pytest.mark.parametrize(("total", "warmup", "fraction"), SHAPES)
+def test_the_factor_rises_then_falls_and_ends_at_zero(name: str, total: int, warmup: int, fraction: float) -> None:
+    factors = [SCHEDULES[name](step, total, warmup, fraction) for step in range(total + 1)]
     peak = min(warmup, total)
     assert factors[:peak] == sorted(factors[:peak])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
     assert factors[total] == 0
-    assert SCHEDULES[name](total + 5, total, warmup, share) == 0
+    assert SCHEDULES[name](total + 5, total, warmup, fraction) == 0
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -19,7 +19,7 @@ COIN_12 = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
 
 
 @pytest.mark.parametrize("gamma", [1, 2])
-def test_one_sampled_block_keeps_the_target_law(gamma: int) -> None:
+def test_one_sampled_block_keeps_the_target_distribution(gamma: int) -> None:
     """Exact: over every drafted sequence and every outcome of the coins; a short block is completed by the target."""
     vocabulary = range(len(P_VV))
     joint = torch.zeros([len(P_VV)] * (gamma + 1), dtype=torch.float64)
@@ -40,13 +40,13 @@ def _complete(joint: Tensor, emitted: tuple[int, ...], weight: Tensor) -> None:
 
 
 def _target_joint(length: int, last: int = 0) -> Tensor:
-    """The target's law of the next `length` tokens."""
+    """The target's distribution of the next `length` tokens."""
     if length == 0:
         return torch.ones((), dtype=torch.float64)
     return torch.stack([P_VV[last, token] * _target_joint(length - 1, token) for token in range(len(P_VV))])
 
 
-def test_long_sampled_runs_keep_the_target_law(speculate: Callable[..., tuple[Tensor, int, Tensor]]) -> None:
+def test_long_sampled_runs_keep_the_target_distribution(speculate: Callable[..., tuple[Tensor, int, Tensor]]) -> None:
     text_N, _, _ = speculate(P_VV, Q_VV, 3, 10_000, 11)
     pairs_VV = torch.zeros_like(P_VV).index_put_((text_N[:-1], text_N[1:]), torch.tensor(1.0).double(), accumulate=True)
     seen_V1 = pairs_VV.sum(1, keepdim=True)
@@ -94,12 +94,12 @@ def test_a_token_the_target_excludes_is_never_emitted() -> None:
         assert block.emitted.item() in (1, 3)
 
 
-def test_the_residual_restores_the_target_law() -> None:
+def test_the_residual_restores_the_target_distribution() -> None:
     p_V, q_V = torch.rand(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).softmax(-1)
     kept_V = torch.minimum(p_V, q_V)
     torch.testing.assert_close(kept_V + (1 - kept_V.sum()) * residual(p_V, q_V), p_V)
 
 
-def test_the_residual_of_equal_laws_is_the_target_law() -> None:
+def test_the_residual_of_equal_distributions_is_the_target_distribution() -> None:
     p_V = torch.tensor([0.2, 0.3, 0.5])
     assert torch.equal(residual(p_V, p_V), p_V)

@@ -76,7 +76,7 @@ def test_every_family_within_every_budget(family, millions):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_shape_says_what_was_built(family):
+def test_a_shape_reports_what_was_built(family):
     """Whatever the family calls its sizes."""
     shape = derive(small(family), DraftPart(hidden_size=192, layers=6, intermediate_size=77))
     model = AutoModelForCausalLM.from_config(shape.open_config())
@@ -145,10 +145,10 @@ def test_published_targets(name, millions):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_keys_and_values_are_shared_as_in_the_target_as_near_as_heads_divide(name):
     target = published(name)
-    share = (getattr(target, "num_key_value_heads", None) or target.num_attention_heads) / target.num_attention_heads
+    fraction = (getattr(target, "num_key_value_heads", None) or target.num_attention_heads) / target.num_attention_heads
     for shape in around(target, DraftPart(params_millions=100)):
         possible = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
-        off = {n: abs(math.log(n / shape.heads / share)) for n in possible}
+        off = {n: abs(math.log(n / shape.heads / fraction)) for n in possible}
         assert off[shape.kv_heads] == min(off.values())
 
 
@@ -173,7 +173,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("family", sorted(STAND_INS.keys() & CONFIG_MAPPING.keys()))
-def test_a_stand_in_keeps_what_a_draft_must_share(family):
+def test_a_stand_in_keeps_what_a_draft_must_fraction(family):
     target = AutoConfig.for_model(family, vocab_size=131, bos_token_id=7, eos_token_id=[5, 3], pad_token_id=11)
     shape = derive(target, DraftPart(params_millions=1))
     assert shape.family == STAND_INS[family].family
@@ -269,7 +269,7 @@ def test_an_unknown_family_gets_a_llama_with_what_can_be_read(names):
     assert shape.parameters == built(shape)
 
 
-def test_a_configuration_that_says_its_vocabulary_alone_is_enough():
+def test_a_configuration_that_reports_its_vocabulary_alone_is_enough():
     target = PretrainedConfig(vocab_size=131)
     target.model_type = "riddle"
     shape = derive(target, DraftPart(params_millions=50))
@@ -372,7 +372,7 @@ def test_a_draft_has_a_layer_that_sees_the_whole_context_where_the_budget_allows
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_default_budget_is_the_papers_share_or_the_smallest_sensible_draft(name):
+def test_the_default_budget_is_the_papers_fraction_or_the_smallest_sensible_draft(name):
     target = published(name)
     count, floor = parameters(target), smallest(target)
     budget = default_budget_millions(count, floor.parameters) * 1e6
@@ -411,7 +411,7 @@ def test_the_shapes_around_a_shape_that_the_recipe_gives(family):
     assert {shape.open_config().max_position_embeddings for shape in shapes} == {61}
 
 
-def test_around_says_where_the_budget_holds_no_draft():
+def test_around_reports_where_the_budget_holds_no_draft():
     with pytest.raises(ShapeError, match="cannot be: the smallest for this target"):
         around(small(), DraftPart(params_millions=0.01))
 
@@ -419,7 +419,7 @@ def test_around_says_where_the_budget_holds_no_draft():
 # What the recipe says
 
 
-def test_what_the_recipe_says_is_taken():
+def test_what_the_recipe_reports_is_taken():
     part = DraftPart(hidden_size=96, layers=5, heads=3, kv_heads=3, intermediate_size=77, context_tokens=61)
     config = derive(small(), part).open_config()
     found = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from fastdraft.config import TargetPart
 from fastdraft.models import architecture, target
 from fastdraft.system.errors import TargetError, UserError, VocabularyMismatch
-from fastdraft.system.progress import unsaid
+from fastdraft.system.progress import suppressed_logs
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def edit(path: Path, **keys: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def test_a_card_says_what_a_draft_must_know(folder, tiny_llama):
+def test_a_card_reports_what_a_draft_must_know(folder, tiny_llama):
     card = target.card(part(folder))
     assert (card["family"], card["vocab_rows"], card["tokenizer_tokens"]) == ("llama", 131, 101)
     assert (card["context_tokens"], card["bos_id"], card["eos_ids"], card["adds_bos"]) == (97, None, (0,), False)
@@ -56,7 +56,7 @@ def test_a_card_says_what_a_draft_must_know(folder, tiny_llama):
         ("license: {", None),
     ],
 )
-def test_a_licence_is_what_the_recipe_says_or_the_targets_own_card(folder, front, licence):
+def test_a_licence_is_what_the_recipe_reports_or_the_targets_own_card(folder, front, licence):
     assert target.card(part(folder))["licence"] is None
     (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
     assert target.card(part(folder))["licence"] == licence
@@ -226,7 +226,7 @@ def test_a_pattern_is_called_wrong_only_where_it_may_be(folder, said):
 
 def test_only_the_named_lines_of_a_log_are_unsaid(said):
     log = logging.getLogger("transformers.here")
-    with unsaid("transformers", "wolf", "river 7"):
+    with suppressed_logs("transformers", "wolf", "river 7"):
         log.warning("a wolf")
         log.warning("river %d", 7)
         log.warning("river 11")
@@ -326,7 +326,7 @@ def test_parameters_are_those_of_the_built_model(tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_are_told_apart(tied):
+def test_parameters_are_reported_apart(tied):
     sizes = {"hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4}
     found = target.counts(AutoConfig.for_model("llama", vocab_size=131, tie_word_embeddings=tied, **sizes))
     assert (found.embedding, found.output, found.tied, found.experts) == (131 * 32, 131 * 32, tied, 0)

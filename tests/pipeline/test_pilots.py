@@ -18,7 +18,7 @@ from fastdraft.system.errors import ShapeError
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 BUDGET = "draft={hidden_size: 24, layers: 1}"
-SEARCH = ["--pilots", "3", "--share", "0.5", "--engine", "transformers"]
+SEARCH = ["--pilots", "3", "--fraction", "0.5", "--engine", "transformers"]
 
 
 def test_each_depth_is_as_wide_as_the_budget_allows():
@@ -82,7 +82,7 @@ def test_a_search_goes_on_where_it_was(tiny, fastdraft):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--share", "0"], "--share: found 0, wanted more than 0"),
+        (["--fraction", "0"], "--fraction: found 0, wanted more than 0"),
         (["--engine", "abacus"], "--engine: found abacus, wanted one of openvino, transformers"),
         (["--plot", "depth.pdf"], "--plot: found depth.pdf, wanted a name that ends in .png or .svg"),
         (["--timed-target", "nowhere"], "--timed-target: no config.json in nowhere"),

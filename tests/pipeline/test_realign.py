@@ -89,19 +89,19 @@ def test_what_is_written_reads_back(tiny, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answered", [False, True])
-def test_one_command_realigns_and_reports_before_and_after(road_done, fastdraft, answered):
+def test_one_command_realigns_and_reports_before_and_after(finished_run, fastdraft, answered):
     rows = [row | ({"completion": ANSWER} if answered else {}) for row in prompts(40)]
-    jsonl(road_done / "logs.jsonl", rows)
+    jsonl(finished_run / "logs.jsonl", rows)
     command = ["align", "--draft", "runs/tiny/align/model", "--target", "target", "--data", "logs.jsonl"]
     keys = ["threads=1", "align.precision=fp32", "align.train_tokens=2000"]
-    ended = fastdraft(*command, "--completion-tokens", "13", "--json", "--out", "out", *keys)
+    ended = fastdraft(*command, "--max-new-tokens", "13", "--json", "--out", "out", *keys)
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert {task["temperature"] for task in found["tasks"]} == {0.0, 0.6, 1.0}
     assert [result["stage"] for result in found["results"]] == ["out/align/model"] * 3 + ["runs/tiny/align/model"] * 3
     assert len(found["comparisons"]) == 3
     assert {result["prompts"] for result in found["results"]} == {4}
-    again = fastdraft(*command, "--completion-tokens", "13", "--json", "--out", "out", *keys)
+    again = fastdraft(*command, "--max-new-tokens", "13", "--json", "--out", "out", *keys)
     assert (again.code, json.loads(again.out)) == (0, found)
 
 
@@ -113,7 +113,7 @@ def test_one_command_realigns_and_reports_before_and_after(road_done, fastdraft,
         (["--draft", "d", "--target", "t", "--data", "x", "--held-out", "1"], r"--held-out: found 1, wanted"),
     ],
 )
-def test_what_is_missing_is_said(tiny, fastdraft, arguments, said):
+def test_what_is_missing_is_reported(tiny, fastdraft, arguments, said):
     import re
 
     ended = fastdraft("align", *arguments)
@@ -132,7 +132,7 @@ def test_data_that_cannot_be_used_leaves_no_folder(tiny, fastdraft):
 def test_a_place_that_is_no_folder_is_refused(tiny, fastdraft):
     jsonl(tiny / "logs.jsonl", prompts(7))
     (tiny / "out").write_text("")
-    given = ["--draft", "d", "--target", "target", "--data", "logs.jsonl", "--completion-tokens", "13"]
+    given = ["--draft", "d", "--target", "target", "--data", "logs.jsonl", "--max-new-tokens", "13"]
     ended = fastdraft("align", *given, "--out", "out")
     assert ended.code == 2
     assert "out cannot be a run folder: " in ended.err

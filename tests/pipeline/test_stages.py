@@ -1,4 +1,4 @@
-"""The road on a random target: made once, skipped after that, remade where a key changed, unharmed by any kill."""
+"""The pipeline on a random target: made once, skipped after that, remade where a key changed, unharmed by any kill."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from fastdraft.config import Recipe
 from fastdraft.config.resolve import digest, resolve
-from fastdraft.pipeline.stages import STAGES, key_of, road
+from fastdraft.pipeline.stages import STAGES, key_of, stages_of
 
 RUN = "runs/tiny"
 NAMES = [stage.name for stage in STAGES]
@@ -20,9 +20,9 @@ LONG = ["pretrain.train_tokens=20_000", "continue.train_tokens=20_000", "align.t
 LONG += [f"{phase}.checkpoint_seconds=0.2" for phase in ("pretrain", "continue", "align")]
 # Over 11 sampled prompts, intervals are too narrow to judge by: one of such runs was refuted (see
 # evaluate/verification.py).
-JUDGED = ["evaluate.prompts=23", "evaluate.judge_prompts=23"]
-# Real decoding is four fifths of what a tiny road costs.
-NOT_JUDGED = ["evaluate.judge_prompts=0"]
+JUDGED = ["evaluate.prompts=23", "evaluate.verify_prompts=23"]
+# Real decoding is four fifths of what a tiny pipeline costs.
+NOT_JUDGED = ["evaluate.verify_prompts=0"]
 # Each kill falls at a random moment after the beginning of a stage; the second ones meet what the first have left.
 KILLED = ["target", "tokenize", "pretrain", "pretrain", "continue", "continue", "synthesize", "align", "evaluate"]
 TIMED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
@@ -52,7 +52,7 @@ def commands(folder: Path) -> list[dict[str, object]]:
 def keys_of(recipe: Recipe) -> dict[str, str]:
     """The key that each stage's card would have."""
     keys: dict[str, str] = {}
-    for stage in road(recipe):
+    for stage in stages_of(recipe):
         keys[stage.name] = key_of(stage, recipe, keys)
     return keys
 
@@ -64,9 +64,9 @@ def made(entry: dict[str, object]) -> list[str]:
 
 def test_a_recipe_goes_only_the_stages_that_it_has(tiny):
     path = tiny / "recipe.yaml"
-    assert [stage.name for stage in road(resolve(path, [f"target.path={tiny}/target"]).recipe)] == NAMES
+    assert [stage.name for stage in stages_of(resolve(path, [f"target.path={tiny}/target"]).recipe)] == NAMES
     keys = [f"target.path={tiny}/target", "synthesize=null", "align=null", "continue=null", "evaluate=null"]
-    assert [stage.name for stage in road(resolve(path, keys).recipe)] == ["target", "tokenize", "pretrain"]
+    assert [stage.name for stage in stages_of(resolve(path, keys).recipe)] == ["target", "tokenize", "pretrain"]
 
 
 def test_each_stage_needs_only_stages_before_it():
@@ -74,18 +74,18 @@ def test_each_stage_needs_only_stages_before_it():
         assert set(stage.needs) <= set(NAMES[:place])
 
 
-def test_what_a_finished_road_leaves(road_done, fastdraft):
-    run = road_done / RUN
+def test_what_a_finished_pipeline_leaves(finished_run, fastdraft):
+    run = finished_run / RUN
     assert sorted(cards(run)) == sorted(NAMES)
     assert [*run.rglob("*.part"), *run.rglob("*.old"), *run.rglob("checkpoint-*"), *run.rglob("*.attempts")] == []
-    assert (run / "align/model/tokenizer.json").read_bytes() == (road_done / "target/tokenizer.json").read_bytes()
+    assert (run / "align/model/tokenizer.json").read_bytes() == (finished_run / "target/tokenizer.json").read_bytes()
     steps = [[row["step"] for row in rows] for rows in metrics(run).values()]
     assert len(steps) == 3
     assert all(found == list(range(1, len(found) + 1)) for found in steps)
 
 
-def test_a_second_command_makes_nothing(road_done, fastdraft):
-    run = road_done / RUN
+def test_a_second_command_makes_nothing(finished_run, fastdraft):
+    run = finished_run / RUN
     before = {path: path.stat().st_mtime_ns for path in run.glob("*/*")}
     assert len(before) >= 20
     ended = fastdraft("run", "recipe.yaml")
@@ -93,7 +93,7 @@ def test_a_second_command_makes_nothing(road_done, fastdraft):
     assert commands(run)[-1]["stages"] == dict.fromkeys(NAMES, "already done")
     assert {path: path.stat().st_mtime_ns for path in run.glob("*/*")} == before
     # What the first command printed in this process and this one in another is one recipe.
-    assert resolve(run / "resolved.yaml").recipe == resolve(road_done / "recipe.yaml").recipe
+    assert resolve(run / "resolved.yaml").recipe == resolve(finished_run / "recipe.yaml").recipe
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_a_second_command_makes_nothing(road_done, fastdraft):
     [
         ("evaluate.gammas=[2,5]", ["evaluate"]),
         ("align.learning_rate=0.002", ["align", "evaluate"]),
-        ("synthesize.prompt_tokens=6", ["synthesize", "align", "evaluate"]),
+        ("synthesize.max_prompt_tokens=6", ["synthesize", "align", "evaluate"]),
         ("continue.weight_decay=0.1", ["continue", "align", "evaluate"]),
         ("continue.keep=best", ["continue", "align", "evaluate"]),
         ("draft.layers=2", ["pretrain", "continue", "align", "evaluate"]),
-        ("corpus.text.held_out_share=0.25", NAMES[1:]),
+        ("corpus.text.held_out_fraction=0.25", NAMES[1:]),
         ("seed=12", NAMES[1:]),
     ],
 )
@@ -131,11 +131,11 @@ def test_what_does_not_change_the_result_does_not_remake_it(tiny):
     assert before == after
 
 
-@pytest.mark.parametrize("chosen", [[], ["continue.early_stop_measures=5"], ["align.keep=best"]])
+@pytest.mark.parametrize("chosen", [[], ["continue.early_stopping_patience=5"], ["align.keep=best"]])
 def test_what_is_measured_counts_where_something_is_chosen_by_it(tiny, chosen):
     """Otherwise a phase makes the same draft, whatever it is measured on."""
     keys = [f"target.path={tiny}/target", *chosen]
-    more = [[], ["evaluate.measure_prompts=7"], ["evaluate.judge_gamma=3", "evaluate.bootstrap_resamples=9"]]
+    more = [[], ["evaluate.validation_prompts=7"], ["evaluate.verify_gamma=3", "evaluate.bootstrap_resamples=9"]]
     plain, fewer, other = (keys_of(resolve(tiny / "recipe.yaml", [*keys, *extra]).recipe) for extra in more)
     phase = {"c": "continue", "a": "align"}[chosen[0][0]] if chosen else None
     for changed, by_itself in ((fewer, {}), (other, {"evaluate"})):
@@ -144,8 +144,8 @@ def test_what_is_measured_counts_where_something_is_chosen_by_it(tiny, chosen):
         assert {name for name in NAMES if plain[name] != changed[name]} == wanted
 
 
-def test_a_remade_stage_moves_the_old_one_aside(road_done, fastdraft):
-    run = road_done / RUN
+def test_a_remade_stage_moves_the_old_one_aside(finished_run, fastdraft):
+    run = finished_run / RUN
     before, old = cards(run), (run / "align/model/model.safetensors").read_bytes()
     ended = fastdraft("run", "recipe.yaml", "align.learning_rate=0.002", *NOT_JUDGED)
     assert ended.code == 0, ended.err
@@ -157,15 +157,15 @@ def test_a_remade_stage_moves_the_old_one_aside(road_done, fastdraft):
     notes = commands(run)[-1]["notes"]
     assert [note.partition(":")[0] for note in notes] == ["align", "evaluate"]  # and no warning
     assert "stale/align-0" in notes[0]
-    assert commands(run)[-1]["command"].endswith("run recipe.yaml align.learning_rate=0.002 evaluate.judge_prompts=0")
+    assert commands(run)[-1]["command"].endswith("run recipe.yaml align.learning_rate=0.002 evaluate.verify_prompts=0")
 
 
-def test_the_manifest_says_what_was_run_with_what(road_done, fastdraft):
+def test_the_manifest_reports_what_was_run_with_what(finished_run, fastdraft):
     assert fastdraft("run", "recipe.yaml", "--until", "pretrain").code == 0
-    first, second = commands(road_done / RUN)
+    first, second = commands(finished_run / RUN)
     assert made(first) == NAMES
     assert (second["command"], second["outcome"]) == ("fastdraft run recipe.yaml --until pretrain", "finished")
-    assert first["recipe"] == second["recipe"] == digest(resolve(road_done / "recipe.yaml").recipe)
+    assert first["recipe"] == second["recipe"] == digest(resolve(finished_run / "recipe.yaml").recipe)
     assert (second["seed"], second["threads"], second["notes"]) == (11, 1, [])
     assert {"fastdraft", "torch", "transformers", "tokenizers", "datatrove"} <= second["versions"].keys()
     assert "cpu" in second["device"]
@@ -173,14 +173,14 @@ def test_the_manifest_says_what_was_run_with_what(road_done, fastdraft):
 
 
 def test_recipes_without_a_held_out_side(tiny, fastdraft):
-    keys = ["corpus.text.held_out_share=0", "corpus.rows.held_out_share=0", "evaluate=null"]
+    keys = ["corpus.text.held_out_fraction=0", "corpus.rows.held_out_fraction=0", "evaluate=null"]
     ended = fastdraft("run", "recipe.yaml", *keys, "--until", "pretrain")
     assert ended.code == 0, ended.err
     assert cards(tiny / RUN)["pretrain"]["held_out_nats"] == {}
 
 
 def stop(fastdraft, run: Path, keys: list[str], stage: str, seconds: float, how: int):
-    """Start the road, stop it some seconds after a stage has begun; how it ended."""
+    """Start the pipeline, stop it some seconds after a stage has begun; how it ended."""
     running = fastdraft.start("run", "recipe.yaml", *keys)
     while running.process.exitcode is None and not (run / stage / "key").exists():
         running.process.join(0.005)
@@ -194,9 +194,9 @@ def stop(fastdraft, run: Path, keys: list[str], stage: str, seconds: float, how:
 def test_kills_at_any_moment_change_nothing(tiny, fastdraft):
     begun, keys = time.monotonic(), [*LONG, *NOT_JUDGED]
     assert fastdraft("run", "recipe.yaml", *keys, "--folder", "runs/calm").code == 0
-    share = (time.monotonic() - begun) / len(KILLED)
+    fraction = (time.monotonic() - begun) / len(KILLED)
     calm, spoiled, dice = tiny / "runs/calm", tiny / RUN, random.Random(29)
-    codes = [stop(fastdraft, spoiled, keys, stage, dice.uniform(0, share), signal.SIGKILL).code for stage in KILLED]
+    codes = [stop(fastdraft, spoiled, keys, stage, dice.uniform(0, fraction), signal.SIGKILL).code for stage in KILLED]
     assert set(codes) <= {0, -signal.SIGKILL}, [running.err.read_text() for running in fastdraft.begun]
     assert codes.count(-signal.SIGKILL) >= 6
     ended = fastdraft("run", "recipe.yaml", *keys)

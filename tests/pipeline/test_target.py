@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, MixtralConfig
 
 from fastdraft.config import Recipe
 from fastdraft.config.resolve import digest, resolve
-from fastdraft.models.run_context import Journey
-from fastdraft.pipeline.stages import key_of, road, travel
+from fastdraft.models.run_context import RunContext
+from fastdraft.pipeline.stages import key_of, run_stages, stages_of
 from fastdraft.system.errors import ShapeError, TargetError, VocabularyMismatch
 from fastdraft.system.manifest import Manifest
 
@@ -22,7 +22,7 @@ def look(files: Path, *keys: str) -> list[str]:
     recipe, run = resolve(files / "recipe.yaml", [f"target.path={files}/target", *keys]).recipe, files / "run"
     run.mkdir(exist_ok=True)
     manifest = Manifest(run, digest(recipe), recipe.seed, torch.device("cpu"))
-    travel(Journey(recipe, run, torch.device("cpu")), manifest, until="target")
+    run_stages(RunContext(recipe, run, torch.device("cpu")), manifest, until="target")
     return json.loads((run / "manifest.json").read_text())["commands"][-1]["notes"]
 
 
@@ -30,7 +30,7 @@ def test_a_draft_of_the_targets_own_family_needs_no_words(tiny):
     assert look(tiny) == []
 
 
-def test_a_draft_of_another_family_is_said_once_with_the_reason(tiny, capsys):
+def test_a_draft_of_another_family_is_reported_once_with_the_reason(tiny, capsys):
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "vocab_size": 311, "hidden_size": 24}
     sizes = {"intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     MixtralConfig(**experts, **sizes, max_position_embeddings=97, eos_token_id=0).save_pretrained(tiny / "target")
@@ -41,7 +41,7 @@ def test_a_draft_of_another_family_is_said_once_with_the_reason(tiny, capsys):
     assert look(tiny) == []  # already done
 
 
-def test_a_budget_that_the_vocabulary_alone_exceeds_is_said_before_any_work(tiny):
+def test_a_budget_that_the_vocabulary_alone_exceeds_is_reported_before_any_work(tiny):
     """311 rows of the narrowest width are .02M."""
     keys = ("draft.params_millions=0.01", "draft.hidden_size=null", "draft.layers=null", "draft.heads=null")
     with pytest.raises(
@@ -62,12 +62,12 @@ def recipe_of(files: Path, teacher: Path, *more: str) -> Recipe:
 def keys(files: Path, teacher: Path) -> dict[str, str]:
     """The key of each of its stages."""
     recipe, found = recipe_of(files, teacher), {}
-    for stage in road(recipe):
+    for stage in stages_of(recipe):
         found[stage.name] = key_of(stage, recipe, found)
     return found
 
 
-def test_a_teacher_that_is_none_for_this_target_is_said_before_any_work(tiny):
+def test_a_teacher_that_is_none_for_this_target_is_reported_before_any_work(tiny):
     other = tiny / "other"
     with pytest.raises(TargetError, match=r"pretrain.teacher: no config.json in .*other\n  do: "):
         look(tiny, *(key.format(other) for key in TAUGHT))
@@ -76,7 +76,7 @@ def test_a_teacher_that_is_none_for_this_target_is_said_before_any_work(tiny):
     with pytest.raises(
         TargetError, match=r"sequence_tokens is 98, the context of pretrain.teacher .* holds 97 [^\0]*do:"
     ):
-        Journey(recipe_of(tiny, other, "pretrain.sequence_tokens=98"), tiny, torch.device("cpu")).check_teacher(
+        RunContext(recipe_of(tiny, other, "pretrain.sequence_tokens=98"), tiny, torch.device("cpu")).check_teacher(
             "pretrain"
         )
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -84,9 +84,9 @@ def test_a_teacher_that_is_none_for_this_target_is_said_before_any_work(tiny):
     (one, first), (two, second) = sorted(vocabulary.items(), key=lambda item: item[1])[-2:]
     tokenizer["model"]["vocab"] = vocabulary | {one: second, two: first}
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    journey = Journey(recipe_of(tiny, other), tiny / "run", torch.device("cpu"))
+    run_context = RunContext(recipe_of(tiny, other), tiny / "run", torch.device("cpu"))
     with pytest.raises(VocabularyMismatch, match=r"pretrain.teacher: .* something else by 2 of [^\0]*leave it out"):
-        journey.open_teacher("pretrain", torch.float32)  # the target was looked at before
+        run_context.open_teacher("pretrain", torch.float32)  # the target was looked at before
     shutil.rmtree(tiny / "run")
     with pytest.raises(VocabularyMismatch, match=r"pretrain.teacher: "):
         look(tiny, *(key.format(other) for key in TAUGHT))
@@ -112,6 +112,6 @@ def test_the_target_itself_as_teacher_makes_the_target_s_own_draft(tiny, one_thr
         recipe = resolve(tiny / "recipe.yaml", given).recipe
         folder.mkdir(parents=True)
         manifest = Manifest(folder, digest(recipe), recipe.seed, torch.device("cpu"))
-        travel(Journey(recipe, folder, torch.device("cpu")), manifest, until="pretrain")
+        run_stages(RunContext(recipe, folder, torch.device("cpu")), manifest, until="pretrain")
     own, taught = (load_file(folder / "pretrain/model/model.safetensors") for folder in drafts)
     assert all(torch.equal(own[name], taught[name]) for name in own)

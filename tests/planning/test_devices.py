@@ -19,7 +19,7 @@ def test_every_device_has_a_source_and_sound_figures(name):
     assert any(maker in device.source for maker in ("NVIDIA", "Intel", "AMD", "Apple"))
     assert len(device.source) > 20
     assert 1e11 < device.memory_bandwidth_bytes_per_second < 1e13
-    assert 0 < device.bandwidth_share < 1
+    assert 0 < device.bandwidth_fraction < 1
     assert device.bandwidth < device.memory_bandwidth_bytes_per_second
     assert 1e12 <= device.rates["bf16"] <= device.rates["int8"] <= 4.1 * device.rates["bf16"]
     assert 8e9 <= device.memory_bytes <= 1e12
@@ -57,7 +57,7 @@ def test_what_gpt_fast_reached_on_an_a100(sizes, weights, tokens_per_second):
     assert predicted == pytest.approx(tokens_per_second, rel=0.2)
 
 
-def test_an_unknown_device_is_said():
+def test_an_unknown_device_is_reported():
     assert published("l4") is DEVICES["l4"]
     with pytest.raises(DeviceError, match="device `l5`\n  wanted: cpu .*l40s.*\n  do: "):
         published("l5")

@@ -56,7 +56,7 @@ def test_a_step_reads_everything_but_rows_of_the_embedding():
 def test_of_experts_a_token_goes_through_its_own_and_many_tokens_through_all():
     config = small("mixtral", **EXPERTS)
     size, dense = ModelSize.of_config(config), ModelSize.of_config(small("llama"))
-    assert (size.expert_parameters, size.expert_share) == (3 * 7 * 3 * 96 * 211, pytest.approx(2 / 7))
+    assert (size.expert_parameters, size.expert_fraction) == (3 * 7 * 3 * 96 * 211, pytest.approx(2 / 7))
     assert size.parameters == built(config)[0]
     idle = size.expert_parameters * 5 / 7
     assert size.active_parameters == pytest.approx(size.parameters - size.embedding_parameters - idle)

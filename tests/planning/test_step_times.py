@@ -44,7 +44,7 @@ def test_small_weights_are_read_from_caches(cached, plain, read):
     assert cached.layer_overhead(read) == pytest.approx(overheads[read])
 
 
-def test_tokens_behind_are_read_and_looked_at(plain, paper):
+def test_tokens_after_are_read_and_looked_at(plain, paper):
     """Keys and values of 100 tokens are 4 MB here: 4 ms at 1 GB/s; looking takes longer at a rate of 1 GFLOP/s."""
     ahead = step_seconds(paper, plain, context_tokens=100) - step_seconds(paper, plain)
     assert ahead == pytest.approx(2 * 13 * 768 * 100 * 2 / 1e9)
@@ -54,7 +54,7 @@ def test_tokens_behind_are_read_and_looked_at(plain, paper):
     )
 
 
-def test_several_texts_share_the_reading_of_weights_but_not_of_what_is_behind_them(plain, paper):
+def test_several_texts_fraction_the_reading_of_weights_but_not_of_what_is_after_them(plain, paper):
     one, five = (step_seconds(paper, plain, context_tokens=100, sequences=n) for n in (1, 5))
     behind = step_seconds(paper, plain, context_tokens=100) - step_seconds(paper, plain)
     assert five - one == pytest.approx(4 * behind, rel=1e-2)

@@ -38,7 +38,7 @@ def test_the_papers_draft_fits_its_day_on_its_server(paper):
     assert hours(flops, DEVICES["h200"]) == pytest.approx(5.5, rel=0.1)
 
 
-def test_hours_divide_by_rate_share_and_devices(plain):
+def test_hours_divide_by_rate_fraction_and_devices(plain):
     assert hours(3.6e15, plain, utilisation=1.0) == pytest.approx(1)
     assert hours(3.6e15, plain, utilisation=0.5, devices=5) == pytest.approx(2 / 5)
 

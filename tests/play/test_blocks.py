@@ -9,14 +9,14 @@ from fastdraft.evaluate.marked_tokens import walk
 from fastdraft.models import target
 from fastdraft.play.blocks import PLAIN, Asked, Block, Transcript, Writer, marks, race
 from fastdraft.play.engine_transformers import Transformers
-from fastdraft.play.page import PROMPT_LETTERS_AT_MOST, asked_of, moments
+from fastdraft.play.page import MAX_PROMPT_LETTERS, asked_of, moments
 from fastdraft.play.rendering import text_html, verdict
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import PlayError
 
 TOKENS, CONTEXT, VOCABULARY = 23, 97, 8192
 PROMPT = np.arange(5) * 7 % 131
-GREEDY = Law(0.0)
+GREEDY = SamplingParams(0.0)
 HOSTILE = "</i><script>alert(1)</script>\x07\x1b[31m"
 
 
@@ -36,8 +36,8 @@ def player(models, tokenizer):
     return Transformers(*models, tokenizer, frozenset(), CONTEXT)
 
 
-def asked(law=GREEDY, gamma=3, tokens=TOKENS):
-    return Asked(PROMPT, law, gamma, tokens, seed=11)
+def asked(sampling=GREEDY, gamma=3, tokens=TOKENS):
+    return Asked(PROMPT, sampling, gamma, tokens, seed=11)
 
 
 def tokens_of(blocks):
@@ -77,9 +77,9 @@ def test_greedy_blocks_are_those_of_the_one_pass_walk(player, models):
     assert found[: TOKENS - 3] == wanted[: TOKENS - 3]
 
 
-@pytest.mark.parametrize("law", [Law(1.0), Law(0.7, 0, 0.8)])
-def test_sampled_texts_have_their_length_and_their_seed(player, law):
-    first, again = (tokens_of(player.blocks(asked(law), "drafted")) for _ in range(2))
+@pytest.mark.parametrize("sampling", [SamplingParams(1.0), SamplingParams(0.7, 0, 0.8)])
+def test_sampled_texts_have_their_length_and_their_seed(player, sampling):
+    first, again = (tokens_of(player.blocks(asked(sampling), "drafted")) for _ in range(2))
     assert len(first) == TOKENS
     assert first == again
 
@@ -140,11 +140,11 @@ def test_a_writer_puts_a_letter_of_several_tokens_at_its_last(tokenizer):
     ("prompt", "tokens", "told"),
     [
         ("  \n", 5, "the prompt is empty"),
-        ("x" * (PROMPT_LETTERS_AT_MOST + 1), 5, f"at most {PROMPT_LETTERS_AT_MOST}"),
+        ("x" * (MAX_PROMPT_LETTERS + 1), 5, f"at most {MAX_PROMPT_LETTERS}"),
         ("a b c", CONTEXT, f"the context of {CONTEXT} is exceeded"),
     ],
 )
-def test_what_cannot_be_done_is_said(player, prompt, tokens, told):
+def test_what_cannot_be_done_is_reported(player, prompt, tokens, told):
     with pytest.raises(PlayError, match=told):
         asked_of(player, prompt, 4, 0, 1, tokens)
 
@@ -159,6 +159,6 @@ def test_moments_end_in_a_verdict(player):
     sampled = [
         verdict(Transcript([1], [""], "p", 1, 1.0), Transcript([2], [""], "c", 1, 0.5), False, kept) for kept in (0, 1)
     ]
-    assert "another law" in sampled[0]
-    assert "samples of the same law" in sampled[1]
+    assert "another distribution" in sampled[0]
+    assert "samples of the same distribution" in sampled[1]
     assert all("2.00 times" in said for said in sampled)

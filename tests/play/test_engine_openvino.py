@@ -5,7 +5,7 @@ import pytest
 
 from fastdraft.play.blocks import Asked, marks
 from fastdraft.play.open_pair import open_pair
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 
 TOKENS = 31
 
@@ -16,14 +16,14 @@ def test_blocks_come_as_the_engine_emits_them(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     player = open_pair("demo", "demo", "openvino", None)
     prompt = np.array(player.tokenizer("def read_lines(path):\n").input_ids)
-    asked = Asked(prompt, Law(0.0), 3, TOKENS, 7)
+    asked = Asked(prompt, SamplingParams(0.0), 3, TOKENS, 7)
     plain, drafted = (list(player.blocks(asked, side)) for side in ("plain", "drafted"))
     assert [len(block.tokens) for block in plain] == [1] * TOKENS
     assert sum(len(block.tokens) for block in drafted) == TOKENS
     assert len(drafted) < TOKENS
     assert all(len(block.tokens) <= 4 for block in drafted)
     assert set("".join(map(marks, drafted))) <= set("pacb")
-    assert not player.keeps_law
+    assert not player.keeps_distribution
     stopped = player.blocks(asked, "drafted")
     assert len(next(stopped).tokens) == 1
     stopped.close()

@@ -13,7 +13,7 @@ pytest.importorskip("plotly", reason="plotly is not installed: pip install 'fast
 from fastdraft.config import TargetPart
 from fastdraft.config.resolve import resolve
 from fastdraft.evaluate.marked_tokens import read_acceptances
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import digest
 from fastdraft.pipeline.stages import STAGES
 from fastdraft.report import comparison, figures, page
@@ -50,7 +50,7 @@ def without_scripts(html):
 # One run.
 
 
-def test_a_finished_run_is_told_whole(run):
+def test_a_finished_run_is_reported_whole(run):
     html = page.one(read(run))
     assert len(html.encode()) < page.MOST_BYTES
     body = without_scripts(html)
@@ -65,7 +65,7 @@ def test_a_finished_run_is_told_whole(run):
         "resolved.yaml",
     ):
         assert text in body
-    for part in ("evaluate.judge_gamma", "pretrain.train_tokens", "target.path"):
+    for part in ("evaluate.verify_gamma", "pretrain.train_tokens", "target.path"):
         assert f">{part}<" in body
     assert re.findall(r'data-figure="([^"]+)"', body) == [figure.name for figure in figures.of_run(read(run))]
 
@@ -159,7 +159,7 @@ def test_energy_stands_beside_the_stages_that_know_it(run):
         ({"align": {"cpu": None}}, "Energy: not known, the machine’s energy counters could not be read."),
     ],
 )
-def test_where_no_energy_is_known_the_report_says_why(run, joules, why):
+def test_where_no_energy_is_known_the_report_reports_why(run, joules, why):
     account = with_joules(run, joules)
     for html, section in ((page.one(account), "cost"), (page.several([account, account], compact=True), "verdict")):
         assert why in html
@@ -180,7 +180,7 @@ def test_energy_of_several_runs(run, tmp_path):
 
 
 @pytest.mark.parametrize("stage", NAMES)
-def test_an_unfinished_run_is_told_as_far_as_it_is(run, stage):
+def test_an_unfinished_run_is_reported_as_far_as_it_is(run, stage):
     begun = NAMES[NAMES.index(stage) :]
     for name in begun[1:]:
         shutil.rmtree(run / name)
@@ -254,7 +254,7 @@ def bench(run, draft=None):
         **{"arm": "draft", "gamma": 2, "milliseconds_a_token": spread, "first_token_milliseconds": spread},
         **{"speedup": spread, "tokens": 97, "drafted": 60, "block_efficiency": 1.6, "position_acceptance": [0.5, 0.2]},
         **{"predicted": {"block_efficiency": 1.6, "position_acceptance": [0.5, 0.2], "speedup": 1.33}},
-        **{"equal_share": 1.0, "widest_gap": None},
+        **{"equal_fraction": 1.0, "widest_gap": None},
     }
     none = arm | {"arm": "none", "gamma": 0, "predicted": None}
     model = {"path": "x", "parameters": 7, "weights": "fp32", "stand_in": None}
@@ -263,7 +263,7 @@ def bench(run, draft=None):
         {
             **{"engine": "transformers", "device": "cpu", "hardware": "a machine", "versions": {}, "command": "bench"},
             **{"target": model | {"digest": "t"}, "draft": model | {"digest": draft or ours}, "prompts": {"text": 3}},
-            **{"completion_tokens": 7, "repeats": 3, "keeps_law": True, "steps": [], "equality": None},
+            **{"max_new_tokens": 7, "repeats": 3, "keeps_distribution": True, "steps": [], "equality": None},
             "cells": [{"setting": "plain", "task": "text", "temperature": 0.0, "arms": [none, arm]}],
             "advice": {
                 **{"pays": True, "setting": "plain", "gamma": 2, "speedup": 1.31, "option": "gamma=2"},
@@ -373,13 +373,13 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_writes_page_and_pictures(road_done, fastdraft):
+def test_the_command_writes_page_and_pictures(finished_run, fastdraft):
     ended = fastdraft("report", "runs/tiny", "--png", "pictures")
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[0] == "runs/tiny/report.html"
-    drawn = [figure.name for figure in figures.of_run(read(road_done / "runs" / "tiny"))]
+    drawn = [figure.name for figure in figures.of_run(read(finished_run / "runs" / "tiny"))]
     assert ended.out.splitlines()[1:] == [f"pictures/{name}.png" for name in drawn]
-    assert all((road_done / "pictures" / f"{name}.png").stat().st_size > 10_000 for name in drawn)
+    assert all((finished_run / "pictures" / f"{name}.png").stat().st_size > 10_000 for name in drawn)
     again = fastdraft("run", "recipe.yaml")
     assert again.code == 0, again.err  # a page in the folder does not disturb the run
 
@@ -394,13 +394,13 @@ def test_the_command_writes_page_and_pictures(road_done, fastdraft):
         (["runs/tiny"] * 1001, "found 1,001 runs, wanted 1,000 at most"),
     ],
 )
-def test_what_cannot_be_reported(road_done, fastdraft, arguments, said):
+def test_what_cannot_be_reported(finished_run, fastdraft, arguments, said):
     ended = fastdraft("report", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
     assert "  do: " in ended.err
-    assert not (road_done / "runs" / "tiny" / "report.html").exists()
+    assert not (finished_run / "runs" / "tiny" / "report.html").exists()
 
 
 def test_a_target_that_is_gone_does_not_matter(run):
-    assert Journey(resolve(run / "resolved.yaml").recipe, run, torch.device("cpu")).target_card() == read(run).target
+    assert RunContext(resolve(run / "resolved.yaml").recipe, run, torch.device("cpu")).target_card() == read(run).target

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from fastdraft.synthesize.completions import Law, Request
+from fastdraft.synthesize.completions import Request, SamplingParams
 from fastdraft.synthesize.write import Decoding
 
 
@@ -50,11 +50,11 @@ def target(tiny_llama: Any) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def decoding() -> Decoding:
-    return Decoding(11, frozenset({0}), seed=7, target_revision="r", batch_prompts=3, end=0)
+    return Decoding(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
 
 
 @pytest.fixture(scope="session")
 def requests() -> list[Request]:
-    """41 prompts under three laws."""
-    laws = [Law(0), Law(1.0), Law(0.7, 13, 0.9)]
-    return [Request(np.arange(2 + i % 5) * 7 % 131 + i % 3, laws[i % 3], i) for i in range(41)]
+    """41 prompts under three distributions."""
+    sampling_settings = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
+    return [Request(np.arange(2 + i % 5) * 7 % 131 + i % 3, sampling_settings[i % 3], i) for i in range(41)]

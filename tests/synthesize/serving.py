@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.engine_transformers import generate
 from fastdraft.synthesize.rescore import completion_logits
 
@@ -82,9 +82,11 @@ class Serving:
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the target writes, as vLLM says it."""
-        law = Law(body["temperature"], max(body["top_k"], 0), body["top_p"])
+        sampling = SamplingParams(body["temperature"], max(body["top_k"], 0), body["top_p"])
         with self._lock:
-            row, raw_NV = _written(self.target, tuple(body["prompt"]), law, body["max_tokens"], self.eos, body["seed"])
+            row, raw_NV = _written(
+                self.target, tuple(body["prompt"]), sampling, body["max_tokens"], self.eos, body["seed"]
+            )
         raw = raw_NV.gather(1, torch.from_numpy(row.tokens)[:, None])[:, 0]
         choice = {
             "index": 0,
@@ -93,8 +95,8 @@ class Serving:
             "logprobs": {
                 "token_logprobs": raw.tolist(),
                 "top_logprobs": [
-                    _said(law_V, int(token), body.get("logprobs", 1))
-                    for law_V, token in zip(raw_NV, row.tokens, strict=True)
+                    _said(probs_V, int(token), body.get("logprobs", 1))
+                    for probs_V, token in zip(raw_NV, row.tokens, strict=True)
                 ],
             },
             "finish_reason": "stop" if int(row.tokens[-1]) in self.eos else "length",
@@ -104,20 +106,25 @@ class Serving:
 
 @cache
 def _written(
-    target: LlamaForCausalLM, prompt: tuple[int, ...], law: Law, tokens: int, eos: frozenset[int], seed: int
+    target: LlamaForCausalLM,
+    prompt: tuple[int, ...],
+    sampling: SamplingParams,
+    tokens: int,
+    eos: frozenset[int],
+    seed: int,
 ) -> tuple[Completion, torch.Tensor]:
     """A completion and the raw log-probabilities of its places; computed once, as fifty tests ask for the same 41."""
     ids, coins = np.array(prompt, np.int64), torch.from_numpy(np.random.default_rng(seed).random((1, tokens)))
-    (written,) = generate(target, [ids], law, tokens, eos, coins)
-    row = Completion("0", ids, written.tokens, written.logp, law)
+    (written,) = generate(target, [ids], sampling, tokens, eos, coins)
+    row = Completion("0", ids, written.tokens, written.logp, sampling)
     ((_, logits_NV),) = completion_logits(target, [row])
     return row, logits_NV.log_softmax(-1)
 
 
-def _said(law_V: torch.Tensor, token: int, likeliest: int) -> dict[str, float]:
-    """The sampled token, and behind it the likeliest ones, the last first: one more where it is none of them."""
-    best = law_V.topk(likeliest).indices.flip(0).tolist()
-    return {f"token_id:{i}": float(law_V[i]) for i in [token, *best]}
+def _said(probs_V: torch.Tensor, token: int, likeliest: int) -> dict[str, float]:
+    """The sampled token, and behind it the most likely ones, the last first: one more where it is none of them."""
+    best = probs_V.topk(likeliest).indices.flip(0).tolist()
+    return {f"token_id:{i}": float(probs_V[i]) for i in [token, *best]}
 
 
 class _Handler(BaseHTTPRequestHandler):

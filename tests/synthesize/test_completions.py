@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request, Top, row_key
+from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams, Top, row_key
 from fastdraft.system.errors import ShardError
 
 PROMPT = np.array([3, 5, 7])
-LAW = Law(0.6, 11, 0.9)
+SAMPLING = SamplingParams(0.6, 11, 0.9)
 
 
 def completion(key: str, tokens: int = 5, **changed: object) -> Completion:
     logp = -np.arange(tokens, dtype=np.float32) / 7
-    return replace(Completion(key, PROMPT, np.arange(tokens) + 2, logp, LAW, 4), **changed)
+    return replace(Completion(key, PROMPT, np.arange(tokens) + 2, logp, SAMPLING, 4), **changed)
 
 
 @pytest.fixture
@@ -25,18 +25,20 @@ def store(tmp_path: Path) -> CompletionStore:
 
 
 def test_a_key_changes_with_all_that_decides_a_completion_and_nothing_else() -> None:
-    base = row_key(Request(PROMPT, LAW), 13, 7, "r")
-    assert base == row_key(Request(PROMPT.astype(np.int32), Law(0.6, 11, 0.9), 0), 13, 7, "r")
-    assert row_key(Request(PROMPT, Law(1)), 13, 7, "r") == row_key(Request(PROMPT, Law(1.0)), 13, 7, "r")
+    base = row_key(Request(PROMPT, SAMPLING), 13, 7, "r")
+    assert base == row_key(Request(PROMPT.astype(np.int32), SamplingParams(0.6, 11, 0.9), 0), 13, 7, "r")
+    assert row_key(Request(PROMPT, SamplingParams(1)), 13, 7, "r") == row_key(
+        Request(PROMPT, SamplingParams(1.0)), 13, 7, "r"
+    )
     others = [
-        row_key(Request(PROMPT[:2], LAW), 13, 7, "r"),
-        row_key(Request(PROMPT, Law(0.8, 11, 0.9)), 13, 7, "r"),
-        row_key(Request(PROMPT, Law(0.6, 12, 0.9)), 13, 7, "r"),
-        row_key(Request(PROMPT, Law(0.6, 11, 1.0)), 13, 7, "r"),
-        row_key(Request(PROMPT, LAW, 1), 13, 7, "r"),
-        row_key(Request(PROMPT, LAW), 17, 7, "r"),
-        row_key(Request(PROMPT, LAW), 13, 8, "r"),
-        row_key(Request(PROMPT, LAW), 13, 7, "s"),
+        row_key(Request(PROMPT[:2], SAMPLING), 13, 7, "r"),
+        row_key(Request(PROMPT, SamplingParams(0.8, 11, 0.9)), 13, 7, "r"),
+        row_key(Request(PROMPT, SamplingParams(0.6, 12, 0.9)), 13, 7, "r"),
+        row_key(Request(PROMPT, SamplingParams(0.6, 11, 1.0)), 13, 7, "r"),
+        row_key(Request(PROMPT, SAMPLING, 1), 13, 7, "r"),
+        row_key(Request(PROMPT, SAMPLING), 17, 7, "r"),
+        row_key(Request(PROMPT, SAMPLING), 13, 8, "r"),
+        row_key(Request(PROMPT, SAMPLING), 13, 7, "s"),
     ]
     assert len({base, *others}) == 9
 
@@ -49,7 +51,7 @@ def test_what_was_written_is_read_in_the_order_of_the_keys(store: CompletionStor
     assert [row.key for row in store.read()] == ["a", "b", "c"]
     assert [row.key for row in store.read(["c", "a"])] == ["c", "a"]
     read = store.read(["a"])[0]
-    assert (read.law, read.index) == (LAW, 4)
+    assert (read.sampling, read.index) == (SAMPLING, 4)
     for name in ("prompt", "tokens", "logp"):
         assert getattr(read, name).dtype == getattr(rows[1], name).dtype
         np.testing.assert_array_equal(getattr(read, name), getattr(rows[1], name))
@@ -153,8 +155,8 @@ def test_likeliest_tokens_come_back_as_they_were_in_the_bytes_they_need(store, f
 @pytest.mark.parametrize(
     ("broken", "fault"),
     [
-        (Top(np.arange(7, dtype=np.uint32)[None], -np.ones((1, 7), np.float16)), "7 likeliest tokens"),
-        (top(5)._replace(logp=-np.ones((5, 2), np.float16)), "15 likeliest tokens and 10 log-probabilities"),
+        (Top(np.arange(7, dtype=np.uint32)[None], -np.ones((1, 7), np.float16)), "7 most likely tokens"),
+        (top(5)._replace(logp=-np.ones((5, 2), np.float16)), "15 most likely tokens and 10 log-probabilities"),
         (top(5)._replace(logp=np.ones((5, 3), np.float16)), "the log-probability 1.0"),
         (top(5)._replace(logp=np.full((5, 3), np.nan, np.float16)), "the log-probability nan"),
     ],
@@ -166,5 +168,5 @@ def test_likeliest_tokens_that_cannot_be_are_refused(store, broken, fault) -> No
 
 
 def test_a_shard_has_them_for_all_rows_or_none(store) -> None:
-    with pytest.raises(ValueError, match="1 of 2 rows have their likeliest tokens"):
+    with pytest.raises(ValueError, match="1 of 2 rows have their most likely tokens"):
         store.write([completion("a", top=top(5)), completion("b")])

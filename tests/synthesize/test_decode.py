@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.decode import generate
 from fastdraft.synthesize.token_sampling import draw
 
@@ -17,26 +17,26 @@ def coins(rows, tokens):
     return torch.from_numpy(np.random.default_rng(7).random((rows, tokens)))
 
 
-@pytest.mark.parametrize("law", [Law(0), Law(1.0), Law(0.7, 13, 0.9)])
+@pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)])
 @pytest.mark.parametrize("rows_at_once", [1, 3, 8])
-def test_a_place_is_filled_anew_without_a_trace_of_the_row_before(target, law, rows_at_once):
+def test_a_place_is_filled_anew_without_a_trace_of_the_row_before(target, sampling, rows_at_once):
     eos = frozenset(range(0, 131, 9))  # rows end at all sorts of lengths
-    together = generate(target, PROMPTS, law, 17, eos, coins(8, 17), rows_at_once)
+    together = generate(target, PROMPTS, sampling, 17, eos, coins(8, 17), rows_at_once)
     assert len({len(row.tokens) for row in together}) >= 3
     for i, prompt in enumerate(PROMPTS):
-        (alone,) = generate(target, [prompt], law, 17, eos, coins(8, 17)[i : i + 1])
+        (alone,) = generate(target, [prompt], sampling, 17, eos, coins(8, 17)[i : i + 1])
         np.testing.assert_array_equal(alone.tokens, together[i].tokens)
         np.testing.assert_allclose(alone.logp, together[i].logp, atol=1e-4)
 
 
 def test_the_attention_of_the_target_is_its_own_again(target):
     before = target.config._attn_implementation
-    generate(target, PROMPTS, Law(0), 3, NO_END, coins(8, 3))
+    generate(target, PROMPTS, SamplingParams(0), 3, NO_END, coins(8, 3))
     assert target.config._attn_implementation == before == "sdpa"
 
 
-@pytest.mark.parametrize("law", [Law(0), Law(1.0)])
-def test_a_target_with_a_window_goes_through_its_own_cache(law):
+@pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(1.0)])
+def test_a_target_with_a_window_goes_through_its_own_cache(sampling):
     with torch.random.fork_rng():
         torch.manual_seed(5)
         config = MistralConfig(
@@ -51,14 +51,14 @@ def test_a_target_with_a_window_goes_through_its_own_cache(law):
             initializer_range=0.3,
         )
         model = MistralForCausalLM(config).eval()
-    together = generate(model, PROMPTS, law, 13, frozenset({3, 5, 7}), coins(8, 13), 3)
+    together = generate(model, PROMPTS, sampling, 13, frozenset({3, 5, 7}), coins(8, 13), 3)
     for i, (prompt, written) in enumerate(zip(PROMPTS, together, strict=True)):
-        (alone,) = generate(model, [prompt], law, 13, frozenset({3, 5, 7}), coins(8, 13)[i : i + 1])
+        (alone,) = generate(model, [prompt], sampling, 13, frozenset({3, 5, 7}), coins(8, 13)[i : i + 1])
         np.testing.assert_array_equal(alone.tokens, written.tokens)
         text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
         with torch.no_grad():
             logits_NV = model(text[None]).logits[0, len(prompt) - 1 : -1]
-        if law.greedy:
+        if sampling.greedy:
             np.testing.assert_array_equal(logits_NV.argmax(-1).numpy(), written.tokens)
         else:
             logp_N = logits_NV.log_softmax(-1).gather(1, text[len(prompt) :, None])[:, 0]
@@ -66,7 +66,7 @@ def test_a_target_with_a_window_goes_through_its_own_cache(law):
 
 
 @pytest.mark.parametrize("vocabulary", [5, 64, 131, 257])
-def test_a_coin_falls_where_the_sum_of_all_before_says(vocabulary):
+def test_a_coin_falls_where_the_sum_of_all_before_reports(vocabulary):
     dice = np.random.default_rng(3)
     p_BV = torch.from_numpy(dice.random((97, vocabulary)) * (dice.random((97, vocabulary)) < 0.3)).float()
     p_BV[:, 2] += 0.1

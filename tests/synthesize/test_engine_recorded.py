@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.config import RecordedPart
-from fastdraft.synthesize.completions import Hashes, Keys, Law
+from fastdraft.synthesize.completions import Hashes, Keys, SamplingParams
 from fastdraft.synthesize.engine_recorded import DUPLICATE, Recorded
 from fastdraft.system.errors import CorpusError
 
@@ -37,10 +37,10 @@ def tokenizer():
 def read(tokenizer, decoding, tmp_path):
     """Rows and refusals of a file."""
 
-    def rows(name="*", at_most=99, context=97, stored=None, completion_tokens=23, **part):
+    def rows(name="*", at_most=99, context=97, stored=None, max_new_tokens=23, **part):
         recorded = RecordedPart(path=str(tmp_path / name), **part)
-        how = decoding._replace(completion_tokens=completion_tokens)
-        engine = Recorded(recorded, how, tokenizer, Law(1.0), context, at_most)
+        how = decoding._replace(max_new_tokens=max_new_tokens)
+        engine = Recorded(recorded, how, tokenizer, SamplingParams(1.0), context, at_most)
         shards = list(engine.shards([], stored or Keys()))
         return [row for shard in shards for row in shard.rows], sum((shard.refused for shard in shards), Counter())
 
@@ -59,7 +59,7 @@ def test_a_row_is_the_ids_of_its_texts_with_an_end_and_no_log_probabilities(read
     jsonl(tmp_path / "a.jsonl", [{"prompt": "what is it?", "answer": " a river."}])
     ((row,), refused) = read()
     assert (text(tokenizer, row.prompt), text(tokenizer, row.tokens)) == ("what is it?", " a river.")
-    assert (row.tokens[-1], len(row.logp), row.law, refused) == (0, 0, Law(1.0), Counter())
+    assert (row.tokens[-1], len(row.logp), row.sampling, refused) == (0, 0, SamplingParams(1.0), Counter())
 
 
 def test_messages_go_through_the_chat_template_once(read, tokenizer, tmp_path):
@@ -137,7 +137,7 @@ def test_a_marker_of_no_letters_is_refused(marker):
 
 def test_an_answer_of_more_tokens_than_asked_for_is_cut(read, tmp_path):
     jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "abcdefgh"}])
-    ((row,), _) = read(completion_tokens=5)
+    ((row,), _) = read(max_new_tokens=5)
     assert len(row.tokens) == 5
 
 

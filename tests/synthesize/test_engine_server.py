@@ -29,7 +29,13 @@ class Speller:
 
 
 def part(*servers: Any, **changed: Any) -> ServerPart:
-    settings = {"requests_at_once": 4, "timeout_seconds": 5.0, "backoff_seconds": 0.01, "attempts": 6, "model": "tiny"}
+    settings = {
+        "concurrent_requests": 4,
+        "timeout_seconds": 5.0,
+        "backoff_seconds": 0.01,
+        "attempts": 6,
+        "model": "tiny",
+    }
     return ServerPart(urls=[server.url for server in servers], **(settings | changed))
 
 
@@ -54,14 +60,14 @@ def test_every_request_is_answered_with_ids_and_raw_log_probabilities(serve, tar
     assert set(rows) == keys(requests, decoding)
     assert not refused
     assert all(len(row.logp) == len(row.tokens) for row in rows.values())
-    # Where the law changes nothing, raw ones are the law's.
-    plain = [row for row in rows.values() if row.law.temperature == 1]
+    # Where the distribution changes nothing, raw ones are the distribution's.
+    plain = [row for row in rows.values() if row.sampling.temperature == 1]
     assert len(plain) >= 13
     for before, after in zip(plain, rescored(target, plain).rows, strict=True):
         np.testing.assert_allclose(before.logp, after.logp, atol=1e-4)
 
 
-def test_rescoring_gives_log_probabilities_under_the_law(serve, target, requests, decoding, tmp_path):
+def test_rescoring_gives_log_probabilities_under_the_distribution(serve, target, requests, decoding, tmp_path):
     engine, store = Servers(part(serve()), decoding, Speller()), CompletionStore(tmp_path)
     rescore = rescorer(engine.logp, True, lambda: target)
     with Bar("test", 41, "rows") as bar:
@@ -88,7 +94,7 @@ def test_what_httpx_would_like_to_have_is_not_looked_for_at_each_request(serve, 
     assert 1 <= searches.found <= 2
 
 
-def test_all_that_a_server_may_have_its_own_mind_about_is_said(serve, requests, decoding):
+def test_all_that_a_server_may_have_its_own_mind_about_is_reported(serve, requests, decoding):
     server = serve()
     ask(part(server), requests[:3], decoding)
     greedy, plain, cut = sorted(server.bodies, key=lambda body: (body["temperature"] != 0, body["top_k"]))
@@ -147,7 +153,7 @@ def test_when_one_of_two_servers_dies_the_other_does_all(serve, requests, decodi
 
 def test_the_faster_of_two_servers_answers_more(serve, requests, decoding):
     slow, fast = serve(delay_seconds=1.0), serve(delay_seconds=0.01)
-    rows, _ = ask(part(slow, fast, requests_at_once=2), requests, decoding)
+    rows, _ = ask(part(slow, fast, concurrent_requests=2), requests, decoding)
     assert set(rows) == keys(requests, decoding)
     assert fast.answered > 2 * slow.answered > 0
 
@@ -239,7 +245,7 @@ def test_ids_beyond_all_numbers_are_counted(serve, requests, decoding):
     assert (rows, refused) == ({}, Counter({"token ids that are no numbers": 41}))
 
 
-def test_what_a_server_says_behind_an_end_of_text_is_cut(serve, requests, decoding):
+def test_what_a_server_reports_after_an_end_of_text_is_cut(serve, requests, decoding):
     server, ends = serve(eos=frozenset()), frozenset(range(0, 131, 5))
     rows, _ = ask(part(server), requests, decoding._replace(eos=ends))
     assert set(rows) == keys(requests, decoding)
@@ -280,7 +286,7 @@ def test_ids_are_found_where_other_servers_say_them(serve, requests, decoding):
             np.testing.assert_array_equal(other[key].logp, row.logp)
 
 
-# Likeliest tokens.
+# most likely tokens.
 
 
 def likeliest(rows: dict[str, Completion], target: Any, known: int) -> None:
@@ -304,7 +310,7 @@ def test_likeliest_tokens_are_those_of_the_servers(serve, target, requests, deco
     likeliest(rows, target, known)
 
 
-def test_likeliest_tokens_are_found_where_llama_server_says_them(serve, target, requests, decoding):
+def test_likeliest_tokens_are_found_where_llama_server_reports_them(serve, target, requests, decoding):
     def as_content(answer: Any) -> Any:
         choice = answer["choices"][0]
         said = zip(*(choice["logprobs"][name] for name in ("token_logprobs", "top_logprobs")), strict=True)
@@ -318,7 +324,7 @@ def test_likeliest_tokens_are_found_where_llama_server_says_them(serve, target, 
     likeliest(rows, target, 5)
 
 
-def test_likeliest_tokens_are_not_asked_for_where_the_target_says_them(serve, requests, decoding):
+def test_likeliest_tokens_are_not_asked_for_where_the_target_reports_them(serve, requests, decoding):
     server = serve()
     rows, _ = ask(part(server), requests, decoding)
     assert {body["logprobs"] for body in server.bodies} == {1}
@@ -326,7 +332,7 @@ def test_likeliest_tokens_are_not_asked_for_where_the_target_says_them(serve, re
 
 
 def said_of_each_place(change: Any) -> Any:
-    """A server that says other likeliest tokens of each place."""
+    """A server that says other most likely tokens of each place."""
 
     def of_answer(answer: Any) -> Any:
         choice = answer["choices"][0]
@@ -344,11 +350,11 @@ def renamed(name: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda top: dict.fromkeys(top, 0.5), "log-probabilities of likeliest tokens above zero or NaN"),
-        (lambda top: dict.fromkeys(top, float("nan")), "log-probabilities of likeliest tokens above zero or NaN"),
-        (lambda top: dict.fromkeys(top, -0.5), "likeliest tokens whose probabilities sum to more than 1"),
-        (lambda top: dict.fromkeys(top), "likeliest tokens that are no numbers"),
-        (renamed(lambda i: f"token_id:{i}x"), "likeliest tokens that are no numbers"),
+        (lambda top: dict.fromkeys(top, 0.5), "log-probabilities of most likely tokens above zero or NaN"),
+        (lambda top: dict.fromkeys(top, float("nan")), "log-probabilities of most likely tokens above zero or NaN"),
+        (lambda top: dict.fromkeys(top, -0.5), "most likely tokens whose probabilities sum to more than 1"),
+        (lambda top: dict.fromkeys(top), "most likely tokens that are no numbers"),
+        (renamed(lambda i: f"token_id:{i}x"), "most likely tokens that are no numbers"),
         (renamed(lambda i: f"token_id:{i + 131}"), "token ids that the target's vocabulary has not"),
         (renamed(lambda i: f"token_id:{-1 - i}"), "token ids that the target's vocabulary has not"),
     ],
@@ -365,12 +371,14 @@ def test_likeliest_tokens_that_some_places_lack_are_counted(serve, requests, dec
         return changed(logprobs=logprobs | {"top_logprobs": [*logprobs["top_logprobs"], {"token_id:1": -1.0}]})(answer)
 
     rows, refused = ask(part(serve(change=shorter)), requests[:5], decoding._replace(top_logprobs=5))
-    assert (rows, refused) == ({}, Counter({"likeliest tokens that are not there for each token": 5}))
+    assert (rows, refused) == ({}, Counter({"most likely tokens that are not there for each token": 5}))
 
 
-def test_where_a_server_says_too_few_the_target_reads_the_row(serve, target, requests, decoding):
+def test_where_a_server_reports_too_few_the_target_reads_the_row(serve, target, requests, decoding):
     server = serve(change=said_of_each_place(lambda top: dict(list(top.items())[:3])))
-    with pytest.warns(UserWarning, match="gives fewer than 5 likeliest tokens at some places: the target reads those"):
+    with pytest.warns(
+        UserWarning, match="gives fewer than 5 most likely tokens at some places: the target reads those"
+    ):
         rows, refused = ask(part(server), requests, decoding._replace(top_logprobs=5))
     assert not refused
     assert {row.top for row in rows.values()} == {None}
@@ -388,13 +396,13 @@ def test_excluded_tokens_have_the_least_log_probability_that_is_kept(serve, requ
 
 @pytest.mark.parametrize("change", [renamed(lambda i: f" {i}"), lambda _: None])
 def test_likeliest_tokens_by_their_texts_stop(serve, requests, decoding, change):
-    with pytest.raises(ServerError, match=r"gives no likeliest tokens by their ids[^\0]*\n  do: use a server that"):
+    with pytest.raises(ServerError, match=r"gives no most likely tokens by their ids[^\0]*\n  do: use a server that"):
         ask(part(serve(change=said_of_each_place(change))), requests, decoding._replace(top_logprobs=5))
 
 
 def test_a_server_that_gives_no_so_many_stops(serve, requests, decoding):
     server = serve(faults=lambda _: "400", error="Requested sample logprobs of 21, which is greater than 20")
-    with pytest.raises(ServerError, match=r"no 21 likeliest tokens: [^\0]* than 20[^\0]*\n  do: raise the server"):
+    with pytest.raises(ServerError, match=r"no 21 most likely tokens: [^\0]* than 20[^\0]*\n  do: raise the server"):
         ask(part(server), requests, decoding._replace(top_logprobs=21))
     rows, refused = ask(part(server), requests[:2], decoding)
     assert (rows, refused) == ({}, Counter({"the server answered HTTP 400": 2}))
@@ -465,7 +473,7 @@ def test_a_server_is_kept_nine_tenths_busy(serve, requests, decoding):
     server.answer = lambda _: one
     asked = [replace(request, index=100 * i + request.index) for i in range(4) for request in requests]
     started = time.monotonic()
-    rows, _ = ask(part(server, requests_at_once=8), asked, decoding)
+    rows, _ = ask(part(server, concurrent_requests=8), asked, decoding)
     taken = time.monotonic() - started
     assert len(rows) == len(asked) == 164
     assert len(rows) * seconds / places >= 0.9 * taken

@@ -1,4 +1,4 @@
-"""The target's completions: their law, their recorded log-probabilities, their independence of the batch.
+"""The target's completions: their distribution, their recorded log-probabilities, their independence of the batch.
 
 Dimensions: B rows, N tokens, V vocabulary.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastdraft.maths.sampling import warp
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.decode import Written
 from fastdraft.synthesize.engine_transformers import Decoding, complete, generate
 from fastdraft.system.errors import TargetError
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2)]
-LAWS = [Law(0), Law(1.0), Law(0.7, 13, 0.9)]
+SAMPLING_SETTINGS = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
 NO_END: frozenset[int] = frozenset()
 
 
@@ -33,51 +33,55 @@ def coins(rows: int, tokens: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(7).random((rows, tokens)))
 
 
-def recomputed(target: LlamaForCausalLM, prompt: np.ndarray, written: Written, law: Law) -> Tensor:
+def recomputed(target: LlamaForCausalLM, prompt: np.ndarray, written: Written, sampling: SamplingParams) -> Tensor:
     """(n) log p of the tokens from one forward over the whole text."""
     text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
     with torch.no_grad():
         logits_NV = target(text[None]).logits[0, len(prompt) - 1 : -1]
-    if law.greedy:
+    if sampling.greedy:
         return torch.where(logits_NV.argmax(-1) == text[len(prompt) :], 0.0, -torch.inf)
-    return warp(logits_NV, *law).gather(1, text[len(prompt) :, None])[:, 0]
+    return warp(logits_NV, *sampling).gather(1, text[len(prompt) :, None])[:, 0]
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_a_row_is_the_same_alone_and_padded_among_others(target: LlamaForCausalLM, law: Law) -> None:
+@pytest.mark.parametrize("sampling", SAMPLING_SETTINGS)
+def test_a_row_is_the_same_alone_and_padded_among_others(target: LlamaForCausalLM, sampling: SamplingParams) -> None:
     coins_BN = coins(5, 13)
-    together = generate(target, PROMPTS, law, 13, NO_END, coins_BN)
+    together = generate(target, PROMPTS, sampling, 13, NO_END, coins_BN)
     for i, prompt in enumerate(PROMPTS):
-        (alone,) = generate(target, [prompt], law, 13, NO_END, coins_BN[i : i + 1])
+        (alone,) = generate(target, [prompt], sampling, 13, NO_END, coins_BN[i : i + 1])
         np.testing.assert_array_equal(alone.tokens, together[i].tokens)
         np.testing.assert_allclose(alone.logp, together[i].logp, atol=1e-4)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_the_recorded_log_probability_is_that_of_one_whole_forward(target: LlamaForCausalLM, law: Law) -> None:
-    for prompt, written in zip(PROMPTS, generate(target, PROMPTS, law, 13, NO_END, coins(5, 13)), strict=True):
+@pytest.mark.parametrize("sampling", SAMPLING_SETTINGS)
+def test_the_recorded_log_probability_is_that_of_one_whole_forward(
+    target: LlamaForCausalLM, sampling: SamplingParams
+) -> None:
+    for prompt, written in zip(PROMPTS, generate(target, PROMPTS, sampling, 13, NO_END, coins(5, 13)), strict=True):
         assert written.logp.dtype == np.float32
         assert len(written.tokens) == 13
-        expected_N = recomputed(target, prompt, written, law)
+        expected_N = recomputed(target, prompt, written, sampling)
         np.testing.assert_allclose(written.logp, expected_N.numpy(), atol=1e-4)
 
 
 def test_a_row_ends_with_its_first_end_of_text(target: LlamaForCausalLM) -> None:
-    whole = generate(target, PROMPTS, Law(1.0), 13, NO_END, coins(5, 13))
+    whole = generate(target, PROMPTS, SamplingParams(1.0), 13, NO_END, coins(5, 13))
     eos = frozenset({int(whole[0].tokens[4]), int(whole[1].tokens[9])})
-    for full, ended in zip(whole, generate(target, PROMPTS, Law(1.0), 13, eos, coins(5, 13)), strict=True):
+    for full, ended in zip(whole, generate(target, PROMPTS, SamplingParams(1.0), 13, eos, coins(5, 13)), strict=True):
         ends = [i + 1 for i, token in enumerate(full.tokens.tolist()) if token in eos]
         assert len(ended.tokens) == min([*ends, 13])
         np.testing.assert_array_equal(ended.tokens, full.tokens[: len(ended.tokens)])
         np.testing.assert_allclose(ended.logp, full.logp[: len(ended.tokens)], atol=1e-5)  # fewer rows, other kernels
 
 
-@pytest.mark.parametrize("law", [Law(0.7), Law(1.0, 5), Law(1.0, 0, 0.8)])
-def test_sampled_tokens_follow_the_law(tiny_llama: Callable[..., LlamaForCausalLM], law: Law) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(0.7), SamplingParams(1.0, 5), SamplingParams(1.0, 0, 0.8)])
+def test_sampled_tokens_follow_the_distribution(
+    tiny_llama: Callable[..., LlamaForCausalLM], sampling: SamplingParams
+) -> None:
     target, rows = tiny_llama(11, vocabulary=7), 3000
-    written = generate(target, [np.array([2, 3])] * rows, law, 1, NO_END, coins(rows, 1))
+    written = generate(target, [np.array([2, 3])] * rows, sampling, 1, NO_END, coins(rows, 1))
     with torch.no_grad():
-        p_V = warp(target(torch.tensor([[2, 3]])).logits[0, -1], *law).exp().double().numpy()
+        p_V = warp(target(torch.tensor([[2, 3]])).logits[0, -1], *sampling).exp().double().numpy()
     counts_V = np.bincount([int(row.tokens[0]) for row in written], minlength=7)
     assert counts_V[p_V == 0].sum() == 0
     kept = p_V > 0
@@ -86,27 +90,32 @@ def test_sampled_tokens_follow_the_law(tiny_llama: Callable[..., LlamaForCausalL
 
 
 def test_a_text_longer_than_the_context_is_refused(target: LlamaForCausalLM) -> None:
-    generate(target, PROMPTS[:1], Law(0), 94, NO_END, coins(1, 94))
+    generate(target, PROMPTS[:1], SamplingParams(0), 94, NO_END, coins(1, 94))
     with pytest.raises(TargetError, match=r"take 98 tokens, the target's context holds 97\n  do: lower"):
-        generate(target, PROMPTS[:1], Law(0), 95, NO_END, coins(1, 95))
+        generate(target, PROMPTS[:1], SamplingParams(0), 95, NO_END, coins(1, 95))
 
 
 def test_logits_that_are_no_numbers_stop(tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
     broken = tiny_llama(7)
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     with pytest.raises(TargetError, match="logits are NaN"):
-        generate(broken, PROMPTS, Law(0), 3, NO_END, coins(5, 3))
+        generate(broken, PROMPTS, SamplingParams(0), 3, NO_END, coins(5, 3))
 
 
 # --- complete: requests, batches, the store
 
-DECODING = Decoding(completion_tokens=11, eos=frozenset({0}), seed=7, target_revision="r", batch_prompts=3)
-REQUESTS = [Request(prompt, law, i) for law in LAWS for prompt in PROMPTS for i in range(1 if law.greedy else 3)]
+DECODING = Decoding(max_new_tokens=11, eos=frozenset({0}), seed=7, target_revision="r", batch_size=3)
+REQUESTS = [
+    Request(prompt, sampling, i)
+    for sampling in SAMPLING_SETTINGS
+    for prompt in PROMPTS
+    for i in range(1 if sampling.greedy else 3)
+]
 
 
 def same(left: Sequence[Completion], right: Sequence[Completion]) -> bool:
     return len(left) == len(right) and all(
-        (a.key, a.law, a.index) == (b.key, b.law, b.index)
+        (a.key, a.sampling, a.index) == (b.key, b.sampling, b.index)
         and np.array_equal(a.prompt, b.prompt)
         and np.array_equal(a.tokens, b.tokens)
         and np.array_equal(a.logp, b.logp)
@@ -129,10 +138,10 @@ class DyingStore(CompletionStore):
 
 def test_each_request_is_answered_in_its_place(target: LlamaForCausalLM, tmp_path: Path) -> None:
     completions = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path), "test")
-    assert [(row.law, row.index) for row in completions] == [(r.law, r.index) for r in REQUESTS]
+    assert [(row.sampling, row.index) for row in completions] == [(r.sampling, r.index) for r in REQUESTS]
     for row, request in zip(completions, REQUESTS, strict=True):
         np.testing.assert_array_equal(row.prompt, request.prompt)
-    texts = Counter(tuple(row.tokens.tolist()) for row in completions if row.law == Law(1.0))
+    texts = Counter(tuple(row.tokens.tolist()) for row in completions if row.sampling == SamplingParams(1.0))
     assert max(texts.values()) == 1, "two samples of one prompt have coins of their own"
 
 
@@ -140,13 +149,15 @@ def test_a_killed_run_goes_on_to_the_same_rows(target: LlamaForCausalLM, tmp_pat
     straight = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "straight"), "test")
     with pytest.raises(Killed):
         complete(target, REQUESTS, DECODING, DyingStore(tmp_path / "killed"), "test")
-    assert len(CompletionStore(tmp_path / "killed").keys()) == 24, "a shard of 12 rows, of each of the sampled laws"
+    assert len(CompletionStore(tmp_path / "killed").keys()) == 24, (
+        "a shard of 12 rows, of each of the sampled distributions"
+    )
     assert same(complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "killed"), "test"), straight)
 
 
 def test_the_batch_size_does_not_decide_what_is_written(target: LlamaForCausalLM, tmp_path: Path) -> None:
-    few = complete(target, REQUESTS, DECODING._replace(batch_prompts=2), CompletionStore(tmp_path / "few"), "test")
-    many = complete(target, REQUESTS, DECODING._replace(batch_prompts=64), CompletionStore(tmp_path / "many"), "test")
+    few = complete(target, REQUESTS, DECODING._replace(batch_size=2), CompletionStore(tmp_path / "few"), "test")
+    many = complete(target, REQUESTS, DECODING._replace(batch_size=64), CompletionStore(tmp_path / "many"), "test")
     for left, right in zip(few, many, strict=True):
         assert left.key == right.key
         np.testing.assert_array_equal(left.tokens, right.tokens)
@@ -168,7 +179,7 @@ def test_two_equal_requests_are_refused(target: LlamaForCausalLM, tmp_path: Path
         complete(target, [REQUESTS[0], REQUESTS[0]], DECODING, CompletionStore(tmp_path), "test")
 
 
-def test_a_target_that_says_nothing_is_refused(target: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_target_that_reports_nothing_is_refused(target: LlamaForCausalLM, tmp_path: Path) -> None:
     store, everything = CompletionStore(tmp_path), frozenset(range(131))
     with pytest.raises(TargetError, match=r"first 12 prompts with the end-of-text token alone\n  do: check"):
         complete(target, REQUESTS, DECODING._replace(eos=everything), store, "test")
@@ -178,20 +189,20 @@ def test_a_target_that_says_nothing_is_refused(target: LlamaForCausalLM, tmp_pat
 def test_a_real_target_tells_a_story(stories260k: Path) -> None:
     target = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float32)
     prompts = [np.array([1, 403, 407]), np.array([1, 403])]
-    rows = generate(target, prompts, Law(0.6), 31, frozenset({2}), coins(2, 31))
+    rows = generate(target, prompts, SamplingParams(0.6), 31, frozenset({2}), coins(2, 31))
     for prompt, written in zip(prompts, rows, strict=True):
-        expected_N = recomputed(target, prompt, written, Law(0.6))
+        expected_N = recomputed(target, prompt, written, SamplingParams(0.6))
         np.testing.assert_allclose(written.logp, expected_N.numpy(), atol=1e-4)
         assert written.logp.mean() > -2, "a trained target is sure of what it says"
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sampling", SAMPLING_SETTINGS)
 @pytest.mark.parametrize("known", [1, 5, 131])
-def test_likeliest_tokens_are_those_of_one_whole_forward_before_the_law(
-    target: LlamaForCausalLM, law: Law, known: int
+def test_likeliest_tokens_are_those_of_one_whole_forward_before_the_distribution(
+    target: LlamaForCausalLM, sampling: SamplingParams, known: int
 ) -> None:
-    bare = generate(target, PROMPTS, law, 13, NO_END, coins(5, 13), 2)
-    found = generate(target, PROMPTS, law, 13, NO_END, coins(5, 13), 2, top_logprobs=known)
+    bare = generate(target, PROMPTS, sampling, 13, NO_END, coins(5, 13), 2)
+    found = generate(target, PROMPTS, sampling, 13, NO_END, coins(5, 13), 2, top_logprobs=known)
     for prompt, written, before in zip(PROMPTS, found, bare, strict=True):
         np.testing.assert_array_equal(written.tokens, before.tokens)
         text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
@@ -209,7 +220,7 @@ def test_rows_that_are_written_again_have_the_same_likeliest_tokens(
     target: LlamaForCausalLM, tmp_path: Path, one_thread: None
 ) -> None:
     decoding = Decoding(7, NO_END, 7, "r", 1, top_logprobs=3)
-    requests = [Request(prompt, LAWS[i % 2], i) for i, prompt in enumerate(PROMPTS * 3)]
+    requests = [Request(prompt, SAMPLING_SETTINGS[i % 2], i) for i, prompt in enumerate(PROMPTS * 3)]
     store = CompletionStore(tmp_path)
     before = complete(target, requests, decoding, store, "whole")
     for shard in sorted(tmp_path.glob("*.parquet"))[::2]:

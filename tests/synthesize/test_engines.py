@@ -16,22 +16,22 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from fastdraft.config import SynthesizePart, TargetPart
 from fastdraft.maths.sampling import warp
-from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Request, SamplingParams
 from fastdraft.synthesize.engine_transformers import generate
-from fastdraft.synthesize.engines import ENGINES, Setup, batch_prompts
-from fastdraft.synthesize.rescore import completion_logits, law_logp, rescored, rescorer
+from fastdraft.synthesize.engines import ENGINES, Setup, batch_size
+from fastdraft.synthesize.rescore import completion_logits, rescored, rescorer, sampled_logp
 from fastdraft.synthesize.write import Decoding, keyed, write
 from fastdraft.system import precision
 from fastdraft.system.errors import MissingExtra
 from fastdraft.system.precision import Precision
 from fastdraft.system.progress import Bar
 
-LAWS = [Law(0), Law(1.0), Law(0.7, 13, 0.9)]
+SAMPLING_SETTINGS = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
 
 
 @pytest.fixture
 def setup_of(tiny_files: Path, tmp_path: Path):
-    """A setup for the target of the tiny road."""
+    """A setup for the target of the tiny pipeline."""
 
     def make(engine: str, **changed: object) -> Setup:
         part = SynthesizePart(mix={"text": 1}, prompts=1, engine=engine, **changed)
@@ -49,7 +49,7 @@ def setup_of(tiny_files: Path, tmp_path: Path):
 
 
 def requests() -> Iterator[Request]:
-    return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, LAWS[i % 3], i) for i in range(23))
+    return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, SAMPLING_SETTINGS[i % 3], i) for i in range(23))
 
 
 def written(setup: Setup, store: CompletionStore, raw: bool = False):
@@ -80,10 +80,10 @@ def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
     ours = written(setup_of("transformers"), CompletionStore(tmp_path / "a"))
     theirs = written(setup, CompletionStore(tmp_path / "b"))
     assert set(theirs) == set(ours)
-    greedy = [key for key, row in ours.items() if row.law.greedy]
+    greedy = [key for key, row in ours.items() if row.sampling.greedy]
     equal = sum(np.array_equal(ours[key].tokens, theirs[key].tokens) for key in greedy)
     assert equal >= len(greedy) - 1, "near ties apart"
-    # Rescored rows have log p under their law; the engine's own are raw.
+    # Rescored rows have log p under their distribution; the engine's own are raw.
     target = setup.open_target()
     for row, again in zip(theirs.values(), rescored(target, list(theirs.values())).rows, strict=True):
         np.testing.assert_allclose(row.logp, again.logp, atol=1e-4)
@@ -93,7 +93,7 @@ def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
         row = rows[place]
         expected = logits_NV.log_softmax(-1).gather(1, torch.from_numpy(row.tokens)[:, None])[:, 0]
         np.testing.assert_allclose(row.logp, expected.numpy(), atol=2e-3)
-        assert row.law.greedy or np.isfinite(law_logp(row, logits_NV)).all()
+        assert row.sampling.greedy or np.isfinite(sampled_logp(row, logits_NV)).all()
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_ray_writes_the_same_bits_and_is_gone_afterwards(setup_of, tmp_path, mon
 
 @pytest.mark.engine("vllm")
 @pytest.mark.filterwarnings("ignore:")  # vLLM's own
-def test_vllm_writes_rows_under_their_law(setup_of, tiny_files, tmp_path, monkeypatch):
+def test_vllm_writes_rows_under_their_distribution(setup_of, tiny_files, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; otherwise nearly all of a machine without a GPU
     wide = AutoConfig.from_pretrained(tiny_files / "target", head_dim=32)  # the least that vLLM 0.32.0 has on a CPU
     shutil.copytree(tiny_files / "target", tmp_path / "wide")
@@ -124,7 +124,7 @@ def test_vllm_writes_rows_under_their_law(setup_of, tiny_files, tmp_path, monkey
     rows = written(setup("vllm"), CompletionStore(tmp_path / "a"))
     ours = written(setup("transformers"), CompletionStore(tmp_path / "b"))
     assert set(rows) == set(ours)
-    greedy = [key for key, row in ours.items() if row.law.greedy]
+    greedy = [key for key, row in ours.items() if row.sampling.greedy]
     equal = sum(np.array_equal(ours[key].tokens, rows[key].tokens) for key in greedy)
     assert equal >= len(greedy) - 1, "near ties apart"
     again = rescored(setup("vllm").open_target(), list(rows.values())).rows
@@ -145,13 +145,13 @@ def test_the_target_runs_in_the_precision_of_the_setup(setup_of, tmp_path, name)
 @pytest.mark.parametrize(
     ("changed", "rows", "exact"),
     [
-        ({"prompt_tokens": 512, "completion_tokens": 512}, 32, 32),
-        ({"prompt_tokens": 24, "completion_tokens": 104}, 256, 256),
-        ({"prompt_tokens": 24, "completion_tokens": 103}, 256, 258),
-        ({"prompt_tokens": 25, "completion_tokens": 104}, 254, 254),
-        ({"prompt_tokens": 32, "completion_tokens": 512, "mix": {"magpie": 1}}, 32, 32),
-        ({"prompt_tokens": 90_000, "completion_tokens": 90_000}, 1, 1),
-        ({"prompt_tokens": 512, "completion_tokens": 512, "batch_prompts": 199}, 199, 199),
+        ({"max_prompt_tokens": 512, "max_new_tokens": 512}, 32, 32),
+        ({"max_prompt_tokens": 24, "max_new_tokens": 104}, 256, 256),
+        ({"max_prompt_tokens": 24, "max_new_tokens": 103}, 256, 258),
+        ({"max_prompt_tokens": 25, "max_new_tokens": 104}, 254, 254),
+        ({"max_prompt_tokens": 32, "max_new_tokens": 512, "mix": {"magpie": 1}}, 32, 32),
+        ({"max_prompt_tokens": 90_000, "max_new_tokens": 90_000}, 1, 1),
+        ({"max_prompt_tokens": 512, "max_new_tokens": 512, "batch_size": 199}, 199, 199),
     ],
 )
 def test_as_many_prompts_at_once_as_four_gigabytes_hold_keys_and_values_of(tmp_path, changed, rows, exact):
@@ -159,9 +159,9 @@ def test_as_many_prompts_at_once_as_four_gigabytes_hold_keys_and_values_of(tmp_p
     LlamaConfig(**sizes, head_dim=128, dtype="bfloat16").save_pretrained(tmp_path)
     part = SynthesizePart.model_validate({"mix": {"text": 1}, "prompts": 1} | changed)
     whose = TargetPart(path=str(tmp_path))
-    assert batch_prompts(part, whose, context_tokens=131_072, dtype=torch.bfloat16) == rows
-    in_fp32 = batch_prompts(part, whose, context_tokens=131_072, dtype=torch.float32)
-    assert in_fp32 == changed.get("batch_prompts", max(exact // 2, 1))
+    assert batch_size(part, whose, context_tokens=131_072, dtype=torch.bfloat16) == rows
+    in_fp32 = batch_size(part, whose, context_tokens=131_072, dtype=torch.float32)
+    assert in_fp32 == changed.get("batch_size", max(exact // 2, 1))
 
 
 def test_the_in_process_engine_gives_nothing_that_is_stored(setup_of):
@@ -197,17 +197,25 @@ class OfflineVllm:
         return [SimpleNamespace(outputs=[self._written(*each)]) for each in zip(prompts, settings, strict=True)]
 
     def _written(self, prompt, how):
-        """The sampled token of each place and the likeliest, by id; all raw, or all of the processed law."""
-        tokens, law = np.array(prompt["prompt_token_ids"]), Law(how.temperature, max(how.top_k, 0), how.top_p)
+        """The sampled token of each place and the most likely, by id; all raw, or all of the processed distribution."""
+        tokens, sampling = (
+            np.array(prompt["prompt_token_ids"]),
+            SamplingParams(how.temperature, max(how.top_k, 0), how.top_p),
+        )
         coins = torch.from_numpy(np.random.default_rng(how.seed).random((1, how.max_tokens)))
-        (written,) = generate(self.model, [tokens], law, how.max_tokens, frozenset(how.stop_token_ids), coins)
-        ((_, logits_NV),) = completion_logits(self.model, [Completion("0", tokens, written.tokens, written.logp, law)])
-        raw = self.asked["logprobs_mode"] == "raw_logprobs" or law.greedy
-        law_NV = logits_NV.log_softmax(-1) if raw else warp(logits_NV, *law)
+        (written,) = generate(self.model, [tokens], sampling, how.max_tokens, frozenset(how.stop_token_ids), coins)
+        ((_, logits_NV),) = completion_logits(
+            self.model, [Completion("0", tokens, written.tokens, written.logp, sampling)]
+        )
+        raw = self.asked["logprobs_mode"] == "raw_logprobs" or sampling.greedy
+        probs_NV = logits_NV.log_softmax(-1) if raw else warp(logits_NV, *sampling)
         assert how.logprobs <= self.asked["max_logprobs"]
         said = [
-            {i: SimpleNamespace(logprob=float(law_V[i])) for i in [token, *law_V.topk(how.logprobs).indices.tolist()]}
-            for law_V, token in zip(law_NV, written.tokens.tolist(), strict=True)
+            {
+                i: SimpleNamespace(logprob=float(probs_V[i]))
+                for i in [token, *probs_V.topk(how.logprobs).indices.tolist()]
+            }
+            for probs_V, token in zip(probs_NV, written.tokens.tolist(), strict=True)
         ]
         return SimpleNamespace(token_ids=written.tokens.tolist(), logprobs=said)
 
@@ -233,7 +241,7 @@ def test_vllm_reads_prompts_whole_on_a_cpu_and_leaves_room_on_a_gpu(setup_of, mo
     assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
 
 
-def test_vllm_is_opened_for_what_is_missing_and_closed_behind_it(setup_of, monkeypatch):
+def test_vllm_is_opened_for_what_is_missing_and_closed_after_it(setup_of, monkeypatch):
     setup = setup_of("vllm")
     vllm = OfflineVllm(setup.open_target(), {})
     monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
@@ -252,7 +260,7 @@ def test_vllm_is_opened_for_what_is_missing_and_closed_behind_it(setup_of, monke
 
 
 @pytest.mark.parametrize("known", [0, 7])
-def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_law(setup_of, monkeypatch, tmp_path, known):
+def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_distribution(setup_of, monkeypatch, tmp_path, known):
     setup = setup_of("vllm", top_logprobs=known, rescore=known == 0)
     setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=known))
     target, asked = setup.open_target(), {}
@@ -268,7 +276,7 @@ def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_law(setup_of, monkeyp
     rows = store.read()
     assert asked["logprobs_mode"] == ("raw_logprobs" if known else "processed_logprobs")
     for row, again in zip(rows, rescored(target, rows, known).rows, strict=True):
-        if known and row.law == LAWS[2]:
+        if known and row.sampling == SAMPLING_SETTINGS[2]:
             assert len(row.logp) == 0, "raw, and rescore is false"
         else:
             np.testing.assert_allclose(row.logp, again.logp, atol=1e-4)
@@ -277,7 +285,7 @@ def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_law(setup_of, monkeyp
             np.testing.assert_allclose(row.top.logp.astype(float), again.top.logp.astype(float), atol=4e-3)
 
 
-def test_what_vllm_says_and_cannot_be_is_counted(setup_of, monkeypatch):
+def test_what_vllm_reports_and_cannot_be_is_counted(setup_of, monkeypatch):
     setup = setup_of("vllm", top_logprobs=2)
     setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=2))
     broken = [{7: np.nan, 5: -1.0}, {7: -1.0, 5: np.nan}, {7: -1.0, 5: 0.5}, {7: -0.1, 5: -0.1}, {7: -1.0, 5: -1.0}]
@@ -286,13 +294,13 @@ def test_what_vllm_says_and_cannot_be_is_counted(setup_of, monkeypatch):
     vllm = OfflineVllm(None, {})
     vllm.generate = lambda *_, **__: outputs
     monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
-    asked = keyed((Request(np.array([3]), Law(1.0), i) for i in range(5)), setup.decoding)
+    asked = keyed((Request(np.array([3]), SamplingParams(1.0), i) for i in range(5)), setup.decoding)
     (shard,) = ENGINES["vllm"](setup).shards(asked, Keys())
     assert [row.index for row in shard.rows] == [4]
     assert shard.refused == {
         "log-probabilities above zero, infinite or NaN": 1,
-        "log-probabilities of likeliest tokens above zero or NaN": 2,
-        "likeliest tokens whose probabilities sum to more than 1": 1,
+        "log-probabilities of most likely tokens above zero or NaN": 2,
+        "most likely tokens whose probabilities sum to more than 1": 1,
     }
 
 
@@ -311,7 +319,7 @@ def test_servers_say_likeliest_tokens_only_by_their_ids(changed):
 
 
 @pytest.mark.parametrize(("who", "asked"), [("target", 0), ("server", 3)])
-def test_servers_are_asked_where_the_recipe_says_so(setup_of, who, asked):
+def test_servers_are_asked_where_the_recipe_reports_so(setup_of, who, asked):
     server = {"urls": ["http://a/v1"], "model": "m"}
     setup = setup_of("server", server=server, top_logprobs=3, top_logprobs_from=who)
     setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=3))

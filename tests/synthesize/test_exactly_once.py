@@ -12,22 +12,22 @@ import torch
 
 from fastdraft.config import TargetPart
 from fastdraft.models.target import open_model
-from fastdraft.synthesize.completions import CompletionStore, Law, Request
+from fastdraft.synthesize.completions import CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.engine_transformers import InProcess
 from fastdraft.synthesize.write import Decoding, as_given, keyed, write
 from fastdraft.system.errors import DiskFull, ShardError
-from fastdraft.system.files import full_disk_named
+from fastdraft.system.files import disk_full_explained
 from fastdraft.system.progress import Bar
 
 # The same server of forks as the command's: importing all this takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 ROWS, KILLS = 701, 11
-DECODING = Decoding(11, frozenset({0}), seed=7, target_revision="r", batch_prompts=3, end=0)
-LAWS = [Law(0), Law(1.0), Law(0.7, 13, 0.9)]
+DECODING = Decoding(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
+SAMPLING_SETTINGS = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
 
 
 def requests(rows: int) -> Any:
-    return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, LAWS[i % 3], i) for i in range(rows))
+    return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, SAMPLING_SETTINGS[i % 3], i) for i in range(rows))
 
 
 def answer_all(target: Any, folder: Path, rows: int) -> None:
@@ -100,7 +100,7 @@ class Full(CompletionStore):
 
     def write(self, completions: Any) -> None:
         if len(list(self.folder.glob("*.parquet"))) == 2:
-            with full_disk_named(self.folder):
+            with disk_full_explained(self.folder):
                 raise OSError(28, "No space left on device")
         super().write(completions)
 
@@ -117,7 +117,7 @@ def test_a_full_disk_stops_and_what_is_there_stays(target, tmp_path):
 
 
 def small(rows: int) -> Any:
-    return (Request(np.arange(1 + i % 7) * 5 % 131, LAWS[i % 3], i) for i in range(rows))
+    return (Request(np.arange(1 + i % 7) * 5 % 131, SAMPLING_SETTINGS[i % 3], i) for i in range(rows))
 
 
 def test_a_row_that_stands_twice_is_refused(target, tmp_path):
@@ -130,7 +130,9 @@ def test_a_row_that_stands_twice_is_refused(target, tmp_path):
 
 
 def test_requests_are_taken_as_they_are_needed(target, tmp_path):
-    """Nothing but the groups in hand waits in memory: before the first shard, one group of each law was asked for."""
+    """Nothing but the groups in hand waits in memory: before the first shard, one group of each distribution was asked
+    for.
+    """
     asked = 0
 
     def counted() -> Any:

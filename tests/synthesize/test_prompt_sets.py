@@ -9,7 +9,7 @@ import pytest
 from fastdraft.config import PromptSetPart
 from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.leaks import Leaks
-from fastdraft.synthesize.magpie import LAW, instruction_requests, magpie_prompts, turn_of
+from fastdraft.synthesize.magpie import SAMPLING, instruction_requests, magpie_prompts, turn_of
 from fastdraft.synthesize.prompt_sets import instruction_prompts
 from fastdraft.system.errors import CorpusError, TargetError
 
@@ -64,7 +64,7 @@ def test_what_gives_no_prompt_is_counted(read):
 
 
 def test_more_than_one_in_a_hundred_broken_stops(read):
-    left_out = r"1 of 8 rows give no prompt; left out are 1 rows that are not JSON[^\0]*\n  do: mend"
+    left_out = r"1 of 8 rows give no prompt; left out are 1 rows that are not JSON[^\0]*\n  do: fix"
     with pytest.raises(CorpusError, match=left_out):
         read([*({"prompt": f"question {i}"} for i in range(7)), "{"])
     with pytest.raises(CorpusError, match=r"3 of 3 rows give no prompt"):
@@ -91,10 +91,10 @@ def test_a_leak_is_a_prompt_of_whose_runs_half_are_known():
     def runs(of: list[np.ndarray]) -> set[tuple[int, ...]]:
         return {tuple(text[i : i + n].tolist()) for text in of for i in range(len(text) - n + 1)}
 
-    known, unsaid, found = runs(texts), runs(common), Counter[bool]()
+    known, suppressed_logs, found = runs(texts), runs(common), Counter[bool]()
     for length in dice.integers(1, 23, 211):
         prompt = dice.integers(0, 3, length)
-        own = [run for i in range(length - n + 1) if (run := tuple(prompt[i : i + n].tolist())) not in unsaid]
+        own = [run for i in range(length - n + 1) if (run := tuple(prompt[i : i + n].tolist())) not in suppressed_logs]
         leaked = bool(own) and sum(run in known for run in own) / len(own) >= 0.5
         assert (prompt in leaks) == leaked
         found[leaked] += 1
@@ -116,7 +116,7 @@ def test_the_turn_of_a_user_is_what_the_template_puts_around(tokenizer):
     assert (tokenizer.decode(turn.opening), tokenizer.decode(turn.closing)) == ("<s><user>", "<t><a>")
     assert turn.end == tokenizer.convert_tokens_to_ids("<t>")
     requests = list(instruction_requests(turn, 3))
-    assert [(request.index, request.law) for request in requests] == [(0, LAW), (1, LAW), (2, LAW)]
+    assert [(request.index, request.sampling) for request in requests] == [(0, SAMPLING), (1, SAMPLING), (2, SAMPLING)]
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
@@ -130,7 +130,7 @@ def test_instructions_become_prompts_each_once(tokenizer):
 
     def row(text):
         tokens = np.array(tokenizer(text).input_ids)
-        return Completion("0", turn.opening, tokens, np.zeros(len(tokens), np.float32), LAW)
+        return Completion("0", turn.opening, tokens, np.zeros(len(tokens), np.float32), SAMPLING)
 
     written = [row(text) for text in ("why?<t>", "no end", "a<t>", "why?<t>", "how?<t>", "when?<t>")]
     found = [tokenizer.decode(prompt) for prompt in magpie_prompts(turn, written, 2, refused)]

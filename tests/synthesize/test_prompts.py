@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fastdraft.data.shards import Shards, Tokens, survey
-from fastdraft.synthesize.completions import Law
-from fastdraft.synthesize.prompts import document_prompts, over_laws, repeated
+from fastdraft.synthesize.completions import SamplingParams
+from fastdraft.synthesize.prompts import document_prompts, over_sampling, repeated
 from fastdraft.system.errors import CorpusError
 
 
@@ -71,21 +71,23 @@ def test_documents_that_begin_alike_give_one_prompt(tmp_path: Path) -> None:
         draw(shards_of(tmp_path, alike), 2)
 
 
-def test_laws_share_the_prompts_by_weight_at_every_moment() -> None:
-    weights = {Law(0): 1.0, Law(0.6): 2.0, Law(1.0, 0, 0.9): 4.0}
-    requests = list(over_laws((np.array([i]) for i in range(70)), weights))
+def test_distributions_fraction_the_prompts_by_weight_at_every_moment() -> None:
+    weights = {SamplingParams(0): 1.0, SamplingParams(0.6): 2.0, SamplingParams(1.0, 0, 0.9): 4.0}
+    requests = list(over_sampling((np.array([i]) for i in range(70)), weights))
     assert [int(request.prompt[0]) for request in requests] == list(range(70))
     for some in (7, 35, 70):
-        counts = [sum(request.law == law for request in requests[:some]) for law in weights]
+        counts = [sum(request.sampling == sampling for request in requests[:some]) for sampling in weights]
         assert counts == [some // 7, 2 * some // 7, 4 * some // 7]
 
 
-def test_several_answers_to_a_prompt_are_told_apart_and_greedy_ones_never_repeated() -> None:
-    requests = list(over_laws((np.array([i]) for i in range(4)), {Law(0): 1.0, Law(1.0): 1.0}))
-    found = [(int(request.prompt[0]), request.law, request.index) for request in repeated(requests, 3)]
+def test_several_answers_to_a_prompt_are_reported_apart_and_greedy_ones_never_repeated() -> None:
+    requests = list(
+        over_sampling((np.array([i]) for i in range(4)), {SamplingParams(0): 1.0, SamplingParams(1.0): 1.0})
+    )
+    found = [(int(request.prompt[0]), request.sampling, request.index) for request in repeated(requests, 3)]
     assert found == [
-        (0, Law(0), 0),
-        *((1, Law(1.0), i) for i in range(3)),
-        (2, Law(0), 0),
-        *((3, Law(1.0), i) for i in range(3)),
+        (0, SamplingParams(0), 0),
+        *((1, SamplingParams(1.0), i) for i in range(3)),
+        (2, SamplingParams(0), 0),
+        *((3, SamplingParams(1.0), i) for i in range(3)),
     ]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.quality import LOOP, UNTOLD, language, quality, without_loops
 from fastdraft.synthesize.write import Shard
 from fastdraft.system.errors import CorpusError
@@ -16,37 +16,37 @@ class Letters:
         return "".join(chr(int(i)) for i in ids)
 
 
-PLAIN = Law(1.0)
+PLAIN = SamplingParams(1.0)
 
 
-def row(tokens, law=PLAIN, logp=None, prompt=4):
+def row(tokens, sampling=PLAIN, logp=None, prompt=4):
     nats = np.full(len(tokens), -0.5, np.float32) if logp is None else logp
-    return Completion("0", np.arange(prompt), np.array(tokens), nats, law)
+    return Completion("0", np.arange(prompt), np.array(tokens), nats, sampling)
 
 
 def report(rows, decoding, refused=None):
     return quality([rows[:2], rows[2:]], decoding, Letters(), 99, Counter(refused or {}), Counter({"b": 2}))
 
 
-def test_every_share_is_counted(decoding):
+def test_every_fraction_is_counted(decoding):
     text = list(range(97, 108))
     loop = [97, 98] * 20 + [0]
     rows = [
         row(text),
         row(text),  # exactly the same
-        row([*text[:-1], 0], Law(0.6)),  # half of it was there
-        row(loop, Law(0)),
-        row([0], Law(0.6)),  # empty
+        row([*text[:-1], 0], SamplingParams(0.6)),  # half of it was there
+        row(loop, SamplingParams(0)),
+        row([0], SamplingParams(0.6)),  # empty
         row([1072, 1073, 0], logp=np.empty(0, np.float32)),
     ]
     found = report(rows, decoding, {"HTTP 400": 5})
     assert (found.asked, found.written, found.refused, found.prompts_left_out) == (99, 6, {"HTTP 400": 5}, {"b": 2})
     assert found.tokens == 11 + 11 + 11 + 41 + 1 + 3
-    assert found.trained_share == found.tokens / (found.tokens + 24)
+    assert found.trained_fraction == found.tokens / (found.tokens + 24)
     assert found.lengths == {"<= 1": 1, "<= 4": 1, "<= 16": 3, "<= 64": 1}
-    assert (found.cut_share, found.empty_share) == (2 / 6, 1 / 6)
+    assert (found.truncated_fraction, found.empty_fraction) == (2 / 6, 1 / 6)
     assert (found.exact_duplicates, found.near_duplicates) == (1, 1)
-    assert found.looping_share == 1 / 6
+    assert found.looping_fraction == 1 / 6
     assert found.entropy_nats == {"0.6": 0.5, "1": 0.5}
     assert found.without_logp == 1
     assert found.languages[UNTOLD] == 5 / 6

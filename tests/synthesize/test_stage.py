@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fastdraft.config import TargetPart
 from fastdraft.config.resolve import resolve
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import open_model, open_tokenizer
 from fastdraft.pipeline.synthesize import make_completions
 from fastdraft.report.terminal_quality import written
@@ -26,7 +26,7 @@ CHAT = "{% for m in messages %}river{{ m['content'] }}stone{% endfor %}{% if add
 
 @pytest.fixture
 def synthesized(tiny: Path, fastdraft: Any):
-    """Run the road up to the stage with another part `synthesize`; its card, its report, its rows."""
+    """Run the pipeline up to the stage with another part `synthesize`; its card, its report, its rows."""
 
     def run(part: dict[str, Any], code: int = 0) -> Any:
         override = f"synthesize={json.dumps(part)}"
@@ -44,12 +44,12 @@ def synthesized(tiny: Path, fastdraft: Any):
     return run
 
 
-def test_the_report_of_the_road(finished):
+def test_the_report_of_the_pipeline(finished):
     card = json.loads((finished / RUN / "synthesize" / "card.json").read_text())
     report = json.loads((finished / RUN / "synthesize" / "quality.json").read_text())
     assert report == card["quality"]
     assert (report["asked"], report["written"], report["refused"]) == (24, 24, {})
-    assert report["trained_share"] == card["tokens"] / (card["tokens"] + 24 * 7)
+    assert report["trained_fraction"] == card["tokens"] / (card["tokens"] + 24 * 7)
     assert (card["engine"], card["ids"]) == ("transformers", "as the engine produced them")
     assert sorted(report["entropy_nats"]) == ["0.6", "0.8", "1"]
 
@@ -86,32 +86,32 @@ def test_instructions_and_magpie_and_several_answers(tiny, synthesized, watched,
         "mix": {"text": 1, "asked": 2, "magpie": 1},
         "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl", "chat": True}},
         "prompts": 40,
-        "prompt_tokens": 7,
-        "completion_tokens": 11,
-        "longest_prompt_tokens": 80,
-        "answers_per_prompt": 2,
+        "max_prompt_tokens": 7,
+        "max_new_tokens": 11,
+        "max_instruction_tokens": 80,
+        "samples_per_prompt": 2,
         "temperatures": {0.0: 1, 1.0: 1},
         "leak_tokens": 5,
-        "batch_prompts": 5,
+        "batch_size": 5,
     }
     card, found = synthesized(part)
     monkeypatch.chdir(tiny)
     recipe = resolve(Path(RUN) / "resolved.yaml").recipe
-    make_completions(Journey(recipe, Path(RUN), torch.device("cpu")), tiny / "again")
+    make_completions(RunContext(recipe, Path(RUN), torch.device("cpu")), tiny / "again")
     assert watched == 2 * ["opened", "done"], "a device may not hold the target twice"
     report = card["quality"]
     assert report["written"] == report["asked"] == len(found)
-    assert {row.index for row in found if row.law.greedy} == {0}
-    sampled = [row for row in found if not row.law.greedy]
+    assert {row.index for row in found if row.sampling.greedy} == {0}
+    sampled = [row for row in found if not row.sampling.greedy]
     assert len({(row.prompt.tobytes(), row.index) for row in sampled}) == len(sampled)
     assert {row.index for row in sampled} == {0, 1}
     assert report["prompts_left_out"]["prompts that stand in evaluation texts"] >= 1
-    assert 0 < report["trained_share"] < 1
+    assert 0 < report["trained_fraction"] < 1
 
 
 @pytest.mark.slow
 def test_the_progress_counts_every_answer(tiny, fastdraft):
-    part = {"mix": {"text": 1}, "prompts": 20, "prompt_tokens": 7, "completion_tokens": 3, "answers_per_prompt": 3}
+    part = {"mix": {"text": 1}, "prompts": 20, "max_prompt_tokens": 7, "max_new_tokens": 3, "samples_per_prompt": 3}
     part |= {"temperatures": {0.0: 1, 0.7: 2, 1.0: 1}, "top_logprobs": 11}
     rest = ("align=null", "evaluate=null", "pretrain=null", "continue=null")
     said = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part)}", *rest).err
@@ -125,7 +125,7 @@ def test_recorded_answers_need_no_weights(tiny, synthesized):
     (tiny / "target" / "model.safetensors").unlink()
     (tiny / "logs.txt").write_text("".join(f"river {i}<start> stone {i} walks<end>\n" for i in range(31)))
     part = {"engine": "recorded", "recorded": {"path": "logs.txt"}, "mix": {"recorded": 1}, "prompts": 29}
-    part |= {"prompt_tokens": 7, "completion_tokens": 23}
+    part |= {"max_prompt_tokens": 7, "max_new_tokens": 23}
     card, found = synthesized(part | {"temperatures": {1.0: 1}})
     assert (card["completions"], len(found)) == (29, 29)
     assert card["log_probabilities"] == "unknown for 29 rows"
@@ -140,8 +140,8 @@ def test_a_server_is_asked_and_its_rows_rescored(tiny, synthesized, serving):
     server = serving.Serving(model)
     part = {
         "engine": "server",
-        "server": {"urls": [server.url], "model": "tiny", "requests_at_once": 4},
-        **{"mix": {"text": 1}, "prompts": 23, "prompt_tokens": 7, "completion_tokens": 11},
+        "server": {"urls": [server.url], "model": "tiny", "concurrent_requests": 4},
+        **{"mix": {"text": 1}, "prompts": 23, "max_prompt_tokens": 7, "max_new_tokens": 11},
     }
     card, found = synthesized(part)
     server.stop()
@@ -159,26 +159,26 @@ def test_a_server_is_asked_and_its_rows_rescored(tiny, synthesized, serving):
         ({"recorded": {"path": "x"}, "mix": {"recorded": 1}}, "engine recorded and mix"),
         ({"engine": "openvino", "ray_workers": 2}, "ray_workers is for engine transformers, not openvino"),
         ({"mix": {"news": 1}}, "synthesize.mix names news"),
-        ({"mix": {"magpie": 1}, "longest_prompt_tokens": 5, "completion_tokens": 7}, "would have 2 tokens at most: a"),
-        ({"top_k": 312, "prompt_tokens": 7, "completion_tokens": 7}, "synthesize.top_k is 312, the vocabulary of"),
+        ({"mix": {"magpie": 1}, "max_instruction_tokens": 5, "max_new_tokens": 7}, "would have 2 tokens at most: a"),
+        ({"top_k": 312, "max_prompt_tokens": 7, "max_new_tokens": 7}, "synthesize.top_k is 312, the vocabulary of"),
     ],
 )
-def test_what_does_not_go_together_is_said_before_anything_is_run(tiny, synthesized, part, message):
+def test_what_does_not_go_together_is_reported_before_anything_is_run(tiny, synthesized, part, message):
     (tiny / "target" / "chat_template.jinja").write_text(CHAT)
     assert message in synthesized({"mix": {"text": 1}, "prompts": 3} | part, code=2)
 
 
 @pytest.mark.slow
-def test_a_context_too_short_is_said_before_a_server_is_asked_for_more(synthesized):
+def test_a_context_too_short_is_reported_before_a_server_is_asked_for_more(synthesized):
     """Also where the target's card was made before, by a recipe that asked for less."""
-    part = {"mix": {"text": 1}, "prompts": 3, "prompt_tokens": 7, "completion_tokens": 3, "batch_prompts": 5}
+    part = {"mix": {"text": 1}, "prompts": 3, "max_prompt_tokens": 7, "max_new_tokens": 3, "batch_size": 5}
     synthesized(part)
     nobody = {"engine": "server", "server": {"urls": ["http://127.0.0.1:9/v1"], "model": "tiny"}}
-    told = synthesized(part | nobody | {"completion_tokens": 91}, code=2)
+    told = synthesized(part | nobody | {"max_new_tokens": 91}, code=2)
     assert "a prompt and its completion take 98 tokens, the context of target holds 97\n  do: lower" in told
 
 
-def test_the_table_says_what_the_report_says(finished):
+def test_the_table_reports_what_the_report_reports(finished):
     card = read_card(finished / RUN / "synthesize", CompletionsCard)
     assert card.quality is not None
     report = card.quality.model_copy(update={"refused": {"HTTP 400": 5}})
@@ -188,7 +188,7 @@ def test_the_table_says_what_the_report_says(finished):
     for part in (
         "24 written of 24 asked",
         "refused: HTTP 400",
-        "under the law sampled from",
+        "under the distribution sampled from",
         "trained on",
         "at T = 0.6",
     ):
@@ -196,7 +196,13 @@ def test_the_table_says_what_the_report_says(finished):
 
 
 def test_likeliest_tokens_are_announced_kept_and_learned_from(tiny, fastdraft):
-    keys = ["synthesize.top_logprobs=5", "align.target_law=stored", "evaluate=null", "pretrain=null", "continue=null"]
+    keys = [
+        "synthesize.top_logprobs=5",
+        "align.teacher_logits=offline",
+        "evaluate=null",
+        "pretrain=null",
+        "continue=null",
+    ]
     ended = fastdraft("run", "recipe.yaml", "align.objective={forward_kl: 0.5, total_variation: 0.5}", *keys)
     assert ended.code == 0, ended.err
     assert "synthesize: top_logprobs take 20 bytes a token, 1.1e-05 GB at most" in ended.err
@@ -218,7 +224,7 @@ def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesi
     documents = [text for file in sorted((tiny / "text").iterdir()) for text in file.read_text().split("\n---\n")]
     rows = [{"prompt": document} for document in documents[::2]]
     (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = {"mix": {"text": 1}, "prompts": 20, "prompt_tokens": 7, "completion_tokens": 3, "batch_prompts": 5}
+    part = {"mix": {"text": 1}, "prompts": 20, "max_prompt_tokens": 7, "max_new_tokens": 3, "batch_size": 5}
     card, found = synthesized(part | {"leak_tokens": 6, "leak_tasks": ["humaneval=asked.jsonl"]})
     left_out = card["quality"]["prompts_left_out"]["prompts that stand in evaluation texts"]
     assert (left_out + len(found), 2 < left_out < 18) == (20, True)
@@ -227,13 +233,13 @@ def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesi
     assert not [text for row in found if len(text := tokenizer.decode(row.prompt).strip()) > 30 and text in asked]
 
 
-def test_a_prompt_of_two_sets_is_asked_once_and_a_set_that_ends_early_is_told_of(tiny, fastdraft):
+def test_a_prompt_of_two_sets_is_asked_once_and_a_set_that_ends_early_is_reported_of(tiny, fastdraft):
     rows = [json.dumps({"prompt": f"river {number} walks"}) for number in range(11)]
     (tiny / "one.jsonl").write_text("\n".join(rows[:7]))
     (tiny / "two.jsonl").write_text("\n".join(rows[4:]))
     sets = {name: {"source": "jsonl", "path": f"{name}.jsonl"} for name in ("one", "two", "few")}
     sets["few"]["path"] = "one.jsonl"
-    part = {"mix": {"one": 7, "two": 13, "few": 0.1}, "prompt_sets": sets, "prompts": 20, "completion_tokens": 3}
+    part = {"mix": {"one": 7, "two": 13, "few": 0.1}, "prompt_sets": sets, "prompts": 20, "max_new_tokens": 3}
     keys = ["align=null", "evaluate=null", "pretrain=null", "continue=null"]
     ended = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part | {'temperatures': {1.0: 1}})}", *keys)
     assert ended.code == 0, ended.err
@@ -256,9 +262,9 @@ def test_instructions_that_a_server_writes_end_with_the_users_turn(tiny, synthes
     part = {
         "engine": "server",
         "server": {"urls": [server.url], "model": "tiny"},
-        **{"mix": {"magpie": 1}, "prompts": 8, "completion_tokens": 7, "temperatures": {1.0: 1}},
+        **{"mix": {"magpie": 1}, "prompts": 8, "max_new_tokens": 7, "temperatures": {1.0: 1}},
     }
-    card, found = synthesized(part | {"longest_prompt_tokens": 80})
+    card, found = synthesized(part | {"max_instruction_tokens": 80})
     server.stop()
     assert len(found) == card["quality"]["asked"] == 8
     assert all(end in body["stop_token_ids"] for body in server.bodies[:10])
@@ -271,9 +277,9 @@ def ended_by(answer: dict[str, Any], token: int, place: int) -> dict[str, Any]:
     return answer
 
 
-def test_where_all_prompts_are_left_out_it_is_said_why(tiny, synthesized):
+def test_where_all_prompts_are_left_out_it_is_reported_why(tiny, synthesized):
     rows = [{"prompt": document} for document in (tiny / "text" / "0.txt").read_text().split("\n---\n")]
     (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     part = {"mix": {"asked": 1}, "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl"}}, "prompts": 3}
-    part |= {"completion_tokens": 3, "leak_tokens": 5, "leak_tasks": ["humaneval=asked.jsonl"]}
+    part |= {"max_new_tokens": 3, "leak_tokens": 5, "leak_tasks": ["humaneval=asked.jsonl"]}
     assert "prompts left out: {'prompts that stand in evaluation texts': " in synthesized(part, code=2)

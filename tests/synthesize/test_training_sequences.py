@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fastdraft.data.order import IGNORED, Mixture, Record, unknown
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Top
+from fastdraft.synthesize.completions import Completion, CompletionStore, SamplingParams, Top
 from fastdraft.synthesize.training_sequences import CompletionRows, RecordedCompletions
 from fastdraft.system.errors import CorpusError
 
 
 def completion(prompt: list[int], tokens: list[int], key: str = "k") -> Completion:
-    return Completion(key, np.array(prompt), np.array(tokens), np.zeros(len(tokens), np.float32), Law(0))
+    return Completion(key, np.array(prompt), np.array(tokens), np.zeros(len(tokens), np.float32), SamplingParams(0))
 
 
 def test_labels_are_the_completion_alone_one_further_on(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_prompt_that_leaves_no_label_is_refused(tmp_path: Path) -> None:
         CompletionRows([[completion([1] * 8, [2])]], 7, tmp_path)
 
 
-def test_among_others_such_a_prompt_is_left_out_and_told(tmp_path: Path) -> None:
+def test_among_others_such_a_prompt_is_left_out_and_reported(tmp_path: Path) -> None:
     shards = [[completion([1] * 9, [2], "a"), completion([2], [3, 5], "b")], [completion([1] * 8, [2], "c")]]
     with pytest.warns(UserWarning, match=r"a prompt of 9 tokens .* of 7: 2 of 3 completions are left out"):
         rows = CompletionRows(shards, 7, tmp_path)
@@ -56,16 +56,20 @@ def test_rows_are_a_source_of_the_mixture(tmp_path: Path) -> None:
 
 
 def various(count: int) -> list[Completion]:
-    """Completions of all lengths, with or without log p and likeliest tokens, their keys in no order."""
+    """Completions of all lengths, with or without log p and most likely tokens, their keys in no order."""
     draw, found = np.random.default_rng(7), []
     for number in range(count):
-        prompt, tokens, law = draw.integers(131, size=1 + number % 5), 1 + number % 11, Law((0.0, 0.6, 1.0)[number % 3])
+        prompt, tokens, sampling = (
+            draw.integers(131, size=1 + number % 5),
+            1 + number % 11,
+            SamplingParams((0.0, 0.6, 1.0)[number % 3]),
+        )
         logp = np.empty(0, np.float32) if number % 7 == 3 else -draw.random(tokens).astype(np.float32)
         known = 5 if number % 4 else 3
         ids = draw.integers(1 << 17, size=(tokens, known)).astype(np.uint32)
         top = Top(ids, -draw.random((tokens, known)).astype(np.float16)) if number // 13 % 2 else None
         key = f"{draw.integers(1 << 62):016x}"
-        found.append(Completion(key, prompt, draw.integers(1 << 17, size=tokens), logp, law, number, top))
+        found.append(Completion(key, prompt, draw.integers(1 << 17, size=tokens), logp, sampling, number, top))
     return found
 
 
@@ -74,7 +78,7 @@ def as_record(row: Completion, tokens: int, known_tokens: int) -> Record:
     found = unknown(tokens, known_tokens)
     for place in range(len(row.prompt) - 1, min(len(row.prompt) - 1 + len(row.tokens), tokens)):
         of_answer = place - len(row.prompt) + 1
-        found.temperature_BT[place] = row.law.temperature
+        found.temperature_BT[place] = row.sampling.temperature
         if len(row.logp):
             found.logp_BT[place] = float(row.logp[of_answer])
         if row.top is not None and row.top.known_tokens == known_tokens:
@@ -114,7 +118,7 @@ def test_a_store_without_rows_gives_none(tmp_path: Path) -> None:
     assert (rows.rows, rows.labels, rows.known, rows.known_tokens) == (0, 0, 0, 0)
 
 
-def test_rows_leave_nothing_behind_and_one_shard_in_memory(tmp_path: Path) -> None:
+def test_rows_leave_nothing_after_and_one_shard_in_memory(tmp_path: Path) -> None:
     alive: list[int] = []
 
     class Counted(list):

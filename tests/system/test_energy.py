@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from fastdraft.config.resolve import digest, resolve
-from fastdraft.models.run_context import Journey
-from fastdraft.pipeline.stage_result import Made
+from fastdraft.models.run_context import RunContext
+from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.pipeline.stages import Stage, _make
 from fastdraft.report import terminal_run
 from fastdraft.system import energy
@@ -28,8 +28,8 @@ from fastdraft.system.energy import (
     Spent,
     added,
     counters,
+    energy_text,
     gpu,
-    in_words,
     over_processes,
     packages,
     spent,
@@ -271,7 +271,7 @@ def test_stretches_of_one_work():
     assert added(None, {"cpu": 3.0}) is None
 
 
-def test_what_stages_took_says_what_it_is_of():
+def test_what_stages_took_reports_what_it_is_of():
     assert spent([]) == spent([None]) == Spent(None, "")
     assert spent([{"cpu": None}, None]) == Spent(None, "not cpu")
     assert spent([{"cpu": 2.0}]) == Spent(2.0, "cpu")
@@ -283,7 +283,7 @@ def test_what_stages_took_says_what_it_is_of():
 
 
 def test_energy_in_words():
-    told = [in_words(joules) for joules in (0, 71.25, 3599, 3600, 46_000, 3.6e6, 1.234e10)]
+    told = [energy_text(joules) for joules in (0, 71.25, 3599, 3600, 46_000, 3.6e6, 1.234e10)]
     assert told == ["0.0 J", "71.2 J", "3,599.0 J", "1.0 Wh", "12.8 Wh", "1.0 kWh", "3,427.8 kWh"]
 
 
@@ -301,30 +301,30 @@ def walk(tiny, zone, root, monkeypatch):
     monkeypatch.setattr(energy, "POWERCAP", root)
     monkeypatch.chdir(tiny)
     recipe = resolve(Path("recipe.yaml")).recipe
-    journey = Journey(recipe, tiny / "run", CPU)
+    run_context = RunContext(recipe, tiny / "run", CPU)
     (tiny / "run").mkdir()
 
     def go(made):
-        def make(journey, folder):
+        def make(run_context, folder):
             to(package, 3_000_000)
             return made
 
         stage = Stage("toil", (), lambda recipe: (recipe.seed,), make, ToilCard)
-        _make(stage, journey, Manifest(journey.folder, digest(recipe), 7, CPU), "key")
-        return json.loads((journey.folder / "toil" / "card.json").read_text())
+        _make(stage, run_context, Manifest(run_context.folder, digest(recipe), 7, CPU), "key")
+        return json.loads((run_context.folder / "toil" / "card.json").read_text())
 
     return go
 
 
-def test_a_card_says_what_its_stage_took(walk):
-    cost = walk(Made({}, tokens=13))["cost"]
+def test_a_card_reports_what_its_stage_took(walk):
+    cost = walk(StageResult({}, tokens=13))["cost"]
     assert cost["joules"] == {"cpu": 3.0}
     assert cost["tokens"] == 13
 
 
 @pytest.mark.parametrize("joules", [{"cpu": 88.0}, {"cpu": None}, None])
-def test_work_that_began_before_says_itself_what_it_took(walk, joules):
-    cost = walk(Made({}, 13, 5.0, joules))["cost"]
+def test_work_that_began_before_reports_itself_what_it_took(walk, joules):
+    cost = walk(StageResult({}, 13, 5.0, joules))["cost"]
     assert (cost["seconds"], cost["joules"]) == (5.0, joules)
 
 

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 
 from fastdraft.system.errors import DiskFull, RunError
 from fastdraft.system.files import (
+    atomic_write,
     claim,
-    finished_last,
-    full_disk_named,
+    disk_full_explained,
     locked,
     recover,
     remove,
-    short_writes_named,
+    short_writes_explained,
     write_json,
 )
 
@@ -43,11 +43,11 @@ def read(path: Path, kind: str) -> str:
 def test_it_appears_whole_or_not_at_all(tmp_path, kind, before):
     path = tmp_path / "new folder" / "thing"
     if before:
-        with finished_last(path) as part:
+        with atomic_write(path) as part:
             write(part, kind, before)
 
     def stopped() -> None:
-        with finished_last(path) as part:
+        with atomic_write(path) as part:
             write(part, kind, "new")
             assert path.exists() == bool(before)
             raise ZeroDivisionError
@@ -57,7 +57,7 @@ def test_it_appears_whole_or_not_at_all(tmp_path, kind, before):
     assert [p.name for p in path.parent.iterdir()] == (["thing"] if before else [])
     if before:
         assert read(path, kind) == before
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         write(part, kind, "new")
     assert read(path, kind) == "new"
     assert [p.name for p in path.parent.iterdir()] == ["thing"]
@@ -65,14 +65,14 @@ def test_it_appears_whole_or_not_at_all(tmp_path, kind, before):
 
 def test_a_body_that_wrote_nothing_leaves_what_was_there(tmp_path):
     write(tmp_path / "thing", "folder", "old")
-    with pytest.raises(FileNotFoundError), finished_last(tmp_path / "thing"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "thing"):
         pass
     assert read(tmp_path / "thing", "folder") == "old"
 
 
 def test_what_a_killed_process_left_does_not_enter(tmp_path):
     write(tmp_path / "thing.part", "folder", "half")
-    with finished_last(tmp_path / "thing") as part:
+    with atomic_write(tmp_path / "thing") as part:
         assert not part.exists()
         part.mkdir()
     assert list((tmp_path / "thing").iterdir()) == []
@@ -85,8 +85,8 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 KILLED_WRITING = """
 import sys
 from pathlib import Path
-from fastdraft.system.files import finished_last
-with finished_last(Path(sys.argv[1])) as part:
+from fastdraft.system.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as part:
     part.mkdir()
     (part / "file").write_text("half")
     print("writing", flush=True)
@@ -97,7 +97,7 @@ with finished_last(Path(sys.argv[1])) as part:
 KILLED_AT_A_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 left = int(sys.argv[2])
 def count(event, _arguments):
     global left
@@ -105,7 +105,7 @@ def count(event, _arguments):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
-with finished_last(Path(sys.argv[1])) as part:
+with atomic_write(Path(sys.argv[1])) as part:
     part.mkdir()
     (part / "inner").mkdir()
     (part / "inner" / "file").write_text("new")
@@ -139,7 +139,7 @@ def test_a_kill_at_a_rename_loses_neither_the_old_nor_the_new(tmp_path, renames)
     assert path.exists() == (renames == 0)
     recover(path)
     assert read(path, "folder") == "old"
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         write(part, "folder", "newest")
     assert read(path, "folder") == "newest"
     assert [p.name for p in tmp_path.iterdir()] == ["thing"]
@@ -156,32 +156,32 @@ def test_recovery_leaves_a_whole_new_one_alone(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_named(tmp_path, number):
     said = f"no space left while writing {tmp_path}.*\n.*kept.*\n  do: free some space"
-    with pytest.raises(DiskFull, match=said), full_disk_named(tmp_path):
+    with pytest.raises(DiskFull, match=said), disk_full_explained(tmp_path):
         raise OSError(number, "full")
 
 
 def test_another_error_stays_what_it_is(tmp_path):
-    with pytest.raises(PermissionError), full_disk_named(tmp_path):
+    with pytest.raises(PermissionError), disk_full_explained(tmp_path):
         raise PermissionError(errno.EACCES, "not yours")
 
 
 def test_safetensors_on_a_full_disk_is_named_too(tmp_path, full_disk):
     """safetensors writes in Rust, and its error is no OSError."""
-    with full_disk(), pytest.raises(DiskFull), finished_last(tmp_path / "weights.safetensors") as part:
+    with full_disk(), pytest.raises(DiskFull), atomic_write(tmp_path / "weights.safetensors") as part:
         save_file({"a": torch.zeros(100, 100)}, part)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_numpy_on_a_full_disk_is_named_too(tmp_path, full_disk):
     """Its error has no number."""
-    with full_disk(), pytest.raises(DiskFull), finished_last(tmp_path / "numbers") as part, short_writes_named():
+    with full_disk(), pytest.raises(DiskFull), atomic_write(tmp_path / "numbers") as part, short_writes_explained():
         np.zeros((100, 100)).tofile(part)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not yours"), RuntimeError("no such operation")])
 def test_what_is_no_short_write_stays_what_it_is(error):
-    with pytest.raises(type(error)) as caught, short_writes_named():
+    with pytest.raises(type(error)) as caught, short_writes_explained():
         raise error
     assert caught.value is error
 
@@ -215,7 +215,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_told_who_holds_the_folder_until_that_one_is_killed(tmp_path):
+def test_a_second_process_is_reported_who_holds_the_folder_until_that_one_is_killed(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -237,7 +237,10 @@ def test_a_second_process_is_told_who_holds_the_folder_until_that_one_is_killed(
 def test_the_lock_ends_with_its_block(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
         raise ZeroDivisionError
-    other = "import sys; from pathlib import Path; from fastdraft.system.files import locked\nwith locked(Path(sys.argv[1])): pass"
+    other = (
+        "import sys; from pathlib import Path; from fastdraft.system.files import locked\n"
+        "with locked(Path(sys.argv[1])): pass"
+    )
     with child(other, tmp_path / "new") as process:
         assert process.wait() == 0
 

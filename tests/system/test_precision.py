@@ -11,9 +11,9 @@ import torch
 from fastdraft.config import TargetPart
 from fastdraft.config.resolve import resolve, resolved_yaml
 from fastdraft.models.draft import DraftCard
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import precision_of
-from fastdraft.pipeline.stages import travel
+from fastdraft.pipeline.stages import run_stages
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system import precision
@@ -68,9 +68,9 @@ def test_auto_never_rounds_weights_that_are_stored_in_fp32(tiny_llama, tmp_path:
     assert found.name == ("fp32" if stored == torch.float32 else choose("auto", CPU).name)
 
 
-def test_the_recipe_says_what_auto_became_and_still_loads_as_auto(tiny: Path) -> None:
+def test_the_recipe_reports_what_auto_became_and_still_loads_as_auto(tiny: Path) -> None:
     resolved = resolve(tiny / "recipe.yaml", ["pretrain.precision=auto"])
-    text = resolved_yaml(resolved, Journey(resolved.recipe, tiny, CPU).automatic())
+    text = resolved_yaml(resolved, RunContext(resolved.recipe, tiny, CPU).automatic())
     found = choose("auto", CPU)
     lines = [line for line in text.splitlines() if "precision: auto" in line]
     assert len(lines) == 3, "pretrain, and by default synthesize and evaluate"
@@ -90,13 +90,13 @@ def test_bf16_by_name_goes_through_every_stage_and_is_verified_in_fp32(
     recipe = resolve(Path("recipe.yaml"), [f"{part}.precision=bf16" for part in parts]).recipe
     run = tiny / "runs" / "tiny"
     run.mkdir(parents=True)
-    travel(Journey(recipe, run, CPU), Manifest(run, "digest", 7, CPU))
+    run_stages(RunContext(recipe, run, CPU), Manifest(run, "digest", 7, CPU))
     kinds = {"synthesize": CompletionsCard, "evaluate": EvaluationCard}
     cards = {part: read_card(run / part, kinds.get(part, DraftCard)) for part in parts}
     assert {part: card.precision.name for part, card in cards.items()} == dict.fromkeys(parts, "bf16")
-    judged = cards["evaluate"].judged
-    assert [len(results) for results in judged.values()] == [2, 2]
-    assert all(result.compared == 11 for results in judged.values() for result in results if result.temperature == 0)
+    verified = cards["evaluate"].verified
+    assert [len(results) for results in verified.values()] == [2, 2]
+    assert all(result.compared == 11 for results in verified.values() for result in results if result.temperature == 0)
 
 
 def test_a_stage_that_is_resumed_elsewhere_keeps_its_precision(tiny: Path) -> None:
@@ -104,10 +104,10 @@ def test_a_stage_that_is_resumed_elsewhere_keeps_its_precision(tiny: Path) -> No
     folder = tiny / "run" / "pretrain"
     folder.mkdir(parents=True)
     (folder / "precision.json").write_text(json.dumps(began.model_dump()))
-    journey = Journey(resolve(tiny / "recipe.yaml").recipe, tiny / "run", CPU)
-    assert journey.precision(folder, "auto") == began
+    run_context = RunContext(resolve(tiny / "recipe.yaml").recipe, tiny / "run", CPU)
+    assert run_context.precision(folder, "auto") == began
     shutil.rmtree(folder)
-    assert journey.precision(folder, "auto") == choose("auto", CPU)
+    assert run_context.precision(folder, "auto") == choose("auto", CPU)
     assert Precision.model_validate_json((folder / "precision.json").read_text()) == choose("auto", CPU)
 
 

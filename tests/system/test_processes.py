@@ -1,4 +1,4 @@
-"""The road by several processes: one of them writes, the others train with it and wait; any number goes on."""
+"""The pipeline by several processes: one of them writes, the others train with it and wait; any number goes on."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 RUN = Path("runs/tiny")
 PHASES = ("pretrain", "continue", "align")
 # Under Muon a last bit in a sum grows: see tests/train/test_processes.py.
-ADAMW = [*(f"{phase}.optimizer=adamw" for phase in PHASES), "evaluate.judge_prompts=0"]
+ADAMW = [*(f"{phase}.optimizer=adamw" for phase in PHASES), "evaluate.verify_prompts=0"]
 # Several checkpoints: one is there before the end also on a machine that has nothing else to do.
 LONG = ["pretrain.train_tokens=30_000", "pretrain.checkpoint_seconds=0.2", *ADAMW]
 
@@ -34,7 +34,7 @@ def commands(run: Path) -> list[dict[str, object]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_processes_go_the_road_of_one(tiny, fastdraft, how):
+def test_two_processes_go_the_pipeline_of_one(tiny, fastdraft, how):
     alone, both = tiny / "runs/alone", tiny / RUN
     assert fastdraft("run", "recipe.yaml", *ADAMW, "--folder", alone).code == 0
     main, other = (

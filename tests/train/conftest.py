@@ -13,7 +13,7 @@ from fastdraft.config import TrainPart
 from fastdraft.data.document import WHOLE, Portion
 from fastdraft.data.order import IGNORED, Batch, Mixture
 from fastdraft.pipeline.validation import Measure
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system import processes
 from fastdraft.train.loop import Phase
 from fastdraft.train.objectives import objective
@@ -54,7 +54,7 @@ def small_model(seed: int = 5, dropout: float = 0.0, tied: bool = True) -> Llama
 
 
 def small_teacher() -> LlamaForCausalLM:
-    """A model with laws of its own: random weights four times as large."""
+    """A model with distributions of its own: random weights four times as large."""
     model = small_model(seed=7).eval()
     for weight in model.parameters():
         weight.data *= 4
@@ -62,11 +62,13 @@ def small_teacher() -> LlamaForCausalLM:
 
 
 def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **fields: object) -> Phase:
-    """11 steps of 5 sequences; a part's fields may be given by name. A live law is that of `small_teacher`."""
+    """11 steps of 5 sequences; a part's fields may be given by name. A online distribution is that of
+    `small_teacher`.
+    """
     settings: dict[str, object] = {
         "mix": {"a": 2.0, "b": 1.0},
         "train_tokens": 11 * 5 * TOKENS,
-        "batch_sequences": 5,
+        "batch_size": 5,
         "sequence_tokens": TOKENS,
         "precision": "fp32",
         "warmup_steps": 2,
@@ -82,7 +84,7 @@ def small_phase(folder: Path, model: LlamaForCausalLM | None = None, **fields: o
         part=part,
         mixture=Mixture({"a": RandomRows(1, 17), "b": RandomRows(2, 5)}, {"a": 2.0, "b": 1.0}, seed=7),
         held_out={"a": [Batch(torch.stack([r[0] for r in held]), torch.stack([r[1] for r in held]))], "b": []},
-        objective=objective(part, small_teacher() if part.asks_target else None),
+        objective=objective(part, small_teacher() if part.needs_teacher else None),
         folder=folder,
         device=torch.device("cpu"),
         dtype=torch.bfloat16 if part.precision == "bf16" else torch.float32,
@@ -96,7 +98,7 @@ def small_measure() -> Measure:
     def row(number: int) -> Completion:
         prompt, tokens = dice.integers(VOCABULARY, size=3), dice.integers(VOCABULARY, size=4 + number)
         logp = np.full(len(tokens), -np.log(VOCABULARY), np.float32)
-        return Completion(f"{number:016x}", prompt, tokens, logp, Law(1.0))
+        return Completion(f"{number:016x}", prompt, tokens, logp, SamplingParams(1.0))
 
     rows = {task: [row(number) for number in range(count)] for task, count in (("a", 5), ("b", 2))}
     mine = slice(processes.rank(), None, processes.count())

@@ -47,7 +47,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 SETTINGS = [
     {"precision": "fp32", "optimizer": "muon"},
-    {"precision": "bf16", "optimizer": "muon", "micro_batch_sequences": 2},
+    {"precision": "bf16", "optimizer": "muon", "micro_batch_size": 2},
     {"precision": "bf16", "optimizer": "adamw"},
 ]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdraft.config import OF_THE_LAW
+from fastdraft.config import DISTRIBUTION_OBJECTIVES
 from fastdraft.maths.bucketed import coarse_draft, coarse_target
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
 from fastdraft.train.divergence_kernels import GRADED, _pieces, coarse_divergences, divergences
@@ -21,13 +21,13 @@ def test_loss_and_gradient_are_those_of_the_textbook(names):
     found_N = divergences(logits_NV, lambda rows: target_NV[rows], weights)
     (gradient,) = torch.autograd.grad((found_N * share_N).sum(), logits_NV)
     plain_NV = logits_NV.detach().double().requires_grad_()
-    laws = target_NV.double().log_softmax(-1), plain_NV.log_softmax(-1)
-    wanted_N = sum(weight * DISTRIBUTION_LOSSES[name](*laws) for name, weight in weights.items())
+    sampling_settings = target_NV.double().log_softmax(-1), plain_NV.log_softmax(-1)
+    wanted_N = sum(weight * DISTRIBUTION_LOSSES[name](*sampling_settings) for name, weight in weights.items())
     (wanted,) = torch.autograd.grad((wanted_N * share_N).sum(), plain_NV)
     torch.testing.assert_close(found_N.double(), wanted_N, rtol=1e-4, atol=1e-5)
     # The slope of |q - p| jumps by q where the two are equal: which side fp32 sees is open where log p and log q differ
     # by less than they are rounded by, a few units in the last place of numbers up to 32.
-    logp_NV, logq_NV = (log.detach() for log in laws)
+    logp_NV, logq_NV = (log.detach() for log in sampling_settings)
     tied_NV = (logp_NV - logq_NV).abs() < 4 * 32 * torch.finfo(torch.float32).eps
     assert tied_NV.float().mean() < 1e-4
     jump_NV = weights.get("total_variation", 0) * share_N[:, None] * logq_NV.exp() * tied_NV
@@ -35,16 +35,16 @@ def test_loss_and_gradient_are_those_of_the_textbook(names):
 
 
 def test_recipes_know_every_divergence():
-    assert OF_THE_LAW == DISTRIBUTION_LOSSES.keys() >= GRADED.keys()
+    assert DISTRIBUTION_OBJECTIVES == DISTRIBUTION_LOSSES.keys() >= GRADED.keys()
 
 
-def test_tokens_that_the_target_excludes_have_the_loss_and_gradient_of_their_law():
+def test_tokens_that_the_target_excludes_have_the_loss_and_gradient_of_their_distribution():
     target_NV = torch.tensor([[1.0, -torch.inf, 0.5], [0.0, 2.0, -torch.inf]])
     logits_NV = torch.tensor([[0.3, 0.2, -1.0], [0.0, 1.0, 2.0]], requires_grad=True)
     weights = {"forward_kl": 1.0, "jensen_shannon": 1.0, "total_variation": 1.0}
     found_N = divergences(logits_NV, lambda rows: target_NV[rows], weights)
-    laws = target_NV.log_softmax(-1), logits_NV.log_softmax(-1)
-    wanted_N = sum(DISTRIBUTION_LOSSES[name](*laws) for name in weights)
+    sampling_settings = target_NV.log_softmax(-1), logits_NV.log_softmax(-1)
+    wanted_N = sum(DISTRIBUTION_LOSSES[name](*sampling_settings) for name in weights)
     torch.testing.assert_close(found_N, wanted_N)
     found, wanted = (torch.autograd.grad(loss_N.sum(), logits_NV) for loss_N in (found_N, wanted_N))
     torch.testing.assert_close(found, wanted)
@@ -91,9 +91,12 @@ def test_stored_tokens_and_a_bucket_have_the_loss_and_gradient_of_the_textbook(
     plain_NV = logits_NV.double().requires_grad_()
     wanted_N = text_N * torch.nn.functional.cross_entropy(plain_NV, labels_N, reduction="none")
     has_N = ~logp_NK[:, 0].isnan()
-    laws = coarse_target(logp_NK[has_N].double(), vocabulary), coarse_draft(plain_NV[has_N], ids_NK[has_N].long())
+    sampling_settings = (
+        coarse_target(logp_NK[has_N].double(), vocabulary),
+        coarse_draft(plain_NV[has_N], ids_NK[has_N].long()),
+    )
     for name, weight in weights.items():
-        wanted_N = wanted_N.index_put((has_N,), weight * DISTRIBUTION_LOSSES[name](*laws), accumulate=True)
+        wanted_N = wanted_N.index_put((has_N,), weight * DISTRIBUTION_LOSSES[name](*sampling_settings), accumulate=True)
     (wanted_NV,) = torch.autograd.grad(wanted_N.sum(), plain_NV)
 
     found_N = coarse_divergences(logits_NV, logp_NK, ids_NK, weights, labels_N, text_N)

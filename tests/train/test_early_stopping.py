@@ -53,30 +53,30 @@ def at(step: int, **known) -> Progress:
 
 def test_the_first_of_equals_is_the_best(make_phase, tmp_path):
     part = make_phase(tmp_path, keep="best").part
-    progress = early_stopping.judged(at(3), 1.5, part)
+    progress = early_stopping.after_validation(at(3), 1.5, part)
     assert (progress.best_step, progress.measures_since_best) == (3, 0)
-    later = early_stopping.judged(at(6, best_step=3, best_block_efficiency=1.5), 1.5, part)
+    later = early_stopping.after_validation(at(6, best_step=3, best_block_efficiency=1.5), 1.5, part)
     assert (later.best_step, later.measures_since_best, early_stopping.kept_step(later)) == (3, 1, 3)
-    assert early_stopping.judged(at(6, best_step=3, best_block_efficiency=1.5), 1.51, part).best_step == 6
+    assert early_stopping.after_validation(at(6, best_step=3, best_block_efficiency=1.5), 1.51, part).best_step == 6
 
 
 def test_the_last_is_kept_unless_the_best_is_asked_for(make_phase, tmp_path):
     part = make_phase(tmp_path).part
-    progress = early_stopping.judged(at(3), 1.5, part)
+    progress = early_stopping.after_validation(at(3), 1.5, part)
     assert (progress.best_step, early_stopping.kept_step(progress)) == (0, 3)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("share", "end"), [(0.4, 50), (0.0, 30), (0.75, 100), (1.0, 100)])
-def test_an_early_end_takes_the_decay_that_is_owed(make_phase, tmp_path, schedule, share, end):
+@pytest.mark.parametrize(("fraction", "end"), [(0.4, 50), (0.0, 30), (0.75, 100), (1.0, 100)])
+def test_an_early_end_takes_the_decay_that_is_owed(make_phase, tmp_path, schedule, fraction, end):
     """At step 30 of 100: the rate begins to fall there, unless it has begun to before."""
-    part = make_phase(tmp_path, early_stop_measures=2, decay_share=share).part
-    once = early_stopping.judged(at(29, best_block_efficiency=2.0), 1.9, part)
+    part = make_phase(tmp_path, early_stopping_patience=2, decay_fraction=fraction).part
+    once = early_stopping.after_validation(at(29, best_block_efficiency=2.0), 1.9, part)
     assert once.end_step is None
-    twice = early_stopping.judged(at(30, best_block_efficiency=2.0, measures_since_best=1), 1.9, part)
+    twice = early_stopping.after_validation(at(30, best_block_efficiency=2.0, measures_since_best=1), 1.9, part)
     total = early_stopping.steps_in_all(twice, 100)
     assert total == end
-    factors = [SCHEDULES[schedule](step, total, 2, share) for step in range(30, total)]
+    factors = [SCHEDULES[schedule](step, total, 2, fraction) for step in range(30, total)]
     assert all(later < earlier for earlier, later in pairwise(factors))
     if end == 50:
         assert factors[0] == 1
@@ -111,7 +111,7 @@ def test_measuring_changes_nothing(make_phase, make_model, tmp_path):
 @pytest.mark.filterwarnings("ignore:pretrain (keeps|ended)")
 def test_a_stopped_phase_chooses_what_an_undisturbed_one_does(make_phase, interrupted, tmp_path, keep, stops):
     """Whatever was measured between the last checkpoint and the stop is measured again."""
-    part = {"keep": keep, "early_stop_measures": 4}
+    part = {"keep": keep, "early_stopping_patience": 4}
     whole = phase_of(make_phase, tmp_path / "whole", jumpy, **part)
     wanted = train(whole)
     for last in stops:
@@ -127,7 +127,7 @@ def test_a_stopped_phase_chooses_what_an_undisturbed_one_does(make_phase, interr
 @pytest.mark.filterwarnings("ignore:pretrain (keeps|ended)")
 def test_a_phase_whose_measure_only_falls_ends_early_with_its_first_draft(make_phase, tmp_path):
     falling.value = 2.0
-    phase = phase_of(make_phase, tmp_path, falling, keep="best", early_stop_measures=3, decay_share=0.2)
+    phase = phase_of(make_phase, tmp_path, falling, keep="best", early_stopping_patience=3, decay_fraction=0.2)
     progress = train(phase)
     assert (progress.step, progress.best_step, phase.planned_steps) == (5, 1, 11)
     rates = [row["learning_rate"] for row in rows(tmp_path)]

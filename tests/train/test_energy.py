@@ -67,7 +67,7 @@ def test_energy_counts_on_from_the_checkpoint(made_on, interrupted):
     assert train(made_on()).joules == {"cpu": pytest.approx(22.0)}, "it is done, and takes no more"
 
 
-def test_energy_that_was_not_told_for_a_while_is_not_known(made_on, interrupted, machine):
+def test_energy_that_was_not_reported_for_a_while_is_not_known(made_on, interrupted, machine):
     with pytest.raises(Stop):
         train(interrupted(made_on(), {4}, 6, stop))
     machine.falls_silent()

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fastdraft.config import TrainPart
 from fastdraft.data.order import IGNORED, Batch
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
-from fastdraft.train.head import CrossEntropy, finished, graded_at_once, on_finished_logits, summed_loss
+from fastdraft.train.head import CrossEntropy, finished, loss_with_gradient, on_finished_logits, summed_loss
 from fastdraft.train.objectives import cross_entropy, objective
 
 N, E, V = 13, 5, 11
@@ -60,8 +60,8 @@ def test_a_known_gradient_is_that_of_autograd(draw, monkeypatch, way, largest):
     if way == "in_cache":
         found = CrossEntropy(labels_N).graded(found_NV, place, compiled=False)
     else:
-        traced = torch.compile(graded_at_once, backend="aot_eager", fullgraph=True, dynamic=False)
-        found = (traced if way == "traced" else graded_at_once)(found_NV, labels_N[place])
+        traced = torch.compile(loss_with_gradient, backend="aot_eager", fullgraph=True, dynamic=False)
+        found = (traced if way == "traced" else loss_with_gradient)(found_NV, labels_N[place])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_NV, gradient, rtol=1e-4, atol=1e-6)
 

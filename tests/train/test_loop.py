@@ -27,7 +27,7 @@ def gradient_step(phase):
 @pytest.mark.parametrize("micro", [1, 2, 3, 5, 7])
 def test_the_gradient_is_that_of_the_whole_batch_however_it_is_split(make_phase, make_model, tmp_path, micro):
     settings = {"learning_rate": 1.0, "gradient_clip": 1e9, "warmup_steps": 0}
-    phase = make_phase(tmp_path, micro_batch_sequences=micro, **settings)
+    phase = make_phase(tmp_path, micro_batch_size=micro, **settings)
     batch = make_phase(tmp_path).mixture.next_batch(5)
     masked = (batch.labels_BT == IGNORED).sum(-1)
     assert masked.min() == 0 < masked.max(), "labels must be spread unevenly for this to say anything"

@@ -92,7 +92,7 @@ def test_a_bad_batch_is_named_by_its_rows(make_phase, tmp_path):
     assert {source: [int(row) for row in rows.split(", ")] for source, rows in named.items()} == wanted
 
 
-def test_bad_batches_are_skipped_and_counted_if_the_recipe_says_so(make_phase, tmp_path):
+def test_bad_batches_are_skipped_and_counted_if_the_recipe_reports_so(make_phase, tmp_path):
     phase = spoil(make_phase(tmp_path, on_nonfinite="skip", checkpoint_seconds=10_000), {2, 5})
     with pytest.warns(UserWarning, match="pretrain skipped 2 of 11 steps"):
         progress = train(phase)
@@ -150,7 +150,7 @@ def lack():
 
 acts = {"": lambda: None, "leave": sys.exit, "lack": lack}
 small.VOCABULARY = 4099  # logits of 57 MB
-settings |= {"batch_sequences": 500, "train_tokens": 4 * 500 * 7, "head_chunk_tokens": 10**6, "optimizer": "adamw"}
+settings |= {"batch_size": 500, "train_tokens": 4 * 500 * 7, "head_chunk_tokens": 10**6, "optimizer": "adamw"}
 phase = small.small_phase(Path(folder), **settings)
 phase = small.interrupt(phase, {2}, 3, acts[act])
 try:
@@ -171,7 +171,7 @@ def train_apart(folder: Path, act: str = "", **settings: object) -> int | None:
 
 
 @pytest.mark.slow
-def test_what_a_lack_of_memory_says_helps(tmp_path):
+def test_what_a_lack_of_memory_reports_helps(tmp_path):
     """The system refuses; the size that is named, tried again and again, ends in one that fits."""
     whole, scarce = tmp_path / "whole", tmp_path / "scarce"
     assert train_apart(whole) == train_apart(scarce, "leave") == 0
@@ -180,10 +180,10 @@ def test_what_a_lack_of_memory_says_helps(tmp_path):
     assert said.startswith("OutOfMemory: pretrain: no memory for 500 sequences of 7 tokens at once"), said
     code, sequences = 2, 500
     while code == 2 and sequences > 15:
-        (found,) = re.findall(r"do: set pretrain.micro_batch_sequences=(\d+) ", (scarce / "error").read_text())
+        (found,) = re.findall(r"do: set pretrain.micro_batch_size=(\d+) ", (scarce / "error").read_text())
         assert int(found) == sequences // 2
         sequences = int(found)
-        code = train_apart(scarce, "lack", micro_batch_sequences=sequences)
+        code = train_apart(scarce, "lack", micro_batch_size=sequences)
     assert code == 0
     assert losses(scarce) == pytest.approx(losses(whole), rel=1e-5)
 
@@ -199,11 +199,11 @@ def test_what_a_lack_of_memory_says_helps(tmp_path):
 )
 def test_only_a_lack_of_memory_is_named_so(error, named):
     with pytest.raises(OutOfMemory if named else RuntimeError, match="8 sequences of 5" if named else "shapes"):
-        with nonfinite.lack_of_memory_named("align", 8, 5):
+        with nonfinite.out_of_memory_explained("align", 8, 5):
             raise error
 
 
 def test_where_one_sequence_is_too_much_there_are_other_ways():
     with pytest.raises(OutOfMemory, match=r"do: set align.activation_checkpointing=true, or parallel=fsdp"):
-        with nonfinite.lack_of_memory_named("align", 1, 4096):
+        with nonfinite.out_of_memory_explained("align", 1, 4096):
             raise MemoryError

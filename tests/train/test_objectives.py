@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fastdraft.config import OBJECTIVES, OF_THE_LAW, OF_THE_SAMPLE, TrainPart
+from fastdraft.config import DISTRIBUTION_OBJECTIVES, OBJECTIVES, SAMPLE_OBJECTIVES, TrainPart
 from fastdraft.config.resolve import resolve
 from fastdraft.data.order import IGNORED, Batch, Record, unknown
 from fastdraft.system.errors import RecipeError
@@ -61,8 +61,8 @@ def served(batch: Batch) -> Tensor:
     return torch.where(temperature_BT1 > 0, temperature_BT1, 1.0)
 
 
-def of_labels(law_BTV: Tensor, batch: Batch) -> Tensor:
-    return law_BTV.gather(-1, batch.labels_BT.clamp(min=0)[..., None])[..., 0]
+def of_labels(probs_BTV: Tensor, batch: Batch) -> Tensor:
+    return probs_BTV.gather(-1, batch.labels_BT.clamp(min=0)[..., None])[..., 0]
 
 
 def brute_forwards(accept: list[Tensor], gamma: int, decay: float = 1.0) -> Tensor:
@@ -100,7 +100,7 @@ def brute(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | No
             rows = [ratio[row][known[row]] for row in range(B) if known[row].any()]
             total = total + weight * sum(brute_forwards(list(row), how.block_gamma, how.block_decay) for row in rows)
         else:
-            temperature = served(batch) if how.temperature == "rows" else how.temperature
+            temperature = served(batch) if how.temperature == "per_sequence" else how.temperature
             with torch.no_grad():
                 p = (target.double()(input_ids=batch.inputs_BT).logits / temperature).softmax(-1)
             q = logq_of(draft, batch, temperature).exp()
@@ -112,7 +112,7 @@ def brute(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | No
                 "total_variation": (p - q).abs() / 2,
             }[name].sum(-1)
             total = total + weight * by_token[trained].sum()
-        if name in OF_THE_SAMPLE:
+        if name in SAMPLE_OBJECTIVES:
             total = total + weight * text[trained & ~known].sum()
     return total
 
@@ -125,7 +125,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("weights", CASES, ids=lambda weights: "+".join(weights))
-@pytest.mark.parametrize("temperature", [1.0, 0.7, "rows"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, "per_sequence"])
 @pytest.mark.parametrize("recorded", ["all", "some"])
 def test_loss_and_gradients_are_the_brute_force_ones(make_model, batch, weights, temperature, recorded):
     if recorded == "some":
@@ -161,39 +161,45 @@ def test_slopes_of_block_length_are_weighed_by_place_in_the_block(make_model, ba
 def test_the_target_reads_a_batch_once_for_all_terms(make_model, batch):
     target, reads = make_model(7), []
     target.model.register_forward_hook(lambda *_: reads.append(1))
-    loss_and_gradients(part(dict.fromkeys(OF_THE_LAW, 1.0)), make_model(5), batch, target)
+    loss_and_gradients(part(dict.fromkeys(DISTRIBUTION_OBJECTIVES, 1.0)), make_model(5), batch, target)
     assert len(reads) == 1
 
 
-# Whose law it is, and in which rows.
+# Whose distribution it is, and in which rows.
 
-LAWS = {"forward_kl": 0.5, "total_variation": 0.3, "cross_entropy": 0.2}
+SAMPLING_SETTINGS = {"forward_kl": 0.5, "total_variation": 0.3, "cross_entropy": 0.2}
 
 
 def test_of_rows_that_the_teacher_does_not_read_the_text_is_learned(make_model, batch):
-    """Each row is wholly of the law or wholly of the text, with the same weight, whichever rows it is given with."""
+    """Each row is wholly of the distribution or wholly of the text, with the same weight, whichever rows it is given
+    with.
+    """
     draft, teacher = make_model(5), make_model(7)
     rows = [batch.each(itemgetter(slice(row, row + 1))) for row in range(B)]
     of_law, of_text, found = (
         torch.stack([loss_and_gradients(how, draft, row, teacher)[0] for row in rows]).detach()
-        for how in (part(LAWS), part({"cross_entropy": 1.0}), part(LAWS, law_share=0.6))
+        for how in (
+            part(SAMPLING_SETTINGS),
+            part({"cross_entropy": 1.0}),
+            part(SAMPLING_SETTINGS, teacher_fraction=0.6),
+        )
     )
     read = coins(batch)[0] < 0.6
     assert 0 < read.sum() < B
     torch.testing.assert_close(found, torch.where(read, of_law, of_text))
-    whole, gradients = loss_and_gradients(part(LAWS, law_share=0.6), draft, batch, teacher)
+    whole, gradients = loss_and_gradients(part(SAMPLING_SETTINGS, teacher_fraction=0.6), draft, batch, teacher)
     torch.testing.assert_close(whole, found.sum())
-    apart = [loss_and_gradients(part(LAWS, law_share=0.6), draft, row, teacher)[1] for row in rows]
+    apart = [loss_and_gradients(part(SAMPLING_SETTINGS, teacher_fraction=0.6), draft, row, teacher)[1] for row in rows]
     for wanted, *shares in zip(gradients, *apart, strict=True):
         torch.testing.assert_close(sum(shares), wanted, rtol=0, atol=3e-5 * wanted.abs().max().item())
 
 
-def test_the_teacher_reads_its_share_of_the_rows_and_no_more(make_model):
+def test_the_teacher_reads_its_fraction_of_the_rows_and_no_more(make_model):
     draft, teacher, read = make_model(5), make_model(7), []
     teacher.model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"]), with_kwargs=True)
     inputs_BT = torch.randint(V, (501, 3), generator=torch.Generator().manual_seed(3))
-    for share in (1.0, 0.3):
-        how = part("forward_kl", law_share=share)
+    for fraction in (1.0, 0.3):
+        how = part("forward_kl", teacher_fraction=fraction)
         loss_and_gradients(how, draft, Batch(inputs_BT, inputs_BT.clone()), teacher)
     everything, some = map(len, read)
     assert everything == 501
@@ -202,14 +208,16 @@ def test_the_teacher_reads_its_share_of_the_rows_and_no_more(make_model):
 
 def test_a_batch_of_which_the_teacher_reads_nothing_is_text(make_model, batch):
     draft = make_model(5)
-    little = loss_and_gradients(part("forward_kl", law_share=1e-9), draft, batch, make_model(7))
+    little = loss_and_gradients(part("forward_kl", teacher_fraction=1e-9), draft, batch, make_model(7))
     torch.testing.assert_close(little, loss_and_gradients(part("cross_entropy"), draft, batch))
 
 
-@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize("fraction", [1.0, 0.6])
 @pytest.mark.parametrize("rows", [V - 2, V, V + 3])
-def test_a_teacher_may_have_other_rows_for_no_token(make_model, batch, rows, share):
-    """What it says of rows that the draft has not is left out of its law; of rows that it has not it says nothing."""
+def test_a_teacher_may_have_other_rows_for_no_token(make_model, batch, rows, fraction):
+    """What it says of rows that the draft has not is left out of its distribution; of rows that it has not it says
+    nothing.
+    """
     draft, target, teacher = make_model(5), make_model(7), make_model(7)
     weight_VE, kept = target.get_output_embeddings().weight.detach(), min(rows, V)
     head = nn.Linear(weight_VE.shape[1], rows, bias=False)
@@ -219,14 +227,14 @@ def test_a_teacher_may_have_other_rows_for_no_token(make_model, batch, rows, sha
     target_logits = target.get_output_embeddings().register_forward_hook(
         lambda _, __, logits: torch.cat([logits[..., :kept], torch.full_like(logits[..., kept:], -1e9)], -1)
     )
-    how = part({"forward_kl": 0.5, "total_variation": 0.5}, law_share=share)
+    how = part({"forward_kl": 0.5, "total_variation": 0.5}, teacher_fraction=fraction)
     found, _ = loss_and_gradients(how, draft, batch, teacher)
-    read = (coins(batch)[0] < share)[:, None] & (batch.labels_BT != IGNORED)
+    read = (coins(batch)[0] < fraction)[:, None] & (batch.labels_BT != IGNORED)
     p, q = target(input_ids=batch.inputs_BT).logits.double().softmax(-1), logq_of(draft, batch).exp()
     target_logits.remove()
-    law = 0.5 * (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) + 0.25 * (p - q).abs().sum(-1)
+    sampling = 0.5 * (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) + 0.25 * (p - q).abs().sum(-1)
     text = -of_labels(q.log(), batch)
-    wanted = law[read].sum() + text[~read & (batch.labels_BT != IGNORED)].sum()
+    wanted = sampling[read].sum() + text[~read & (batch.labels_BT != IGNORED)].sum()
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -246,19 +254,19 @@ def test_a_step_of_block_length_is_one_over_block_efficiency(make_model, batch):
     torch.testing.assert_close(known.sum() / loss.double(), tau, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", sorted(OF_THE_LAW))
-def test_a_stored_law_of_all_tokens_is_the_live_one(make_model, batch, name):
+@pytest.mark.parametrize("name", sorted(DISTRIBUTION_OBJECTIVES))
+def test_a_stored_distribution_of_all_tokens_is_the_live_one(make_model, batch, name):
     draft, target = make_model(5), make_model(7)
     logp, ids = target(input_ids=batch.inputs_BT).logits.detach().log_softmax(-1).topk(V)
     known = ~batch.record.logp_BT.isnan()
     logp[~known] = torch.nan
     full = Batch(batch.inputs_BT, batch.labels_BT, (), batch.record._replace(top_ids_BTK=ids, top_logp_BTK=logp))
-    stored, live = part({name: 0.7}, target_law="stored"), part({name: 0.7})
+    stored, live = part({name: 0.7}, teacher_logits="offline"), part({name: 0.7})
     torch.testing.assert_close(loss_and_gradients(stored, draft, full), loss_and_gradients(live, draft, batch, target))
 
 
-def test_a_stored_law_of_some_tokens_is_their_law_and_a_bucket(make_model, batch):
-    how, draft = part({"total_variation": 0.7}, target_law="stored"), make_model(5)
+def test_a_stored_distribution_of_some_tokens_is_their_distribution_and_a_bucket(make_model, batch):
+    how, draft = part({"total_variation": 0.7}, teacher_logits="offline"), make_model(5)
     batch.record.top_logp_BTK[0] = torch.nan  # a row of text
     loss, gradients = loss_and_gradients(how, draft, batch)
     trained, q = batch.labels_BT != IGNORED, logq_of(draft, batch).exp()
@@ -280,9 +288,11 @@ def test_the_loss_of_a_step_does_not_depend_on_who_takes_its_rows(make_model, ba
     """Sums over micro-batches or processes, whatever the chunks of the head and their pieces; rows keep records."""
     draft, target = make_model(5), make_model(7)
     batch.record.logp_BT[2] = torch.nan
-    whole, gradients = loss_and_gradients(part(weights, block_gamma=2, temperature="rows"), draft, batch, target)
+    whole, gradients = loss_and_gradients(
+        part(weights, block_gamma=2, temperature="per_sequence"), draft, batch, target
+    )
     monkeypatch.setattr("fastdraft.train.divergence_kernels.CACHED_BYTES", 1)  # a token at a time
-    other = part(weights, block_gamma=2, temperature="rows", head_chunk_tokens=3)
+    other = part(weights, block_gamma=2, temperature="per_sequence", head_chunk_tokens=3)
     pieces = [batch.each(itemgetter(slice(rank, None, of))) for rank in range(of)]
     assert sum(len(piece.record.logp_BT) for piece in pieces) == B
     found = [loss_and_gradients(other, draft, piece, target) for piece in pieces]
@@ -329,24 +339,30 @@ def test_a_temperature_is_a_number_above_zero_or_that_of_the_rows(found):
         (["pretrain.objective=block_length"], "pretrain has objective block_length, which texts of a corpus have no"),
         (["pretrain.objective={sampled_total_variation: 1, forward_kl: 1}"], "objective sampled_total_variation"),
         (
-            ["align.objective=forward_kl", "align.target_law=stored", "synthesize.top_logprobs=0"],
-            r"align has target_law stored; give synthesize.top",
+            ["align.objective=forward_kl", "align.teacher_logits=offline", "synthesize.top_logprobs=0"],
+            r"align has teacher_logits offline; give synthesize.top",
         ),
         (
-            ["align.objective=cross_entropy", "align.target_law=stored"],
-            "target_law is stored; give an objective of the law",
+            ["align.objective=cross_entropy", "align.teacher_logits=offline"],
+            "teacher_logits is offline; give an objective of the distribution",
         ),
         (
-            ["align.objective=forward_kl", "align.target_law=stored", "align.temperature=0.6"],
-            "target_law is stored at temperature 1, temperature is 0.6",
+            ["align.objective=forward_kl", "align.teacher_logits=offline", "align.temperature=0.6"],
+            "teacher_logits is offline at temperature 1, temperature is 0.6",
         ),
-        (["align.objective=cross_entropy", "align.target_law=live", "align.teacher=demo"], "teacher is for a live law"),
-        (["align.law_share=0.5"], "law_share is for a live law; found target_law stored, objective forward_kl, total"),
         (
-            ["align.target_law=live", "align.on_policy=0.3", "align.law_share=0.5"],
-            "on_policy wants the law of all",
+            ["align.objective=cross_entropy", "align.teacher_logits=online", "align.teacher=demo"],
+            "teacher is for a online distribution",
         ),
-        (["align.target_law=live", "align.law_share=0"], r"align.law_share[^\0]*greater than 0"),
+        (
+            ["align.teacher_fraction=0.5"],
+            "teacher_fraction is for a online distribution; found teacher_logits offline, objective forward_kl, total",
+        ),
+        (
+            ["align.teacher_logits=online", "align.on_policy=0.3", "align.teacher_fraction=0.5"],
+            "on_policy wants the distribution of all",
+        ),
+        (["align.teacher_logits=online", "align.teacher_fraction=0"], r"align.teacher_fraction[^\0]*greater than 0"),
     ],
 )
 def test_a_loss_without_what_it_needs_is_a_problem_of_the_recipe(overrides, problem):
@@ -366,13 +382,15 @@ def test_weights_come_from_the_command_line_and_back_out_of_the_resolved_file(tm
 
 def test_records_of_rows_are_those_of_their_completions(tmp_path):
     from fastdraft.data.order import Mixture, Portion
-    from fastdraft.synthesize.completions import Completion, Law, Top
+    from fastdraft.synthesize.completions import Completion, SamplingParams, Top
     from fastdraft.synthesize.training_sequences import RecordedCompletions
 
     def completion(prompt: int, tokens: int, temperature: float) -> Completion:
         top = Top(np.arange(tokens * 2, dtype=np.uint32).reshape(-1, 2), -np.ones((tokens, 2), np.float16))
         logp = -np.arange(1, tokens + 1, dtype=np.float32)
-        return Completion(f"{prompt}", np.arange(prompt) + 1, np.arange(tokens) + 9, logp, Law(temperature), 0, top)
+        return Completion(
+            f"{prompt}", np.arange(prompt) + 1, np.arange(tokens) + 9, logp, SamplingParams(temperature), 0, top
+        )
 
     rows = RecordedCompletions([[completion(2, 3, 0.6), completion(1, 9, 1.0), completion(3, 2, 0.0)]], 5, tmp_path)
     mixture = Mixture({"synthetic": rows}, {"synthetic": 1.0}, 7)

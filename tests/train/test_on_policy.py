@@ -1,4 +1,6 @@
-"""Rows that the draft continues are its own words behind the prompt, drawn from its law, the same each time."""
+"""Rows that the draft continues are its own words behind the prompt, drawn from its distribution, the same each
+time.
+"""
 
 from dataclasses import replace
 from operator import itemgetter
@@ -71,8 +73,8 @@ def test_another_step_draws_anew(make_model, batch):
     assert not torch.equal(continued(model, here, 1.0).inputs_BT, continued(model, there, 1.0).inputs_BT)
 
 
-def test_words_are_drawn_from_the_draft_s_law(make_model):
-    """One place, many rows of one prompt: shares of tokens within four standard errors of the law."""
+def test_words_are_drawn_from_the_draft_s_distribution(make_model):
+    """One place, many rows of one prompt: shares of tokens within four standard errors of the distribution."""
     model, rows = make_model(5), 4001
     for weight in model.parameters():
         weight.data *= 4
@@ -80,12 +82,12 @@ def test_words_are_drawn_from_the_draft_s_law(make_model):
     inputs_BT[:, 0] = 3
     batch = Batch(inputs_BT, inputs_BT.clone())
     found = continued(model, batch, 1.0).inputs_BT[:, 1]  # the first quarter is the prompt
-    law_V = model(input_ids=inputs_BT[:1, :1]).logits[0, -1].softmax(-1).detach()
+    probs_V = model(input_ids=inputs_BT[:1, :1]).logits[0, -1].softmax(-1).detach()
     shares_V = torch.bincount(found, minlength=V) / rows
-    assert ((shares_V - law_V).abs() < 4 * (law_V * (1 - law_V) / rows).sqrt() + 1e-4).all()
+    assert ((shares_V - probs_V).abs() < 4 * (probs_V * (1 - probs_V) / rows).sqrt() + 1e-4).all()
 
 
-def test_about_a_share_of_the_rows_is_continued(make_model):
+def test_about_a_fraction_of_the_rows_is_continued(make_model):
     inputs_BT = torch.randint(V, (501, 4), generator=torch.Generator().manual_seed(3))
     found = continued(make_model(5), Batch(inputs_BT, inputs_BT.clone()), 0.3)
     changed = (found.inputs_BT != inputs_BT).any(1).float().mean()
@@ -105,7 +107,7 @@ def test_a_step_is_the_loss_on_the_continued_rows_and_a_measurement_is_not(make_
 
 @pytest.mark.parametrize("more", [{"objective": "cross_entropy"}, {"objective": {"forward_kl": 1, "cross_entropy": 1}}])
 def test_losses_on_the_draft_s_own_words_are_refused(more):
-    with pytest.raises(ValidationError, match="on_policy is for the live target's law alone"):
+    with pytest.raises(ValidationError, match="on_policy is for the live target's distribution alone"):
         part(on_policy=0.3, **more)
 
 
@@ -116,4 +118,4 @@ def test_a_draft_in_shards_cannot_continue():
 
     demo = Path(__file__).parents[2] / "recipes" / "demo.yaml"
     with pytest.raises(RecipeError, match=r"align.on_policy needs the whole draft[^\0]*\n  do: "):
-        resolve(demo, ["align.target_law=live", "align.on_policy=0.3", "parallel=fsdp"])
+        resolve(demo, ["align.teacher_logits=online", "align.on_policy=0.3", "parallel=fsdp"])

@@ -43,8 +43,8 @@ def test_every_parameter_has_one_optimizer(family, values, optimizer):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_each_step_takes_its_share_of_each_peak(make_phase, tmp_path, schedule):
-    phase = make_phase(tmp_path, schedule=schedule, learning_rate=0.004, muon_learning_rate=0.03, decay_share=0.5)
+def test_each_step_takes_its_fraction_of_each_peak(make_phase, tmp_path, schedule):
+    phase = make_phase(tmp_path, schedule=schedule, learning_rate=0.004, muon_learning_rate=0.03, decay_fraction=0.5)
     used: dict[str, list[float]] = {"adamw": [], "muon": []}
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:

@@ -183,11 +183,11 @@ def make_phase(make_phase, make_measure):
 
 # Five sequences for two processes: one of them has a row without labels.
 WAYS = {
-    "ddp": {"optimizer": "adamw", "micro_batch_sequences": 2, "weight_decay": 0.1},
-    "fsdp": {"optimizer": "adamw", "micro_batch_sequences": 2, "weight_decay": 0.1},
+    "ddp": {"optimizer": "adamw", "micro_batch_size": 2, "weight_decay": 0.1},
+    "fsdp": {"optimizer": "adamw", "micro_batch_size": 2, "weight_decay": 0.1},
     "fsdp, untied": {"optimizer": "adamw", "tied": False},
     "fsdp, recomputed": {"optimizer": "adamw", "activation_checkpointing": True},
-    "ddp, live": {"optimizer": "adamw", "objective": "forward_kl", "micro_batch_sequences": 2, "law_share": 0.6},
+    "ddp, live": {"optimizer": "adamw", "objective": "forward_kl", "micro_batch_size": 2, "teacher_fraction": 0.6},
     "fsdp, live": {"optimizer": "adamw", "objective": {"total_variation": 0.5, "forward_kl": 0.5}},
     "ddp, muon": {"optimizer": "muon"},
     "fsdp, muon": {"optimizer": "muon"},
@@ -198,7 +198,7 @@ WAYS = {
 def test_two_processes_learn_what_one_learns(make_phase, make_model, tmp_path):
     together(2, *(job(tmp_path / way, way.partition(",")[0], **settings) for way, settings in WAYS.items()))
     for way, settings in WAYS.items():
-        plain = settings | {"activation_checkpointing": False, "micro_batch_sequences": None}
+        plain = settings | {"activation_checkpointing": False, "micro_batch_size": None}
         model = make_model(tied=plain.pop("tied", True))
         train(make_phase(tmp_path / "one" / way, model, **plain))
         assert_same(tmp_path / way, tmp_path / "one" / way, settings["optimizer"])
@@ -324,7 +324,7 @@ def test_kill_9_of_one_of_two_ends_the_other_without_a_launcher(make_phase, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_sigterm_to_one_of_two_ends_both_behind_a_checkpoint(make_phase, tmp_path, how):
+def test_sigterm_to_one_of_two_ends_both_after_a_checkpoint(make_phase, tmp_path, how):
     train(make_phase(tmp_path / "whole", optimizer="adamw"))
     together(2, job(tmp_path / "stopped", how, last=5, act="term", optimizer="adamw"))
     assert checkpoints(tmp_path / "stopped") == [5]
@@ -332,7 +332,7 @@ def test_sigterm_to_one_of_two_ends_both_behind_a_checkpoint(make_phase, tmp_pat
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_sigterm_to_one_process_ends_it_behind_a_checkpoint(make_phase, interrupted, tmp_path):
+def test_sigterm_to_one_process_ends_it_after_a_checkpoint(make_phase, interrupted, tmp_path):
     train(make_phase(tmp_path / "whole"))
     folder = tmp_path / "stopped"
     phase = interrupted(make_phase(folder), set(), 5, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -27,7 +27,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, name):
         trackers.opened([name], "run", tmp_path, 0)
 
 
-def test_the_command_says_it_before_any_work(tiny, fastdraft):
+def test_the_command_reports_it_before_any_work(tiny, fastdraft):
     if find_spec("trackio"):
         pytest.skip("the package trackio is installed")
     ended = fastdraft("run", "recipe.yaml", "trackers=[trackio]")

@@ -10,7 +10,7 @@ from fastdraft.train.loop import train
 from fastdraft.train.utilization import Meter, peak_memory_bytes
 
 
-def test_the_share_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_path, monkeypatch):
+def test_the_fraction_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_path, monkeypatch):
     """Tied, 31 rows of width 16, two layers: 6 FLOPs a weight but for the input embedding, and attention."""
     phase = make_phase(tmp_path, make_model())
     monkeypatch.setattr(utilization, "_rate", lambda *_: 1e6)
@@ -21,7 +21,7 @@ def test_the_share_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_pa
     assert found == pytest.approx(flops / 0.25 / 1e6)
 
 
-def test_each_line_says_what_its_step_took(make_phase, tmp_path):
+def test_each_line_reports_what_its_step_took(make_phase, tmp_path):
     train(make_phase(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 11

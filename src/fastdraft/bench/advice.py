@@ -87,14 +87,14 @@ def _prediction(cells: Sequence[Cell], gamma: int) -> Iterator[str]:
 
 
 def _sampled(engine: type[Engine], cells: Sequence[Cell]) -> Iterator[str]:
-    """The best gamma under each other law; a warning where the engine does not keep it."""
+    """The best gamma under each other distribution; a warning where the engine does not keep it."""
     for temperature in sorted({cell.temperature for cell in cells} - {0.0}):
         found = [cell for cell in cells if cell.temperature == temperature]
         gammas = [result.gamma for result in found[0].drafts]
         best = min(gammas, key=lambda gamma: _mean_pace(found, lambda cell: cell.at("draft", gamma)))
         each = ", ".join(f"{cell.task} {cell.at('draft', best).speedup.value:.2f}x" for cell in found)
         yield f"T = {temperature:g}, {found[0].setting}: gamma {best} ({each})."
-        if not engine.keeps_law:
+        if not engine.keeps_distribution:
             yield (
                 f"But what {engine.name} samples with a draft is not distributed as what the target samples alone "
                 f"(docs/bench.md): for sampled text leave the draft out."

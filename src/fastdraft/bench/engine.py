@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from transformers import PreTrainedModel
 
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 
 # Prompt lookup: the longest end of the text that is looked for, and how many tokens behind its last place are proposed.
 LOOKUP_NGRAM, LOOKUP_TOKENS = 3, 5
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
     """What is to be completed, and how; `seed` decides sampled texts as far as the engine lets it."""
 
     prompt: Tokens
-    law: Law
+    sampling: SamplingParams
     tokens: int
     seed: int = 0
 
@@ -91,8 +91,9 @@ class Engine(ABC):
 
     `rules`: the beginning of the names of its compatibility rules. `format`: the export that it reads; None for the
     model's own folder. `weights`: the precisions, the usual one first. `settings`: those that are timed; `exact`: the
-    one in which equality is proved. `drafts_first`: the prompt's forward checks a block already. `keeps_law`: what is
-    sampled with a draft is distributed as without one. `greedy_draft`: the draft proposes greedily at any temperature.
+    one in which equality is proved. `drafts_first`: the prompt's forward checks a block already. `keeps_distribution`:
+    what is sampled with a draft is distributed as without one. `greedy_draft`: the draft proposes greedily at any
+    temperature.
     """
 
     name: ClassVar[str]
@@ -104,7 +105,7 @@ class Engine(ABC):
     settings: ClassVar[tuple[Setting, ...]]
     exact: ClassVar[Setting]
     drafts_first: ClassVar[bool]
-    keeps_law: ClassVar[bool]
+    keeps_distribution: ClassVar[bool]
     greedy_draft: ClassVar[bool]
 
     @classmethod

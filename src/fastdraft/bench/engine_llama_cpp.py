@@ -1,9 +1,9 @@
 """llama.cpp by llama-cpp-python: the target reads what a draft proposes, and keeps what it would have said itself.
 
 The binding compares tokens: the target draws at each place, and a drafted token stands where it is that very one. So
-the draft proposes greedily at every temperature, and what is sampled keeps the target's law. A prompt's forward emits
-one token, and blocks begin behind it. llama-server draws and checks in its own code: its gamma is the same option, its
-times are not those of this binding.
+the draft proposes greedily at every temperature, and what is sampled keeps the target's distribution. A prompt's
+forward emits one token, and blocks begin behind it. llama-server draws and checks in its own code: its gamma is the
+same option, its times are not those of this binding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LlamaCpp(Engine):
     settings = (Setting("defaults", {}),)
     exact = Setting("f32 KV cache", {"kv": "f32"}, exact=True)
     drafts_first = False
-    keeps_law = True
+    keeps_distribution = True
     greedy_draft = True
 
     @classmethod
@@ -85,9 +85,14 @@ class OpenedLlamaCpp:
         target.reset()
         target.set_seed(asked.seed)
         target.draft_model = proposer
-        law, started = asked.law, perf_counter()
+        sampling, started = asked.sampling, perf_counter()
         stream = target.generate(
-            asked.prompt.tolist(), temp=law.temperature, top_k=law.top_k, top_p=law.top_p, min_p=0.0, repeat_penalty=1.0
+            asked.prompt.tolist(),
+            temp=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=0.0,
+            repeat_penalty=1.0,
         )
         tokens, first = [], 0.0
         for token in islice(stream, asked.tokens):

@@ -48,7 +48,7 @@ class OpenVino(Engine):
     )
     exact = Setting("f32, without dynamic quantisation", STRICT, exact=True)
     drafts_first = False
-    keeps_law = False
+    keeps_distribution = False
     greedy_draft = False
 
     @classmethod
@@ -133,12 +133,16 @@ class OpenedOpenVino:
         return _opened(self._files.target, self._files.device, draft_model=draft, **self._scheduled)
 
     def _config(self, asked: Asked, arm: Arm) -> Any:
-        config = self._genai.GenerationConfig(max_new_tokens=asked.tokens, do_sample=not asked.law.greedy)
+        config = self._genai.GenerationConfig(max_new_tokens=asked.tokens, do_sample=not asked.sampling.greedy)
         config.stop_token_ids = set(self._files.eos)
-        if not asked.law.greedy:
-            config.temperature, config.top_p, config.rng_seed = asked.law.temperature, asked.law.top_p, asked.seed
-        if asked.law.top_k:
-            config.top_k = asked.law.top_k
+        if not asked.sampling.greedy:
+            config.temperature, config.top_p, config.rng_seed = (
+                asked.sampling.temperature,
+                asked.sampling.top_p,
+                asked.seed,
+            )
+        if asked.sampling.top_k:
+            config.top_k = asked.sampling.top_k
         if arm.gamma:
             config.num_assistant_tokens = arm.gamma
         if arm.kind == "lookup":

@@ -40,7 +40,7 @@ class Transformers(Engine):
     settings = (Setting("as it is", {}),)
     exact = Setting("fp32 arithmetic", {}, exact=True)
     drafts_first = True
-    keeps_law = True
+    keeps_distribution = True
     greedy_draft = False
 
     @classmethod
@@ -108,7 +108,7 @@ class OpenedTransformers:
             torch.manual_seed(asked.seed)
             started = perf_counter()
             tokens = generated(
-                *(asked.prompt, asked.law, self._target, asked.tokens, self._files.eos, draft, arm.gamma or None),
+                *(asked.prompt, asked.sampling, self._target, asked.tokens, self._files.eos, draft, arm.gamma or None),
                 lookup=lookup if arm.kind == "lookup" else {},
             )
             seconds = perf_counter() - started

@@ -19,7 +19,7 @@ from fastdraft.bench.equality import Texts, difference
 from fastdraft.bench.predict import predictions, scored
 from fastdraft.data.shards import Tokens
 from fastdraft.results.bench import ArmResult, Cell, Difference, Predicted, Steps, spread
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system.errors import BenchError
 from fastdraft.system.progress import Bar
 
@@ -31,7 +31,7 @@ class Plan:
     """What is timed."""
 
     tasks: Mapping[str, Sequence[Tokens]]
-    laws: Sequence[Law]
+    sampling_settings: Sequence[SamplingParams]
     gammas: Sequence[int]
     tokens: int
     repeats: int
@@ -63,18 +63,22 @@ class Bench(NamedTuple):
     readers: Readers
 
 
-def measured(bench: Bench, setting: Setting, laws: Sequence[Law]) -> tuple[list[Steps], list[Cell]]:
-    """All arms under some laws in one setting; BenchError where a draft is given and not used, or no text goes on."""
+def measured(
+    bench: Bench, setting: Setting, sampling_settings: Sequence[SamplingParams]
+) -> tuple[list[Steps], list[Cell]]:
+    """All arms under some distributions in one setting; BenchError where a draft is given and not used, or no text goes
+    on.
+    """
     pair, plan = bench.engine.open(bench.files, setting), bench.plan
     _warm_up(pair, plan)
     every: list[Steps] = []
     cells: list[Cell] = []
-    for law in laws:
-        runs = _runs(pair, plan, law, setting.name)
+    for sampling in sampling_settings:
+        runs = _runs(pair, plan, sampling, setting.name)
         _check(bench.engine, plan, runs)
-        steps = [_steps(plan, law, setting.name, runs, repeat) for repeat in range(plan.repeats)]
+        steps = [_steps(plan, sampling, setting.name, runs, repeat) for repeat in range(plan.repeats)]
         every += steps
-        cells += [_cell(bench, law, task, runs, steps) for task in plan.tasks]
+        cells += [_cell(bench, sampling, task, runs, steps) for task in plan.tasks]
     return every, cells
 
 
@@ -86,7 +90,7 @@ def texts_of(bench: Bench) -> tuple[int, list[Difference]]:
     with Bar(f"greedy, {exact.name}", sum(map(len, plan.tasks.values())), "prompts") as bar:
         for task, prompts in plan.tasks.items():
             for place, prompt in enumerate(prompts):
-                asked = Asked(prompt, Law(0.0), plan.tokens)
+                asked = Asked(prompt, SamplingParams(0.0), plan.tokens)
                 plain = pair.complete(asked, NONE).tokens
                 for arm in arms:
                     texts = Texts(prompt, plain, pair.complete(asked, arm).tokens)
@@ -99,19 +103,19 @@ def _warm_up(pair: Opened, plan: Plan) -> None:
     """Each arm once: pipelines are opened, kernels made, memory touched."""
     prompt = next(iter(plan.tasks.values()))[0]
     for arm in plan.arms:
-        pair.complete(Asked(prompt, plan.laws[0], min(plan.tokens, WARM_UP_TOKENS)), arm)
+        pair.complete(Asked(prompt, plan.sampling_settings[0], min(plan.tokens, WARM_UP_TOKENS)), arm)
 
 
-def _runs(pair: Opened, plan: Plan, law: Law, where: str) -> Runs:
+def _runs(pair: Opened, plan: Plan, sampling: SamplingParams, where: str) -> Runs:
     """Every arm on a prompt, then the next prompt, then all again, the other way round."""
     runs: dict[tuple[int, str, int, Arm], Timed] = {}
     total = plan.repeats * sum(map(len, plan.tasks.values()))
-    what = f"{where}, {'greedy' if law.greedy else f'T = {law.temperature:g}'}"
+    what = f"{where}, {'greedy' if sampling.greedy else f'T = {sampling.temperature:g}'}"
     with Bar(what, total, "prompts") as bar:
         for repeat in range(plan.repeats):
             for task, prompts in plan.tasks.items():
                 for place, prompt in enumerate(prompts):
-                    asked = Asked(prompt, law, plan.tokens, plan.seed + repeat)
+                    asked = Asked(prompt, sampling, plan.tokens, plan.seed + repeat)
                     for arm in plan.arms[:: -1 if repeat % 2 else 1]:
                         runs[repeat, task, place, arm] = pair.complete(asked, arm)
                     bar.advance(1)
@@ -135,7 +139,7 @@ def _check(engine: type[Engine], plan: Plan, runs: Runs) -> None:
             )
 
 
-def _steps(plan: Plan, law: Law, where: str, runs: Runs, repeat: int) -> Steps:
+def _steps(plan: Plan, sampling: SamplingParams, where: str, runs: Runs, repeat: int) -> Steps:
     """Of one repeat, over all tasks: what a step takes is a matter of the pair, not of the text.
 
     Taken from the runs themselves: a machine's speed moves by a tenth within seconds, and a model alone is faster. In
@@ -147,7 +151,7 @@ def _steps(plan: Plan, law: Law, where: str, runs: Runs, repeat: int) -> Steps:
     blocks = {gamma: _block(of[Arm("draft", gamma)]) for gamma in plan.gammas}
     return Steps(
         setting=where,
-        temperature=law.temperature,
+        temperature=sampling.temperature,
         repeat=repeat,
         target_seconds=_pace(of[NONE]),
         draft_seconds={gamma: block[0] / gamma for gamma, block in blocks.items()},
@@ -162,27 +166,29 @@ def _block(runs: Sequence[Timed]) -> tuple[float, float]:
     return drafting / blocks, (behind - drafting) / blocks
 
 
-def _cell(bench: Bench, law: Law, task: str, runs: Runs, steps: Sequence[Steps]) -> Cell:
+def _cell(bench: Bench, sampling: SamplingParams, task: str, runs: Runs, steps: Sequence[Steps]) -> Cell:
     plan, engine = bench.plan, bench.engine
     texts = [
-        Completion("", prompt, run.tokens, np.empty(0, np.float32), law)
-        for repeat in range(1 if law.greedy else plan.repeats)
+        Completion("", prompt, run.tokens, np.empty(0, np.float32), sampling)
+        for repeat in range(1 if sampling.greedy else plan.repeats)
         for prompt, run in zip(plan.tasks[task], _of(runs, plan, repeat, task, NONE), strict=True)
         if len(run.tokens) > 1
     ]
     known = scored(bench.readers.target, texts, engine.greedy_draft)
     said = predictions(bench.readers.draft, known, plan.gammas, steps, _skipped(engine))
-    arms = [_arm(bench, arm, law, task, runs, said.get(arm.gamma)) for arm in plan.arms]
-    return Cell(setting=steps[0].setting, task=task, temperature=law.temperature, arms=tuple(arms))
+    arms = [_arm(bench, arm, sampling, task, runs, said.get(arm.gamma)) for arm in plan.arms]
+    return Cell(setting=steps[0].setting, task=task, temperature=sampling.temperature, arms=tuple(arms))
 
 
-def _arm(bench: Bench, arm: Arm, law: Law, task: str, runs: Runs, predicted: Predicted | None) -> ArmResult:
+def _arm(
+    bench: Bench, arm: Arm, sampling: SamplingParams, task: str, runs: Runs, predicted: Predicted | None
+) -> ArmResult:
     plan = bench.plan
     each = [_of(runs, plan, repeat, task, arm) for repeat in range(plan.repeats)]
     plain = [_of(runs, plan, repeat, task, NONE) for repeat in range(plan.repeats)]
     pace, pace_plain = [_pace(run) for run in each], [_pace(run) for run in plain]
     timed = [run for of_repeat in each for run in of_repeat]
-    parted = _parted(bench, arm, task, each[0], plain[0]) if law.greedy and arm != NONE else []
+    parted = _parted(bench, arm, task, each[0], plain[0]) if sampling.greedy and arm != NONE else []
     blocks = [block for run in timed for block in run.blocks[_skipped(bench.engine) :]]
     return ArmResult(
         arm=arm.kind,
@@ -195,7 +201,7 @@ def _arm(bench: Bench, arm: Arm, law: Law, task: str, runs: Runs, predicted: Pre
         block_efficiency=sum(blocks) / len(blocks),
         position_acceptance=_shares(blocks, arm.gamma) if all(run.sizes_known for run in timed) else (),
         predicted=predicted if arm.kind == "draft" else None,
-        equal_share=1 - len(parted) / len(plain[0]) if law.greedy else None,
+        equal_fraction=1 - len(parted) / len(plain[0]) if sampling.greedy else None,
         widest_gap=max((found.gap for found in parted if math.isfinite(found.gap)), default=None),
     )
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from fastdraft.evaluate.one_pass import acceptances
 from fastdraft.maths import acceptance
 from fastdraft.results.bench import Predicted, Steps
-from fastdraft.synthesize.completions import Completion, Law
-from fastdraft.synthesize.rescore import completion_logits, law_logp
+from fastdraft.synthesize.completions import Completion, SamplingParams
+from fastdraft.synthesize.rescore import completion_logits, sampled_logp
 
 
 def predictions(
@@ -45,11 +45,11 @@ def predictions(
 
 
 def scored(target: PreTrainedModel, texts: Sequence[Completion], greedy_draft: bool) -> list[Completion]:
-    """Texts with log p under their law, as a draft that samples needs it.
+    """Texts with log p under their distribution, as a draft that samples needs it.
 
-    A draft that proposes greedily is accepted where its token is the text's, whatever the text's law.
+    A draft that proposes greedily is accepted where its token is the text's, whatever the text's distribution.
     """
-    if greedy_draft or all(text.law.greedy for text in texts):
-        return [replace(text, law=Law(0.0)) for text in texts]
-    found = {place: law_logp(texts[place], logits_NV) for place, logits_NV in completion_logits(target, texts)}
+    if greedy_draft or all(text.sampling.greedy for text in texts):
+        return [replace(text, sampling=SamplingParams(0.0)) for text in texts]
+    found = {place: sampled_logp(texts[place], logits_NV) for place, logits_NV in completion_logits(target, texts)}
     return [replace(text, logp=found[place].clip(-1e4)) for place, text in enumerate(texts)]

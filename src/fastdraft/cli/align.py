@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastdraft.cli.options import AsJson, laws_of, screen
-from fastdraft.cli.pipeline import Folder, on_the_road, stage_command
+from fastdraft.cli.options import AsJson, sampling_of_options, screen
+from fastdraft.cli.pipeline import Folder, run_recipe, stage_command
 from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def align(
     data: Data = None,
     out: Out = None,
     held_out: HeldOut = 0.1,
-    completion_tokens: CompletionTokens = 128,
+    max_new_tokens: CompletionTokens = 128,
     temperature: Temperature = None,
     folder: Folder = None,
     as_json: AsJson = False,
@@ -77,7 +77,7 @@ def align(
     place = out or Path("runs") / f"align-{Path(str(data)).name.partition('.')[0]}"
     from fastdraft.pipeline.realign import Realignment
 
-    asked = Realignment(str(draft), str(target), str(data), place, held_out, completion_tokens)
+    asked = Realignment(str(draft), str(target), str(data), place, held_out, max_new_tokens)
     _realign(asked, arguments or [], temperature or ["0,0.6,1"], as_json)
 
 
@@ -90,32 +90,32 @@ def _stage(arguments: list[str], folder: Path | None, as_json: bool) -> None:
 
 
 def _realign(asked: Realignment, overrides: list[str], temperature: list[str], as_json: bool) -> None:
-    """Down the road, and both drafts on what the target writes after the held-out prompts."""
-    from fastdraft.evaluate.inputs import Wish, material
+    """Down the pipeline, and both drafts on what the target writes after the held-out prompts."""
+    from fastdraft.evaluate.inputs import EvaluateOptions, material
     from fastdraft.evaluate.score import score
     from fastdraft.pipeline import stages
     from fastdraft.pipeline.realign import prepare
     from fastdraft.report import terminal_scores
     from fastdraft.system import processes
 
-    laws = laws_of(temperature)
+    sampling_settings = sampling_of_options(temperature)
     prepared = prepare(asked, overrides)
-    with on_the_road(prepared.resolved, asked.folder) as (journey, manifest):
-        stages.travel(journey, manifest)
-        wish = Wish(
+    with run_recipe(prepared.resolved, asked.folder) as (run_context, manifest):
+        stages.run_stages(run_context, manifest)
+        options = EvaluateOptions(
             draft=str(asked.folder / "align" / "model"),
             other=asked.draft,
             target=asked.target,
-            device=journey.device,
+            device=run_context.device,
             gammas=GAMMAS,
             tasks=(str(prepared.held_out),),
-            laws=laws,
+            sampling_settings=sampling_settings,
             prompts=None,
-            completion_tokens=asked.completion_tokens,
+            max_new_tokens=asked.max_new_tokens,
             keep=asked.folder / "held_out",
-            seed=journey.recipe.seed,
+            seed=run_context.recipe.seed,
         )
-        found = processes.led(lambda: score(wish, material(wish)))
+        found = processes.on_rank0(lambda: score(options, material(options)))
     processes.end()
     if processes.is_main() and as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False))

@@ -8,7 +8,7 @@ import typer
 
 from fastdraft.cli import completion
 from fastdraft.cli.choices import ENGINES
-from fastdraft.cli.options import AsJson, block_lengths, laws_of, screen
+from fastdraft.cli.options import AsJson, block_lengths, sampling_of_options, screen
 
 WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in ENGINES.items())
 
@@ -64,23 +64,23 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma; and what to set."""
-    from fastdraft.bench.bench_pair import Wish, save
+    from fastdraft.bench.bench_pair import BenchOptions, save
     from fastdraft.bench.bench_pair import bench as timed
     from fastdraft.report import terminal_bench
-    from fastdraft.system.progress import say
+    from fastdraft.system.progress import log_line
 
-    wish = Wish(
+    options = BenchOptions(
         *(target, draft, engine, device, weights, draft_weights, tuple(tasks or ())),
-        laws=laws_of(temperature or ["0,0.6"]),
+        sampling_settings=sampling_of_options(temperature or ["0,0.6"]),
         gammas=block_lengths(gammas),
         prompts=prompts,
         tokens=tokens,
         repeats=repeats,
     )
-    result = timed(wish)
+    result = timed(options)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
         screen.print(terminal_bench.bench(result), highlight=False, markup=False)
     if keep:
-        say(f"kept in {save(wish, result)}")
+        log_line(f"kept in {save(options, result)}")

@@ -37,7 +37,7 @@ Out = Annotated[Path | None, typer.Option(help="New folder for the repaired draf
 def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, as_json: AsJson = False) -> None:
     """Does a draft fit its target? Every engine's own rule, and stronger ones. Exit code 0: all hold; 1: not all."""
     from fastdraft.compatibility import repair as repairs
-    from fastdraft.compatibility.report import hold_against
+    from fastdraft.compatibility.report import check_pair
     from fastdraft.models.model_files import read
     from fastdraft.report import terminal_check
 
@@ -47,7 +47,7 @@ def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, 
     destination = out or repairs.place(theirs)
     if repair:
         repairs.check_free(destination)
-    report = hold_against(ours, theirs)
+    report = check_pair(ours, theirs)
     _show(terminal_check.findings(report), as_json)
     made = _repaired(ours, theirs, report, destination, as_json) if repair and not report.holds else None
     if as_json:
@@ -58,7 +58,7 @@ def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, 
 def _repaired(ours: Side, theirs: Side, report: Report, out: Path, as_json: bool) -> dict[str, Any] | None:
     """What was done, and the report on the result; None where nothing can be."""
     from fastdraft.compatibility import repair as repairs
-    from fastdraft.compatibility.report import hold_against
+    from fastdraft.compatibility.report import check_pair
     from fastdraft.models.model_files import read
     from fastdraft.report import terminal_check
 
@@ -66,7 +66,7 @@ def _repaired(ours: Side, theirs: Side, report: Report, out: Path, as_json: bool
         return None
     done = repairs.repair(ours, theirs, out)
     _show(terminal_check.repaired(out, done), as_json)
-    again = hold_against(ours, read(str(out)), repaired=True)
+    again = check_pair(ours, read(str(out)), repaired=True)
     _show(terminal_check.findings(again), as_json)
     return {"folder": str(out), "done": done, "report": again.model_dump(mode="json")}
 

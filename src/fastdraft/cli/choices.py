@@ -36,5 +36,5 @@ TASKS = (
 USUAL = ("cnn_dailymail", "tinystories", "dolly", "humaneval")
 # precision.Asked.
 PRECISIONS = ("auto", "bf16", "fp32")
-# Kinds of device that road.usable_device takes.
+# Kinds of device that pipeline.usable_device takes.
 KINDS = ("auto", "cpu", "cuda", "xpu", "hpu")

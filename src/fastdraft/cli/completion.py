@@ -63,11 +63,11 @@ def _keys(part: Any, at: str) -> Iterator[str]:
 
 def _choices(dotted: str) -> list[str]:
     """The values of a key, where they are few and have names."""
-    from fastdraft.config import STARTS, STARTS_FROM_MODEL
+    from fastdraft.config import INITS, INITS_FROM_MODEL
     from fastdraft.config.schema import kind_of
 
-    if dotted == "draft.start":
-        return [*STARTS, *(f"{way}:" for way in STARTS_FROM_MODEL)]
+    if dotted == "draft.init":
+        return [*INITS, *(f"{way}:" for way in INITS_FROM_MODEL)]
     kind = kind_of(tuple(dotted.split(".")))
     if kind is bool:
         return ["true", "false"]

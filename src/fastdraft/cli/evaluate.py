@@ -10,12 +10,12 @@ import typer
 
 from fastdraft.cli import completion
 from fastdraft.cli.choices import KINDS, PRECISIONS, TASKS, USUAL
-from fastdraft.cli.options import AsJson, Overrides, block_lengths, laws_of, screen
+from fastdraft.cli.options import AsJson, Overrides, block_lengths, sampling_of_options, screen
 from fastdraft.cli.pipeline import Folder, stage_command, usable_device
 from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastdraft.evaluate.inputs import Wish
+    from fastdraft.evaluate.inputs import EvaluateOptions
     from fastdraft.system.precision import Asked
 
 HELP = """Measure drafts. Of a RECIPE (a .yaml file): its stage `evaluate` alone; the stages it needs must be done.
@@ -48,7 +48,9 @@ Tasks = Annotated[
 Temperature = Annotated[
     list[str] | None, typer.Option(help="0 is greedy; otherwise 0,0.6; with --data all.", rich_help_panel=DRAFTS)
 ]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 is all.", rich_help_panel=DRAFTS)]
+TopK = Annotated[
+    int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 is all.", rich_help_panel=DRAFTS)
+]
 TopP = Annotated[float, typer.Option(help="Sample from the smallest set with this mass.", rich_help_panel=DRAFTS)]
 Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-16 or 2,4,8.", rich_help_panel=DRAFTS)]
 Prompts = Annotated[
@@ -60,14 +62,16 @@ CompletionTokens = Annotated[
 Compare = Annotated[
     str | None, typer.Option(help="Another draft, measured on the same completions.", rich_help_panel=DRAFTS)
 ]
-Judge = Annotated[
+Verifier = Annotated[
     bool,
     typer.Option(
-        "--judge", help="Run real speculative decoding too; exit code 1 if it differs.", rich_help_panel=DRAFTS
+        "--verify", help="Run real speculative decoding too; exit code 1 if it differs.", rich_help_panel=DRAFTS
     ),
 ]
-JudgePrompts = Annotated[int, typer.Option(min=1, help="Prompts of a task for the judge.", rich_help_panel=DRAFTS)]
-JudgeGamma = Annotated[int, typer.Option(min=1, help="Block length of the judge.", rich_help_panel=DRAFTS)]
+VerifyPrompts = Annotated[
+    int, typer.Option(min=1, help="Prompts of a task for the verification.", rich_help_panel=DRAFTS)
+]
+VerifyGamma = Annotated[int, typer.Option(min=1, help="Block length of the verification.", rich_help_panel=DRAFTS)]
 Keep = Annotated[
     Path | None,
     typer.Option(
@@ -107,13 +111,13 @@ def evaluate(
     top_p: TopP = 1.0,
     gammas: Gammas = "1-16",
     prompts: Prompts = None,
-    completion_tokens: CompletionTokens = None,
+    max_new_tokens: CompletionTokens = None,
     compare: Compare = None,
-    judge: Judge = False,
-    judge_prompts: JudgePrompts = 16,
-    judge_gamma: JudgeGamma = 4,
+    verify: Verifier = False,
+    verify_prompts: VerifyPrompts = 16,
+    verify_gamma: VerifyGamma = 4,
     keep: Keep = None,
-    batch_prompts: BatchPrompts = 64,
+    batch_size: BatchPrompts = 64,
     precision: Precision = "auto",
     resamples: Resamples = 1000,
     seed: Seed = 7,
@@ -126,44 +130,46 @@ def evaluate(
         return
     _refuse(context, f"{subject} is a draft", OF_RECIPES)
     _check(context, data, compare, subject, top_p, precision)
-    from fastdraft.evaluate.inputs import Wish
+    from fastdraft.evaluate.inputs import EvaluateOptions
 
-    wish = Wish(
+    options = EvaluateOptions(
         draft=subject,
         device=usable_device(device),
         gammas=block_lengths(gammas),
         tasks=tuple(tasks or (() if data else USUAL)),
-        laws=laws_of(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
+        sampling_settings=sampling_of_options(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
         target=target,
         data=data,
         keep=keep,
         other=compare,
         prompts=prompts,
-        completion_tokens=completion_tokens,
+        max_new_tokens=max_new_tokens,
         resamples=resamples,
         seed=seed,
-        batch_prompts=batch_prompts,
+        batch_size=batch_size,
         precision=cast("Asked", precision),  # `_check` has seen that it is one
     )
-    _measure(wish, (judge_prompts, judge_gamma) if judge else None, as_json)
+    _measure(options, (verify_prompts, verify_gamma) if verify else None, as_json)
 
 
-def _measure(wish: Wish, judged_by: tuple[int, int] | None, as_json: bool) -> None:
-    """Score the drafts and print it; then, where its prompts and gamma are given, the judge's word."""
+def _measure(options: EvaluateOptions, verified_by: tuple[int, int] | None, as_json: bool) -> None:
+    """Score the drafts and print it; then, where its prompts and gamma are given, the verification's word."""
     from fastdraft.evaluate.inputs import material
-    from fastdraft.evaluate.score import judge, score
+    from fastdraft.evaluate.score import score, verify
     from fastdraft.report import terminal_run, terminal_scores
 
-    given = material(wish)
-    found = score(wish, given)
+    given = material(options)
+    found = score(options, given)
     if not as_json:
-        screen.print(terminal_scores.scores(found))  # before the judge's word, which may be an error
-    judged = judge(wish, given, *judged_by) if judged_by else {}
+        screen.print(terminal_scores.scores(found))  # before the verification's word, which may be an error
+    verified = verify(options, given, *verified_by) if verified_by else {}
     if as_json:
-        verdicts = {task: [verdict.model_dump(mode="json") for verdict in of_task] for task, of_task in judged.items()}
-        print(json.dumps(found.model_dump(mode="json") | {"judged": verdicts}, indent=2, ensure_ascii=False))
-    elif judged:
-        screen.print(terminal_run.judged(judged))
+        verdicts = {
+            task: [verdict.model_dump(mode="json") for verdict in of_task] for task, of_task in verified.items()
+        }
+        print(json.dumps(found.model_dump(mode="json") | {"verified": verdicts}, indent=2, ensure_ascii=False))
+    elif verified:
+        screen.print(terminal_run.verified(verified))
 
 
 def _is_recipe(subject: str) -> bool:
@@ -192,7 +198,7 @@ def _check(
     context: typer.Context, data: Path | None, compare: str | None, subject: str, top_p: float, precision: str
 ) -> None:
     if data is not None:
-        given = _given(context) & {"keep", "prompts", "completion_tokens", "batch_prompts", "precision"}
+        given = _given(context) & {"keep", "prompts", "max_new_tokens", "batch_size", "precision"}
         if given:
             raise RecipeError(
                 f"--data {data} holds completions that are written already, and --{min(given).replace('_', '-')} is "

@@ -41,16 +41,16 @@ def export(
 ) -> None:
     """Write a draft in the form that an engine reads, prove it in that engine, and describe it in a model card."""
     from fastdraft.config import TargetPart
-    from fastdraft.export.export_draft import Wish
+    from fastdraft.export.export_draft import ExportOptions
     from fastdraft.export.export_draft import export as hand_over
     from fastdraft.report import terminal_export
 
     part = None if target is None else TargetPart(path=target)
-    folder, card = hand_over(Wish(draft, format_, weights, part, out))
+    folder, card = hand_over(ExportOptions(draft, format_, weights, part, out))
     if as_json:
         print(json.dumps({"folder": str(folder), "card": card.model_dump(mode="json")}, indent=2, ensure_ascii=False))
     else:
-        screen.print(terminal_export.handed_over(folder, card))
+        screen.print(terminal_export.export_report(folder, card))
 
 
 def push(folder: Folder, repo: Repo, public: Public = False, yes: Yes = False) -> None:

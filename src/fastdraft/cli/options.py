@@ -14,7 +14,7 @@ from fastdraft.cli import completion
 from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastdraft.synthesize.completions import Law
+    from fastdraft.synthesize.completions import SamplingParams
 
 # Drafted tokens of a block.
 LONGEST_BLOCK = 64
@@ -45,14 +45,14 @@ def block_lengths(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def laws_of(given: list[str], top_k: int = 0, top_p: float = 1.0) -> tuple[Law, ...]:
+def sampling_of_options(given: list[str], top_k: int = 0, top_p: float = 1.0) -> tuple[SamplingParams, ...]:
     """Temperatures like `0,0.6`, each once."""
-    from fastdraft.synthesize.completions import Law
+    from fastdraft.synthesize.completions import SamplingParams
 
     found = []
     for piece in (piece for argument in given for piece in argument.split(",")):
         number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*", piece)
         if not number:
             raise RecipeError(f"--temperature: found {piece}, wanted 0 or more\n  do: write it like 0,0.6")
-        found.append(Law(float(number[1]), top_k, top_p) if float(number[1]) else Law(0.0))
+        found.append(SamplingParams(float(number[1]), top_k, top_p) if float(number[1]) else SamplingParams(0.0))
     return tuple(dict.fromkeys(found))

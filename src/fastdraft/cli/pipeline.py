@@ -1,4 +1,4 @@
-"""`run`, one command for each stage, and `status`: a recipe on its way down the road."""
+"""`run`, one command for each stage, and `status`: a recipe on its way through the pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastdraft.config.resolve import Resolved
-    from fastdraft.models.run_context import Journey
+    from fastdraft.models.run_context import RunContext
     from fastdraft.system.cards import Card
     from fastdraft.system.manifest import Manifest
 
@@ -36,10 +36,10 @@ def run(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go down the whole road of a recipe; what is done already is skipped."""
+    """Go down the whole pipeline of a recipe; what is done already is skipped."""
     from fastdraft.config.resolve import resolve
 
-    _travel(resolve(recipe, overrides or []), folder, as_json, until=until)
+    _run_stages(resolve(recipe, overrides or []), folder, as_json, until=until)
 
 
 def stage_command(name: str) -> Callable[..., None]:
@@ -50,7 +50,7 @@ def stage_command(name: str) -> Callable[..., None]:
     ) -> None:
         from fastdraft.config.resolve import resolve
 
-        _travel(resolve(recipe, overrides or []), folder, as_json, only=name)
+        _run_stages(resolve(recipe, overrides or []), folder, as_json, only=name)
 
     return command
 
@@ -62,7 +62,7 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJs
 
     if not (folder / "resolved.yaml").is_file():
         raise RunError(f"no run at {folder}: it has no resolved.yaml\n  do: give the folder of a run, like runs/demo")
-    found = stages.standing(_journey(resolve(folder / "resolved.yaml", []), folder))
+    found = stages.standing(_run_context(resolve(folder / "resolved.yaml", []), folder))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -70,51 +70,51 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJs
             print(f"{name:12} {state}")
 
 
-def _travel(
+def _run_stages(
     resolved: Resolved, folder: Path | None, as_json: bool, until: str | None = None, only: str | None = None
 ) -> None:
     from fastdraft.pipeline import stages
     from fastdraft.system import processes
 
-    with on_the_road(resolved, folder) as (journey, manifest):
-        made = stages.travel(journey, manifest, until, only)
+    with run_recipe(resolved, folder) as (run_context, manifest):
+        made = stages.run_stages(run_context, manifest, until, only)
     processes.end()
     if processes.is_main():
-        _print_cards(journey, made, as_json)
+        _print_cards(run_context, made, as_json)
 
 
 @contextmanager
-def on_the_road(resolved: Resolved, folder: Path | None) -> Iterator[tuple[Journey, Manifest]]:
+def run_recipe(resolved: Resolved, folder: Path | None) -> Iterator[tuple[RunContext, Manifest]]:
     """Hold a recipe's run folder while something is made in it; who stops it is told how to go on."""
     import torch
 
     from fastdraft.config.resolve import digest
     from fastdraft.system import processes
     from fastdraft.system.manifest import Manifest
-    from fastdraft.system.progress import say
+    from fastdraft.system.progress import log_line
     from fastdraft.system.signals import ended_by_sigterm
     from fastdraft.train import trackers
 
     recipe = resolved.recipe
     trackers.check(recipe.trackers)
     folder = folder or Path("runs") / recipe.name
-    journey = _journey(resolved, folder)
+    run_context = _run_context(resolved, folder)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     try:
         with ended_by_sigterm(), ExitStack() as held:
-            processes.led(lambda: _take(journey, resolved, held))
-            manifest = Manifest(folder, digest(recipe), recipe.seed, journey.device)
-            with _end_noted(manifest):
-                yield journey, manifest
+            processes.on_rank0(lambda: _take(run_context, resolved, held))
+            manifest = Manifest(folder, digest(recipe), recipe.seed, run_context.device)
+            with _end_in_manifest(manifest):
+                yield run_context, manifest
     except KeyboardInterrupt as stop:
-        say("stopped: the same command goes on from the last checkpoint")
+        log_line("stopped: the same command goes on from the last checkpoint")
         processes.end()
         raise typer.Exit(0 if isinstance(stop, Stopped) else INTERRUPTED) from None
 
 
 @contextmanager
-def _end_noted(manifest: Manifest) -> Iterator[None]:
+def _end_in_manifest(manifest: Manifest) -> Iterator[None]:
     """Leave in the manifest how the command ended."""
     try:
         yield
@@ -128,18 +128,18 @@ def _end_noted(manifest: Manifest) -> Iterator[None]:
     manifest.end("finished")
 
 
-def _take(journey: Journey, resolved: Resolved, held: ExitStack) -> None:
+def _take(run_context: RunContext, resolved: Resolved, held: ExitStack) -> None:
     """Hold a run folder until `held` closes, and write what is run into it."""
     from fastdraft.config.resolve import resolved_yaml
-    from fastdraft.system.files import finished_last, locked, make_folder
+    from fastdraft.system.files import atomic_write, locked, make_folder
 
-    make_folder(journey.folder)
-    held.enter_context(locked(journey.folder))
-    with finished_last(journey.folder / "resolved.yaml") as part:
-        part.write_text(resolved_yaml(resolved, journey.automatic()), encoding="utf-8")
+    make_folder(run_context.folder)
+    held.enter_context(locked(run_context.folder))
+    with atomic_write(run_context.folder / "resolved.yaml") as part:
+        part.write_text(resolved_yaml(resolved, run_context.automatic()), encoding="utf-8")
 
 
-def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> None:
+def _print_cards(run_context: RunContext, cards: dict[str, Card], as_json: bool) -> None:
     """The result of a command: the card of each stage that it passed, or the tables made of them."""
     from fastdraft.models.target import folder_of
     from fastdraft.report import terminal_quality, terminal_run
@@ -152,21 +152,23 @@ def _print_cards(journey: Journey, cards: dict[str, Card], as_json: bool) -> Non
     evaluation = cards.get("evaluate")
     if isinstance(evaluation, EvaluationCard):
         screen.print(terminal_run.results(evaluation.results))
-        screen.print(terminal_run.judged(evaluation.judged))
+        screen.print(terminal_run.verified(evaluation.verified))
     synthesis = cards.get("synthesize")
     if isinstance(synthesis, CompletionsCard) and synthesis.quality is not None:
         screen.print(terminal_quality.written(synthesis.engine, synthesis.log_probabilities, synthesis.quality))
     screen.print(terminal_run.costs({name: card.cost for name, card in cards.items()}))
-    if journey.drafts() and journey.drafts()[-1] in cards:
+    if run_context.drafts() and run_context.drafts()[-1] in cards:
         screen.print(
-            terminal_run.usage(folder_of(journey.recipe.target), journey.folder / journey.drafts()[-1] / "model")
+            terminal_run.usage(
+                folder_of(run_context.recipe.target), run_context.folder / run_context.drafts()[-1] / "model"
+            )
         )
 
 
-def _journey(resolved: Resolved, folder: Path) -> Journey:
-    from fastdraft.models.run_context import Journey
+def _run_context(resolved: Resolved, folder: Path) -> RunContext:
+    from fastdraft.models.run_context import RunContext
 
-    return Journey(resolved.recipe, folder, usable_device(resolved.recipe.device))
+    return RunContext(resolved.recipe, folder, usable_device(resolved.recipe.device))
 
 
 def usable_device(name: str) -> torch.device:
@@ -177,7 +179,7 @@ def usable_device(name: str) -> torch.device:
     import torch
 
     from fastdraft.system import processes
-    from fastdraft.system.progress import say
+    from fastdraft.system.progress import log_line
 
     found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -193,5 +195,5 @@ def usable_device(name: str) -> torch.device:
     if not processes.launched():
         return device
     if foreign := processes.drop_foreign_settings():
-        say(f"not heeded: {', '.join(foreign)}; the recipe's `parallel` and `precision` say it")
+        log_line(f"not used: {', '.join(foreign)}; the recipe's `parallel` and `precision` say it")
     return processes.begin(device)

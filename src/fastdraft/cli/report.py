@@ -30,12 +30,12 @@ def report(
     from fastdraft.report import comparison, figures, page
     from fastdraft.report.charts import write_pngs
     from fastdraft.report.read import read
-    from fastdraft.system.files import finished_last
+    from fastdraft.system.files import atomic_write
 
     accounts = [read(run, whole=len(runs) <= SIDE_BY_SIDE) for run in runs]
     html = page.one(accounts[0]) if len(runs) == 1 else page.several(accounts, compact=len(runs) > SIDE_BY_SIDE)
     path = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         part.write_text(html, encoding="utf-8")
     print(path)
     if png is not None:

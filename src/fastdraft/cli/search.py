@@ -10,7 +10,7 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import TIMERS as NAMES
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
-from fastdraft.cli.pipeline import Folder, on_the_road
+from fastdraft.cli.pipeline import Folder, run_recipe
 from fastdraft.system.errors import RecipeError
 from fastdraft.system.optional_packages import need
 
@@ -24,7 +24,7 @@ Timed = Annotated[Path | None, typer.Option(help="Model timed in the target's pl
 def search(
     recipe: RecipePath,
     overrides: Overrides = None,
-    share: Annotated[float, typer.Option(help="Share of the recipe's tokens that a pilot is trained on.")] = 0.1,
+    fraction: Annotated[float, typer.Option(help="Share of the recipe's tokens that a pilot is trained on.")] = 0.1,
     pilots: Annotated[int, typer.Option(help="Depths to try, at least.")] = 5,
     engine: Engine = "openvino",
     timed_target: Timed = None,
@@ -34,8 +34,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Train pilots of several depths at the recipe's budget and find the fastest on this machine."""
-    if not 0 < share <= 1:
-        raise RecipeError(f"--share: found {share:g}, wanted more than 0 and 1 at most\n  do: write it like 0.1")
+    if not 0 < fraction <= 1:
+        raise RecipeError(f"--fraction: found {fraction:g}, wanted more than 0 and 1 at most\n  do: write it like 0.1")
     if engine not in NAMES:
         raise RecipeError(f"--engine: found {engine}, wanted one of {', '.join(NAMES)}\n  do: choose one of them")
     if plot and plot.suffix not in (".png", ".svg"):
@@ -50,11 +50,11 @@ def search(
     from fastdraft.pipeline.pilots import search as find
     from fastdraft.pipeline.step_timers import TIMERS
     from fastdraft.report import terminal_search
-    from fastdraft.system.files import finished_last
+    from fastdraft.system.files import atomic_write
 
     resolved = resolve(recipe, overrides or [])
-    with on_the_road(resolved, folder) as (journey, manifest), TIMERS[engine]() as step_seconds:
-        found = find(journey, manifest, Setting(share, pilots, engine, step_seconds, timed_target))
+    with run_recipe(resolved, folder) as (run_context, manifest), TIMERS[engine]() as step_seconds:
+        found = find(run_context, manifest, Setting(fraction, pilots, engine, step_seconds, timed_target))
     if plot:
         terminal_search.picture(found, plot)
     if as_json:
@@ -63,5 +63,5 @@ def search(
         screen.print(terminal_search.search(found))
     if write:
         sizes = {"hidden_size": found.best.hidden_size, "layers": found.best.layers}
-        with finished_last(recipe) as part:
+        with atomic_write(recipe) as part:
             part.write_text(with_draft(recipe.read_text(encoding="utf-8"), sizes), encoding="utf-8")

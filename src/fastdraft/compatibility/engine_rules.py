@@ -6,7 +6,7 @@ finds, a GGUF file is what llama.cpp's converter would make of the folder.
 
 from __future__ import annotations
 
-from fastdraft.compatibility.rule import Judgement, Rule, all_compared, compared, first_of, needed
+from fastdraft.compatibility.rule import Rule, RuleResult, all_compared, compared, first_of, needed
 from fastdraft.models.model_files import ROLES, Side
 from fastdraft.models.token_bytes import encode
 
@@ -19,57 +19,61 @@ LLAMA_CPP_SIZES_DIFFER, LLAMA_CPP_FIRST_ID = 128, 5
 KINDS = {"BPE": "BPE", "Unigram": "UGM", "WordPiece": "WPM"}
 
 
-def _same_vocab_size(target: Side, draft: Side) -> Judgement:
+def _same_vocab_size(target: Side, draft: Side) -> RuleResult:
     """transformers and vLLM look at nothing else."""
     sizes = target.vocab_size, draft.vocab_size
-    return Judgement(
+    return RuleResult(
         sizes[0] == sizes[1], compared("vocab_size", *(f"{n:,}" for n in sizes)), needed(rows=sizes[0] != sizes[1])
     )
 
 
-def _transformers_pipeline(target: Side, draft: Side) -> Judgement:
+def _transformers_pipeline(target: Side, draft: Side) -> RuleResult:
     """With other ids it hands the draft's tokenizer on, which `generate` refuses where the sizes are equal."""
     size = _same_vocab_size(target, draft)
     named = {role: [getattr(side.text, f"{role}_token_id", None) for side in (target, draft)] for role in ROLES}
     equal, ids = all_compared(named)
     why = f"{size.why}; in config.json {ids}"
-    return Judgement(size.holds and equal, why, needed(rows=not size.holds, ids=not equal))
+    return RuleResult(size.holds and equal, why, needed(rows=not size.holds, ids=not equal))
 
 
-def _sglang(target: Side, draft: Side) -> Judgement:
+def _sglang(target: Side, draft: Side) -> RuleResult:
     """The sizes, and the whole table of token texts."""
-    size, ours, theirs = _same_vocab_size(target, draft), target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    every = sorted((ours | theirs).items(), key=lambda pair: pair[1])
-    unlike = [token for token, _ in every if ours.get(token) != theirs.get(token)]
+    size, of_target, of_draft = (
+        _same_vocab_size(target, draft),
+        target.tokenizer.get_vocab(),
+        draft.tokenizer.get_vocab(),
+    )
+    every = sorted((of_target | of_draft).items(), key=lambda pair: pair[1])
+    unlike = [token for token, _ in every if of_target.get(token) != of_draft.get(token)]
     texts = f"{len(unlike):,} texts differ, {first_of([repr(token) for token in unlike])}" if unlike else "texts equal"
-    mends = needed(rows=not size.holds, tokenizer=bool(unlike))
-    return Judgement(size.holds and not unlike, f"{size.why}; {texts}", mends)
+    repair_kinds = needed(rows=not size.holds, tokenizer=bool(unlike))
+    return RuleResult(size.holds and not unlike, f"{size.why}; {texts}", repair_kinds)
 
 
-def _llama_cpp(target: Side, draft: Side) -> Judgement:
+def _llama_cpp(target: Side, draft: Side) -> RuleResult:
     """Kind of vocabulary, added bos and eos, sizes that differ little, and the text of each id from the sixth on."""
     faults = [*_kinds(target, draft), *_additions(target, draft), *_texts(target, draft)]
     far = abs(target.vocab_size - draft.vocab_size) > LLAMA_CPP_SIZES_DIFFER
     sizes = compared("sizes", f"{target.vocab_size:,}", f"{draft.vocab_size:,}")
     limit = f" (at most {LLAMA_CPP_SIZES_DIFFER} apart)" if target.vocab_size != draft.vocab_size else ""
     why = "; ".join([sizes + limit, *(faults or ["kind, added bos and eos, texts equal"])])
-    return Judgement(not faults and not far, why, needed(rows=far, tokenizer=bool(faults)))
+    return RuleResult(not faults and not far, why, needed(rows=far, tokenizer=bool(faults)))
 
 
-def _openvino(target: Side, draft: Side) -> Judgement:
+def _openvino(target: Side, draft: Side) -> RuleResult:
     """The length of an encoded question, and three ids: another tokenizer can pass."""
     long: list[int | None] = [len(encode(side.tokenizer, QUESTION)) for side in (target, draft)]
     named = {role: [_openvino_id(side, role) for side in (target, draft)] for role in ROLES}
     equal, why = all_compared({"tokens of a question": long} | named)
-    return Judgement(equal, why, needed(tokenizer=not equal, ids=not equal))
+    return RuleResult(equal, why, needed(tokenizer=not equal, ids=not equal))
 
 
-def _openvino_npu(target: Side, draft: Side) -> Judgement:
+def _openvino_npu(target: Side, draft: Side) -> RuleResult:
     """As on other devices, and logits of equal width."""
     found, wide = _openvino(target, draft), (target.output_rows, draft.output_rows)
-    mends = (*needed(rows=wide[0] != wide[1]), *found.mends)
+    repair_kinds = (*needed(rows=wide[0] != wide[1]), *found.repair_kinds)
     why = f"{compared('logits', *(f'{n:,}' for n in wide))}; {found.why}"
-    return Judgement(found.holds and wide[0] == wide[1], why, mends)
+    return RuleResult(found.holds and wide[0] == wide[1], why, repair_kinds)
 
 
 def _kinds(target: Side, draft: Side) -> list[str]:
@@ -98,12 +102,16 @@ def _added(side: Side, role: str, place: slice) -> int | None:
 
 def _texts(target: Side, draft: Side) -> list[str]:
     """Ids below both sizes whose texts differ; an id without a token is a numbered filler, the same on both sides."""
-    ours, theirs = ({number: token for token, number in side.tokenizer.get_vocab().items()} for side in (target, draft))
+    of_target, of_draft = (
+        {number: token for token, number in side.tokenizer.get_vocab().items()} for side in (target, draft)
+    )
     both = range(LLAMA_CPP_FIRST_ID, min(target.vocab_size, draft.vocab_size))
-    unlike = [n for n in sorted(ours.keys() | theirs.keys()) if n in both and ours.get(n) != theirs.get(n)]
+    unlike = [
+        n for n in sorted(of_target.keys() | of_draft.keys()) if n in both and of_target.get(n) != of_draft.get(n)
+    ]
     if not unlike:
         return []
-    shown = (repr(texts[unlike[0]]) if unlike[0] in texts else None for texts in (ours, theirs))
+    shown = (repr(texts[unlike[0]]) if unlike[0] in texts else None for texts in (of_target, of_draft))
     return [f"{len(unlike):,} {compared(f'texts differ, {unlike[0]}', *shown)}"]
 
 

@@ -15,12 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastdraft.compatibility.rule import Mend, compared
+from fastdraft.compatibility.rule import RepairKind, compared
 from fastdraft.models.model_files import INDEX, ROLES, WHOLE, Side, weight_files
 from fastdraft.models.target import TOKENIZER_FILES
 from fastdraft.models.token_bytes import show
 from fastdraft.system.errors import RepairError
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # Model card, licence, code of its own. Not what was made from the draft as it was, such as a GGUF file.
@@ -28,9 +28,9 @@ KEPT = (".md", ".py", ".txt", "")
 
 
 class Plan(NamedTuple):
-    """What each mend would do, in words; `obstacle` says why none can be made."""
+    """What each fix would do, in words; `obstacle` says why none can be made."""
 
-    phrases: dict[Mend, str]
+    phrases: dict[RepairKind, str]
     obstacle: str | None
 
 
@@ -38,7 +38,7 @@ def plan(target: Side, draft: Side) -> Plan:
     """How a draft would be repaired."""
     rows = sorted({draft.embedding_rows, draft.output_rows, draft.vocab_size} - {target.output_rows})
     verb = "pad" if rows and rows[0] < target.output_rows else "trim"
-    phrases: dict[Mend, str] = {
+    phrases: dict[RepairKind, str] = {
         "rows": f"{verb} {' and '.join(f'{n:,}' for n in rows)} rows to {target.output_rows:,}",
         "tokenizer": "copy the target's tokenizer files",
         "ids": "set the target's special ids in config.json and generation_config.json",
@@ -58,7 +58,7 @@ def repair(target: Side, draft: Side, out: Path) -> list[str]:
             f"transformers knows\n  do: give the folder that has them"
         )
     try:
-        with finished_last(out) as part:
+        with atomic_write(out) as part:
             part.mkdir()
             _copy_rest(draft, part)
             done = [*_weights(target, draft, part), *_tokenizer(target, draft, part)]
@@ -86,7 +86,7 @@ def _obstacle(target: Side, draft: Side) -> str | None:
         first = compared(str(foreign[0]), show(target.spelled.get(foreign[0])), show(draft.spelled.get(foreign[0])))
         return (
             f"no repair: another tokenizer, in which {len(foreign):,} ids are other text; {first}\n"
-            f"  do: train a draft for this target; draft.start=transplant:{draft.name} keeps what this one knows"
+            f"  do: train a draft for this target; draft.init=transplant:{draft.name} keeps what this one knows"
         )
     if lost := [number for number in draft.spelled if number >= wanted]:
         return (

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from fastdraft.compatibility.engine_rules import ENGINES
 from fastdraft.compatibility.repair import Plan, plan
-from fastdraft.compatibility.rule import Mend, Rule
+from fastdraft.compatibility.rule import RepairKind, Rule
 from fastdraft.compatibility.strict_rules import OURS
 from fastdraft.models.model_files import Side
 from fastdraft.system.errors import VocabularyMismatch
@@ -46,7 +46,7 @@ class Finding(Figures):
     source: str
     verdict: Literal["holds", "fails", "warns"]
     why: str
-    repair: tuple[Mend, ...]
+    repair: tuple[RepairKind, ...]
 
 
 class Report(Figures):
@@ -55,7 +55,7 @@ class Report(Figures):
     target: SideFigures
     draft: SideFigures
     findings: tuple[Finding, ...]
-    repairs: dict[Mend, str]
+    repairs: dict[RepairKind, str]
     obstacle: str | None
 
     @computed_field  # type: ignore[prop-decorator]
@@ -69,22 +69,22 @@ class Report(Figures):
         return [finding.rule for finding in self.findings if finding.verdict == "fails"]
 
 
-def hold_against(target: Side, draft: Side, repaired: bool = False) -> Report:
+def check_pair(target: Side, draft: Side, repaired: bool = False) -> Report:
     """Every engine's rule and ours on a pair; what a `repaired` draft still breaks is beyond repair.
 
     VocabularyMismatch where the target does not fit itself.
     """
     _sound(target)
-    mending = plan(target, draft)
-    mending = mending._replace(obstacle=BEYOND) if repaired else mending
-    findings = tuple(_finding(rule, target, draft, mending) for rule in (*ENGINES, *OURS))
-    asked = {mend for finding in findings for mend in finding.repair}
+    repair_plan = plan(target, draft)
+    repair_plan = repair_plan._replace(obstacle=BEYOND) if repaired else repair_plan
+    findings = tuple(_finding(rule, target, draft, repair_plan) for rule in (*ENGINES, *OURS))
+    asked = {kind for finding in findings for kind in finding.repair}
     return Report(
         target=_figures(target),
         draft=_figures(draft),
         findings=findings,
-        repairs={mend: phrase for mend, phrase in mending.phrases.items() if mend in asked},
-        obstacle=mending.obstacle,
+        repairs={kind: phrase for kind, phrase in repair_plan.phrases.items() if kind in asked},
+        obstacle=repair_plan.obstacle,
     )
 
 
@@ -99,16 +99,16 @@ def _sound(target: Side) -> None:
         )
 
 
-def _finding(rule: Rule, target: Side, draft: Side, mending: Plan) -> Finding:
-    judged = rule.judge(target, draft)
+def _finding(rule: Rule, target: Side, draft: Side, repair_plan: Plan) -> Finding:
+    result = rule.check(target, draft)
     broken: Literal["fails", "warns"] = "warns" if rule.only_warns else "fails"
     return Finding(
         rule=rule.name,
         version=rule.version,
         source=rule.source,
-        verdict="holds" if judged.holds else broken,
-        why=judged.why,
-        repair=() if mending.obstacle else judged.mends,
+        verdict="holds" if result.holds else broken,
+        why=result.why,
+        repair=() if repair_plan.obstacle else result.repair_kinds,
     )
 
 

@@ -8,15 +8,15 @@ from typing import Literal, NamedTuple
 from fastdraft.models.model_files import Side
 
 # What `--repair` can do: pad or trim rows, copy the tokenizer's files, set special ids in the two configurations.
-Mend = Literal["rows", "tokenizer", "ids"]
+RepairKind = Literal["rows", "tokenizer", "ids"]
 
 
-class Judgement(NamedTuple):
-    """`why` has the figures of both sides; `mends` is what would make a broken rule hold, if anything does."""
+class RuleResult(NamedTuple):
+    """`why` has the figures of both sides; `fixes` is what would make a broken rule hold, if anything does."""
 
     holds: bool
     why: str
-    mends: tuple[Mend, ...] = ()
+    repair_kinds: tuple[RepairKind, ...] = ()
 
 
 class Rule(NamedTuple):
@@ -25,14 +25,14 @@ class Rule(NamedTuple):
     name: str
     version: str
     source: str
-    judge: Callable[[Side, Side], Judgement]
+    check: Callable[[Side, Side], RuleResult]
     only_warns: bool = False
 
 
-def needed(rows: bool = False, tokenizer: bool = False, ids: bool = False) -> tuple[Mend, ...]:
-    """The mends that faults ask for."""
-    asked: tuple[tuple[Mend, bool], ...] = (("rows", rows), ("tokenizer", tokenizer), ("ids", ids))
-    return tuple(mend for mend, is_asked in asked if is_asked)
+def needed(rows: bool = False, tokenizer: bool = False, ids: bool = False) -> tuple[RepairKind, ...]:
+    """The fixes that faults ask for."""
+    asked: tuple[tuple[RepairKind, bool], ...] = (("rows", rows), ("tokenizer", tokenizer), ("ids", ids))
+    return tuple(kind for kind, is_asked in asked if is_asked)
 
 
 def compared(what: str, target: object, draft: object) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from fastdraft.compatibility.rule import Judgement, Rule, all_compared, compared, first_of, needed
+from fastdraft.compatibility.rule import Rule, RuleResult, all_compared, compared, first_of, needed
 from fastdraft.models.model_files import Side
 from fastdraft.models.token_bytes import PROBES, encode, show
 
 
-def _same_bytes(target: Side, draft: Side) -> Judgement:
+def _same_bytes(target: Side, draft: Side) -> RuleResult:
     """An id that means two things is accepted by chance, and written as the target's."""
-    ours, theirs = target.spelled, draft.spelled
-    unlike = [n for n in sorted(ours.keys() | theirs.keys()) if ours.get(n) != theirs.get(n)]
-    counted = compared("ids", f"{len(ours):,}", f"{len(theirs):,}")
+    of_target, of_draft = target.spelled, draft.spelled
+    unlike = [n for n in sorted(of_target.keys() | of_draft.keys()) if of_target.get(n) != of_draft.get(n)]
+    counted = compared("ids", f"{len(of_target):,}", f"{len(of_draft):,}")
     if not unlike:
-        return Judgement(True, f"{counted}, each the same bytes")
-    first = compared(f"differ, {unlike[0]}", show(ours.get(unlike[0])), show(theirs.get(unlike[0])))
-    return Judgement(False, f"{counted}; {len(unlike):,} {first}", needed(tokenizer=True))
+        return RuleResult(True, f"{counted}, each the same bytes")
+    first = compared(f"differ, {unlike[0]}", show(of_target.get(unlike[0])), show(of_draft.get(unlike[0])))
+    return RuleResult(False, f"{counted}; {len(unlike):,} {first}", needed(tokenizer=True))
 
 
-def _same_cutting(target: Side, draft: Side) -> Judgement:
+def _same_cutting(target: Side, draft: Side) -> RuleResult:
     """Equal definitions cut every text alike; probe texts also see what is done outside of them."""
     parts = [part for part, defined in target.definition.items() if defined != draft.definition[part]]
     texts = (*PROBES, *(f"a{token}b" for token in target.tokenizer.all_special_tokens))
@@ -26,17 +26,19 @@ def _same_cutting(target: Side, draft: Side) -> Judgement:
     defined = f"unlike: {', '.join(parts)}" if parts else f"{len(target.definition)} parts of its definition equal"
     shown = f", {first_of([repr(text) for text in unlike])}" if unlike else ""
     why = f"{defined}; {len(unlike)} of {len(texts)} probe texts cut otherwise{shown}"
-    return Judgement(not parts and not unlike, why, needed(tokenizer=bool(parts or unlike)))
+    return RuleResult(not parts and not unlike, why, needed(tokenizer=bool(parts or unlike)))
 
 
-def _same_specials(target: Side, draft: Side) -> Judgement:
+def _same_specials(target: Side, draft: Side) -> RuleResult:
     """Roles with their tokens and ids, and every token that is marked as special."""
-    ours, theirs = _specials(target), _specials(draft)
+    of_target, of_draft = _specials(target), _specials(draft)
     unlike = [
-        compared(key, ours.get(key), theirs.get(key)) for key in ours | theirs if ours.get(key) != theirs.get(key)
+        compared(key, of_target.get(key), of_draft.get(key))
+        for key in of_target | of_draft
+        if of_target.get(key) != of_draft.get(key)
     ]
-    why = f"{len(unlike)} differ, {first_of(unlike)}" if unlike else f"{len(ours)} roles and marks equal"
-    return Judgement(not unlike, why, needed(tokenizer=bool(unlike)))
+    why = f"{len(unlike)} differ, {first_of(unlike)}" if unlike else f"{len(of_target)} roles and marks equal"
+    return RuleResult(not unlike, why, needed(tokenizer=bool(unlike)))
 
 
 def _specials(side: Side) -> dict[str, str]:
@@ -47,29 +49,29 @@ def _specials(side: Side) -> dict[str, str]:
     return roles | marked
 
 
-def _same_template(target: Side, draft: Side) -> Judgement:
+def _same_template(target: Side, draft: Side) -> RuleResult:
     """A chat is written for both by the target's template; a draft with another one was trained on other chats."""
-    ours, theirs = target.tokenizer.chat_template, draft.tokenizer.chat_template
-    if ours == theirs:
-        return Judgement(True, "none on both" if ours is None else f"the same {len(ours):,} characters")
-    lengths = [None if found is None else f"{len(found):,} characters" for found in (ours, theirs)]
+    of_target, of_draft = target.tokenizer.chat_template, draft.tokenizer.chat_template
+    if of_target == of_draft:
+        return RuleResult(True, "none on both" if of_target is None else f"the same {len(of_target):,} characters")
+    lengths = [None if found is None else f"{len(found):,} characters" for found in (of_target, of_draft)]
     why = "as long, but not the same" if lengths[0] == lengths[1] else compared("template", *lengths)
-    return Judgement(False, why, needed(tokenizer=True))
+    return RuleResult(False, why, needed(tokenizer=True))
 
 
-def _same_rows(target: Side, draft: Side) -> Judgement:
+def _same_rows(target: Side, draft: Side) -> RuleResult:
     """Input embedding, output layer and config.json, all with the target's padded vocabulary."""
     found = {"embedding": draft.embedding_rows, "output": draft.output_rows, "config.json": draft.vocab_size}
     stated = ", ".join(f"{name} {rows:,}" for name, rows in found.items())
     holds = set(found.values()) == {target.output_rows}
-    return Judgement(holds, f"target {target.output_rows:,}; draft: {stated}", needed(rows=not holds))
+    return RuleResult(holds, f"target {target.output_rows:,}; draft: {stated}", needed(rows=not holds))
 
 
-def _same_generation(target: Side, draft: Side) -> Judgement:
+def _same_generation(target: Side, draft: Side) -> RuleResult:
     """The same ids end a text, begin one and fill one up."""
     found = {"eos": (sorted(target.ends), sorted(draft.ends))} | {r: _role(target, draft, r) for r in ("bos", "pad")}
     equal, why = all_compared(found)
-    return Judgement(equal, why, needed(ids=not equal))
+    return RuleResult(equal, why, needed(ids=not equal))
 
 
 def _role(target: Side, draft: Side, role: str) -> tuple[int | None, int | None]:
@@ -79,10 +81,12 @@ def _role(target: Side, draft: Side, role: str) -> tuple[int | None, int | None]
     return target.named(role), draft.named(role)
 
 
-def _as_long(target: Side, draft: Side) -> Judgement:
+def _as_long(target: Side, draft: Side) -> RuleResult:
     """Beyond its context a draft is out of its depth, or (vLLM) not asked; output stays right, the gain is lost."""
-    ours, theirs = target.context_tokens(), draft.context_tokens()
-    return Judgement(ours is None or theirs is None or theirs >= ours, compared("tokens", ours, theirs))
+    of_target, of_draft = target.context_tokens(), draft.context_tokens()
+    return RuleResult(
+        of_target is None or of_draft is None or of_draft >= of_target, compared("tokens", of_target, of_draft)
+    )
 
 
 OURS = (

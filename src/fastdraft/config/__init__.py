@@ -6,27 +6,27 @@ docs/recipe.md are printed from it, and a stage receives only its own part.
 
 from fastdraft.config.corpus import SlurmPart, SourcePart, TokenizePart
 from fastdraft.config.evaluation import EvaluatePart
-from fastdraft.config.models import STARTS, STARTS_FROM_MODEL, DraftPart, TargetPart
-from fastdraft.config.part import Part, Share
+from fastdraft.config.models import INITS, INITS_FROM_MODEL, DraftPart, TargetPart
+from fastdraft.config.part import Fraction, Part
 from fastdraft.config.recipe import Recipe
 from fastdraft.config.synthesis import PromptSetPart, RecordedPart, ServerPart, SynthesizePart
-from fastdraft.config.training import OBJECTIVES, OF_THE_LAW, OF_THE_SAMPLE, ObjectiveName, TrainPart
+from fastdraft.config.training import DISTRIBUTION_OBJECTIVES, OBJECTIVES, SAMPLE_OBJECTIVES, ObjectiveName, TrainPart
 
 __all__ = [
+    "DISTRIBUTION_OBJECTIVES",
+    "INITS",
+    "INITS_FROM_MODEL",
     "OBJECTIVES",
-    "OF_THE_LAW",
-    "OF_THE_SAMPLE",
-    "STARTS",
-    "STARTS_FROM_MODEL",
+    "SAMPLE_OBJECTIVES",
     "DraftPart",
     "EvaluatePart",
+    "Fraction",
     "ObjectiveName",
     "Part",
     "PromptSetPart",
     "Recipe",
     "RecordedPart",
     "ServerPart",
-    "Share",
     "SlurmPart",
     "SourcePart",
     "SynthesizePart",

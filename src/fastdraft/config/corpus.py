@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fastdraft.config.part import Part, Share
+from fastdraft.config.part import Fraction, Part
 
 
 class SourcePart(Part):
@@ -26,16 +26,16 @@ class SourcePart(Part):
     separator: str | None = Field(
         None, description="In text files: the line that ends a document; otherwise a file is one."
     )
-    sample_share: Share = Field(
+    sample_fraction: Fraction = Field(
         1.0, description="Share of the training documents that is kept, chosen by content hash."
     )
-    held_out_share: Share = Field(0.02, description="Share of the documents held out, chosen by content hash.")
+    held_out_fraction: Fraction = Field(0.02, description="Share of the documents held out, chosen by content hash.")
     held_out_list: str | None = Field(
         None,
         description="Allow-list of content hashes (a file; `demo:code` and `demo:text` came with the packaged target): "
         "held-out documents outside it are dropped.",
     )
-    documents_at_most: PositiveInt | None = Field(
+    max_documents: PositiveInt | None = Field(
         None, description="Stop reading after so many documents; each task reads its part of them."
     )
     quality: tuple[Literal["gopher_quality", "gopher_repetition", "fineweb", "c4", "c4_paragraphs"], ...] = Field(

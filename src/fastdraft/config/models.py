@@ -20,13 +20,13 @@ class TargetPart(Part):
 
 
 # Where a draft's weights can start: by itself, or from a MODEL named behind a colon.
-STARTS, STARTS_FROM_MODEL = ("random", "target_embedding"), ("prune", "transplant")
+INITS, INITS_FROM_MODEL = ("random", "target_embedding"), ("prune", "transplant")
 
 
 class DraftPart(Part):
-    """The draft's size and first weights; what is not given follows from the target, or from the MODEL of `start`."""
+    """The draft's size and first weights; what is not given follows from the target, or from the MODEL of `init`."""
 
-    start: str = Field(
+    init: str = Field(
         "target_embedding",
         description="Where the weights start: `random`; `target_embedding` (the target's embedding along its principal "
         "directions); `prune:MODEL` (a smaller model of the same vocabulary loses layers, and width if asked); "
@@ -43,22 +43,22 @@ class DraftPart(Part):
     context_tokens: PositiveInt | None = Field(None, description="Longest context; otherwise the target's.")
 
     @property
-    def start_model(self) -> str | None:
+    def init_model(self) -> str | None:
         """The MODEL that the weights start from; None where they start without one."""
-        return self.start.partition(":")[2] or None
+        return self.init.partition(":")[2] or None
 
-    @field_validator("start")
+    @field_validator("init")
     @classmethod
-    def _known_start(cls, start: str) -> str:
-        kind, _, model = start.partition(":")
-        if start not in STARTS and not (kind in STARTS_FROM_MODEL and model.strip() == model != ""):
-            wanted = [*STARTS, *(f"{kind}:MODEL" for kind in STARTS_FROM_MODEL)]
-            raise ValueError(f"found `{start}`, wanted {', '.join(wanted[:-1])} or {wanted[-1]}")
-        return start
+    def _known_init(cls, init: str) -> str:
+        kind, _, model = init.partition(":")
+        if init not in INITS and not (kind in INITS_FROM_MODEL and model.strip() == model != ""):
+            wanted = [*INITS, *(f"{kind}:MODEL" for kind in INITS_FROM_MODEL)]
+            raise ValueError(f"found `{init}`, wanted {', '.join(wanted[:-1])} or {wanted[-1]}")
+        return init
 
     @model_validator(mode="after")
     def _budget_or_shape(self) -> DraftPart:
-        sizes_of_model = self.start_model is not None
+        sizes_of_model = self.init_model is not None
         if self.params_millions is None and not sizes_of_model and (self.hidden_size is None or self.layers is None):
             raise ValueError("give params_millions, or both hidden_size and layers")
         return self

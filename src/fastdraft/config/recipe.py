@@ -11,7 +11,7 @@ from fastdraft.config.evaluation import EvaluatePart
 from fastdraft.config.models import DraftPart, TargetPart
 from fastdraft.config.part import Part
 from fastdraft.config.synthesis import SynthesizePart
-from fastdraft.config.training import OF_THE_SAMPLE, TrainPart
+from fastdraft.config.training import SAMPLE_OBJECTIVES, TrainPart
 
 
 class Recipe(Part):
@@ -46,11 +46,11 @@ class Recipe(Part):
         shares: dict[str, tuple[str, float]] = {}
         for name, part in self.corpus.items():
             files = "python" if part.source.startswith("python_") else f"{part.source}:{part.path}"
-            other, share = shares.setdefault(files, (name, part.held_out_share))
-            if share != part.held_out_share:
+            other, fraction = shares.setdefault(files, (name, part.held_out_fraction))
+            if fraction != part.held_out_fraction:
                 raise ValueError(
-                    f"corpus.{other} and corpus.{name} read the same files with held_out_share {share:g} and "
-                    f"{part.held_out_share:g}; they must be equal"
+                    f"corpus.{other} and corpus.{name} read the same files with held_out_fraction {fraction:g} and "
+                    f"{part.held_out_fraction:g}; they must be equal"
                 )
         return self
 
@@ -86,19 +86,19 @@ class Recipe(Part):
                 raise ValueError(
                     f"{asked}, which texts of a corpus have no records for; it wants `synthetic` in its mix"
                 )
-            if part.target_law == "stored" and not self.synthesize.top_logprobs:
+            if part.teacher_logits == "offline" and not self.synthesize.top_logprobs:
                 raise ValueError(f"{asked}; give synthesize.top_logprobs, like 16")
             recorded = self.synthesize.recorded
-            if recorded and not recorded.logp_field and OF_THE_SAMPLE & part.objectives.keys():
+            if recorded and not recorded.logp_field and SAMPLE_OBJECTIVES & part.objectives.keys():
                 raise ValueError(f"{asked}; give synthesize.recorded.logp_field")
         return self
 
     @model_validator(mode="after")
     def _completions_fit_their_rows(self) -> Recipe:
         if self.synthesize and self.align and "synthetic" in self.align.mix:
-            prompt, row = self.synthesize.prompt_tokens, self.align.sequence_tokens
+            prompt, row = self.synthesize.max_prompt_tokens, self.align.sequence_tokens
             if prompt > row:
-                raise ValueError(f"align.sequence_tokens is {row}, shorter than synthesize.prompt_tokens, {prompt}")
+                raise ValueError(f"align.sequence_tokens is {row}, shorter than synthesize.max_prompt_tokens, {prompt}")
         return self
 
     @model_validator(mode="after")
@@ -108,18 +108,22 @@ class Recipe(Part):
             return self
         if self.pretrain is self.continue_ is self.align is None:
             raise ValueError("evaluate has no draft to measure; give pretrain, continue or align")
-        bare = [name for name in self.evaluate.tasks if not self.corpus[name].held_out_share]
+        bare = [name for name in self.evaluate.tasks if not self.corpus[name].held_out_fraction]
         if bare:
-            raise ValueError(f"evaluate.tasks names {', '.join(bare)}, of which held_out_share 0 leaves no document")
+            raise ValueError(f"evaluate.tasks names {', '.join(bare)}, of which held_out_fraction 0 leaves no document")
         return self
 
     @model_validator(mode="after")
     def _choice_is_measured(self) -> Recipe:
         """A phase that goes by block efficiency measures it."""
         for name, part in {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}.items():
-            if part is None or (part.keep == "last" and part.early_stop_measures is None):
+            if part is None or (part.keep == "last" and part.early_stopping_patience is None):
                 continue
-            if self.evaluate is None or not self.evaluate.measure_prompts:
-                asked = "keep best" if part.keep == "best" else f"early_stop_measures {part.early_stop_measures}"
-                raise ValueError(f"{name} has {asked}, and nothing measures it; give evaluate.measure_prompts, like 16")
+            if self.evaluate is None or not self.evaluate.validation_prompts:
+                asked = (
+                    "keep best" if part.keep == "best" else f"early_stopping_patience {part.early_stopping_patience}"
+                )
+                raise ValueError(
+                    f"{name} has {asked}, and nothing measures it; give evaluate.validation_prompts, like 16"
+                )
         return self

@@ -17,7 +17,7 @@ class ServerPart(Part):
         min_length=1, description="Base addresses, each with its `/v1`; they share one queue."
     )
     model: str = Field(description="The model's name on the servers; another answer stops the run.")
-    requests_at_once: PositiveInt = Field(32, description="Requests in flight to each server.")
+    concurrent_requests: PositiveInt = Field(32, description="Requests in flight to each server.")
     timeout_seconds: PositiveFloat = Field(600.0, description="Longest wait for one answer.")
     attempts: PositiveInt = Field(8, description="Times that a request is sent before its row is given up.")
     backoff_seconds: PositiveFloat = Field(0.5, description="Wait after a first failure; it doubles up to 30 s.")
@@ -95,13 +95,14 @@ class SynthesizePart(Part):
         "`prompt_sets`, `magpie` (the target writes the instruction too) and `recorded`.",
     )
     prompts: PositiveInt = Field(description="Prompts to answer.")
-    answers_per_prompt: PositiveInt = Field(1, description="Answers to each prompt; greedy ones are never repeated.")
-    longest_prompt_tokens: PositiveInt = Field(
+    samples_per_prompt: PositiveInt = Field(1, description="Answers to each prompt; greedy ones are never repeated.")
+    max_instruction_tokens: PositiveInt = Field(
         512, description="Instructions of more tokens are left out and counted; windows of documents are not concerned."
     )
     rescore: bool = Field(
         True,
-        description="Where the engine's log-probabilities are missing or not those of the law sampled from, the target "
+        description="Where the engine's log-probabilities are missing or not those of the distribution sampled "
+        "from, the target "
         "reads each row once in this process to find them. Rows of `recorded` are not rescored.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -118,8 +119,8 @@ class SynthesizePart(Part):
     top_logprobs: int = Field(
         0,
         ge=0,
-        description="Log-probabilities of so many likeliest tokens that are kept for each token, at temperature 1 "
-        "before top-k and top-p, for `target_law: stored`: 2 bytes each, and 2 or 4 for the id.",
+        description="Log-probabilities of so many most likely tokens that are kept for each token, at temperature 1 "
+        "before top-k and top-p, for `teacher_logits: offline`: 2 bytes each, and 2 or 4 for the id.",
     )
     top_logprobs_from: Literal["target", "server"] = Field(
         "target",
@@ -136,16 +137,16 @@ class SynthesizePart(Part):
         description="Evaluation tasks whose prompts are evaluation texts too, like `humaneval=FILE` or `gsm8k` (on the "
         "hub), as `fastdraft evaluate --tasks` takes them; then windows of corpus sources are searched as well.",
     )
-    prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
-    completion_tokens: PositiveInt = Field(128, description="Longest completion.")
+    max_prompt_tokens: PositiveInt = Field(32, description="Tokens of a prompt.")
+    max_new_tokens: PositiveInt = Field(128, description="Longest completion.")
     temperatures: dict[NonNegativeFloat, PositiveFloat] = Field(
         min_length=1,
         default_factory=lambda: {0.0: 1.0, 0.6: 1.0, 0.8: 1.0, 1.0: 1.0},
         description="Weight of each sampling temperature; 0 is greedy.",
     )
-    top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0 is all.")
+    top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens; 0 is all.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Sample from the smallest set with this mass.")
-    batch_prompts: PositiveInt | None = Field(
+    batch_size: PositiveInt | None = Field(
         None,
         description=f"Prompts answered at once; otherwise as many as {CACHE_BYTES >> 30} GiB hold the keys and values "
         f"of, {MOST_PROMPTS} at most.",

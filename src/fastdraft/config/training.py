@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from fastdraft.config.part import Part, Share
+from fastdraft.config.part import Fraction, Part
 
 
 def _positive(weight: Any) -> bool:
@@ -23,9 +23,9 @@ ObjectiveName = Literal[
     "block_length",
 ]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
-# What each asks of the target: its law at every token, or the log-probability of the token that it sampled.
-OF_THE_LAW = {"forward_kl", "reverse_kl", "jensen_shannon", "total_variation"}
-OF_THE_SAMPLE = {"sampled_total_variation", "block_length"}
+# What each asks of the target: its distribution at every token, or the log-probability of the token that it sampled.
+DISTRIBUTION_OBJECTIVES = {"forward_kl", "reverse_kl", "jensen_shannon", "total_variation"}
+SAMPLE_OBJECTIVES = {"sampled_total_variation", "block_length"}
 
 
 class TrainPart(Part):
@@ -33,41 +33,46 @@ class TrainPart(Part):
 
     mix: dict[str, PositiveFloat] = Field(min_length=1, description="Weight of each source in the batches.")
     train_tokens: PositiveInt = Field(description="Tokens trained on in this phase.")
-    batch_sequences: PositiveInt = Field(16, description="Sequences in one optimizer step.")
-    micro_batch_sequences: PositiveInt | None = Field(
+    batch_size: PositiveInt = Field(16, description="Sequences in one optimizer step.")
+    micro_batch_size: PositiveInt | None = Field(
         None, description="Sequences in one forward of a process; otherwise all of its own."
     )
     sequence_tokens: PositiveInt = Field(512, description="Tokens of a sequence.")
     objective: ObjectiveName | dict[ObjectiveName, PositiveFloat] = Field(
         "cross_entropy",
         description="Loss of a token, or weights of several, like `{forward_kl: 0.5, total_variation: 0.5}`: on the "
-        "text; against the target's law; or on the recorded log-probability of what the target wrote. docs/align.md",
+        "text; against the target's distribution; or on the recorded log-probability of what the target wrote. "
+        "docs/align.md",
     )
-    target_law: Literal["live", "stored"] = Field(
-        "live",
-        description="The target's law: by a forward of the target on every batch, or as `synthesize.top_logprobs` "
+    teacher_logits: Literal["online", "offline"] = Field(
+        "online",
+        description="The target's distribution: by a forward of the target on every batch, or as "
+        "`synthesize.top_logprobs` "
         "stored it.",
     )
     teacher: str | None = Field(
         None,
         min_length=1,
-        description="Model whose live law is learned in the target's place, like a smaller sibling: of the target's "
+        description="Model whose online distribution is learned in the target's place, like a smaller sibling: "
+        "of the target's "
         "vocabulary, a hub id, a folder or `demo`.",
     )
-    law_share: float = Field(
+    teacher_fraction: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
         description="Share of the rows that the live target (or `teacher`) reads; of the others the text is learned.",
     )
-    temperature: PositiveFloat | Literal["rows"] = Field(
+    temperature: PositiveFloat | Literal["per_sequence"] = Field(
         1.0,
-        description="Temperature of both laws in losses against the target's law; `rows`: that of each row of "
+        description="Temperature of both distributions in losses against the target's distribution; "
+        "`per_sequence`: that of each sequence of "
         "`synthetic`, 1 where it is greedy or text of a corpus.",
     )
-    on_policy: Share = Field(
+    on_policy: Fraction = Field(
         0.0,
-        description="Share of the rows that the draft itself goes on with, for losses against the live target's law.",
+        description="Share of the rows that the draft itself goes on with, for losses against the live target's "
+        "distribution.",
     )
     block_gamma: PositiveInt = Field(5, description="Drafted tokens of a block in the objective `block_length`.")
     block_decay: float = Field(
@@ -88,7 +93,7 @@ class TrainPart(Part):
         "warmup_stable_decay", description="Learning-rate shape."
     )
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
-    decay_share: Share = Field(0.4, description="Last share of the steps, over which the rate falls to zero.")
+    decay_fraction: Fraction = Field(0.4, description="Last share of the steps, over which the rate falls to zero.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="Autocast, and what the teacher runs in; master weights are always fp32. auto: bf16 where the "
@@ -105,16 +110,16 @@ class TrainPart(Part):
     checkpoint_seconds: PositiveFloat = Field(60, description="Seconds between checkpoints.")
     held_out_every_tokens: PositiveInt = Field(
         250_000,
-        description="Tokens between measures of held-out loss and block efficiency (`evaluate.measure_prompts`).",
+        description="Tokens between measures of held-out loss and block efficiency (`evaluate.validation_prompts`).",
     )
     held_out_sequences: PositiveInt = Field(32, description="Held-out sequences a source for the loss.")
     keep: Literal["last", "best"] = Field(
         "last", description="The draft that the phase leaves: the last, or the one of the highest block efficiency."
     )
-    early_stop_measures: PositiveInt | None = Field(
+    early_stopping_patience: PositiveInt | None = Field(
         None,
         description="The phase ends where block efficiency has not risen for so many measures, once the rate has "
-        "fallen: the decay of `decay_share` begins then.",
+        "fallen: the decay of `decay_fraction` begins then.",
     )
 
     @property
@@ -125,20 +130,22 @@ class TrainPart(Part):
         )
 
     @property
-    def asks_target(self) -> bool:
-        """Is a live law learned: does the target, or `teacher` in its place, read what the draft is trained on?"""
-        return self.target_law == "live" and bool(OF_THE_LAW & self.objectives.keys())
+    def needs_teacher(self) -> bool:
+        """Is a online distribution learned: does the target, or `teacher` in its place, read what the draft is trained
+        on?
+        """
+        return self.teacher_logits == "online" and bool(DISTRIBUTION_OBJECTIVES & self.objectives.keys())
 
     @property
-    def reads_records(self) -> bool:
+    def needs_recorded_data(self) -> bool:
         """Is what was recorded with the target's answers part of the loss?"""
-        return bool(self.recorded_keys) or self.temperature == "rows"
+        return bool(self.recorded_keys) or self.temperature == "per_sequence"
 
     @property
     def recorded_keys(self) -> list[str]:
         """The keys whose losses hang on what was recorded with the target's answers."""
-        sampled = [f"objective {name}" for name in self.objectives if name in OF_THE_SAMPLE]
-        return [*sampled, *(["target_law stored"] if self.target_law == "stored" else [])]
+        sampled = [f"objective {name}" for name in self.objectives if name in SAMPLE_OBJECTIVES]
+        return [*sampled, *(["teacher_logits offline"] if self.teacher_logits == "offline" else [])]
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -153,26 +160,32 @@ class TrainPart(Part):
     @field_validator("temperature", mode="before")
     @classmethod
     def _known_temperature(cls, found: Any) -> Any:
-        if found != "rows" and not _positive(found):
-            raise ValueError(f"found {found}, wanted a number above 0, or rows")
+        if found != "per_sequence" and not _positive(found):
+            raise ValueError(f"found {found}, wanted a number above 0, or per_sequence")
         return found
 
     @model_validator(mode="after")
-    def _law_is_there(self) -> TrainPart:
-        if self.target_law == "stored" and not OF_THE_LAW & self.objectives.keys():
-            raise ValueError(f"target_law is stored; give an objective of the law: {', '.join(sorted(OF_THE_LAW))}")
-        if not self.asks_target and (self.teacher or self.law_share < 1):
+    def _has_teacher_logits(self) -> TrainPart:
+        if self.teacher_logits == "offline" and not DISTRIBUTION_OBJECTIVES & self.objectives.keys():
             raise ValueError(
-                f"{'teacher' if self.teacher else 'law_share'} is for a live law; found target_law {self.target_law}, "
+                f"teacher_logits is offline; give an objective of the distribution: "
+                f"{', '.join(sorted(DISTRIBUTION_OBJECTIVES))}"
+            )
+        if not self.needs_teacher and (self.teacher or self.teacher_fraction < 1):
+            raise ValueError(
+                f"{'teacher' if self.teacher else 'teacher_fraction'} is for a online distribution; found "
+                f"teacher_logits {self.teacher_logits}, "
                 f"objective {', '.join(self.objectives)}"
             )
-        if self.on_policy and not (self.asks_target and self.objectives.keys() <= OF_THE_LAW):
+        if self.on_policy and not (self.needs_teacher and self.objectives.keys() <= DISTRIBUTION_OBJECTIVES):
             raise ValueError(
-                f"on_policy is for the live target's law alone, which judges any words; found target_law "
-                f"{self.target_law}, objective {', '.join(self.objectives)}"
+                f"on_policy is for the live target's distribution alone, which judges any words; found teacher_logits "
+                f"{self.teacher_logits}, objective {', '.join(self.objectives)}"
             )
-        if self.on_policy and self.law_share < 1:
-            raise ValueError(f"on_policy wants the law of all rows, law_share is {self.law_share:g}")
-        if self.target_law == "stored" and self.temperature != 1:
-            raise ValueError(f"target_law is stored at temperature 1, temperature is {self.temperature}")
+        if self.on_policy and self.teacher_fraction < 1:
+            raise ValueError(
+                f"on_policy wants the distribution of all rows, teacher_fraction is {self.teacher_fraction:g}"
+            )
+        if self.teacher_logits == "offline" and self.temperature != 1:
+            raise ValueError(f"teacher_logits is offline at temperature 1, temperature is {self.temperature}")
         return self

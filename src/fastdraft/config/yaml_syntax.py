@@ -13,7 +13,7 @@ TAG = "tag:yaml.org,2002:"
 EXPONENT = (f"{TAG}float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
 
 # Keys of the draft that say nothing about its size.
-NO_SIZES = ("start", "context_tokens")
+NO_SIZES = ("init", "context_tokens")
 
 
 def parse(text: str) -> Any:

@@ -22,7 +22,7 @@ from fastdraft.data.sources import check, read
 from fastdraft.data.split import side
 from fastdraft.data.web_filters import Dropped, Sieve, rewriting
 from fastdraft.system.errors import CorpusError
-from fastdraft.system.files import finished_last, write_json
+from fastdraft.system.files import atomic_write, write_json
 
 # What is to become of a document: sampled away, trained on, held out, refused by a quality filter, there already.
 AWAY, TRAIN, HELD_OUT, REFUSED, TWICE = range(5)
@@ -44,16 +44,16 @@ def count_portion(part: SourcePart, folder: Path, _data: Any, rank: int, of: int
     rejected, sieve = Rejected(), Sieve(part.quality)
     hashes, fates, held_out = array("Q"), bytearray(), []
     for number, document in enumerate(read(part, rejected, Portion(rank, of))):
-        judged = sieve(document)
-        if isinstance(judged, Dropped):
-            rejected.refuse(judged.reason)
-        kept = document if isinstance(judged, Dropped) else judged
-        fate = REFUSED if isinstance(judged, Dropped) else FATES[side(part, kept.key)]
+        decided = sieve(document)
+        if isinstance(decided, Dropped):
+            rejected.refuse(decided.reason)
+        kept = document if isinstance(decided, Dropped) else decided
+        fate = REFUSED if isinstance(decided, Dropped) else FATES[side(part, kept.key)]
         hashes.append(content_hash(kept.text))
         fates.append(fate)
         if fate == HELD_OUT:
             held_out.append([number, *kept])
-    with finished_last(folder / f"{rank:05d}.npz") as path, path.open("wb") as file:
+    with atomic_write(folder / f"{rank:05d}.npz") as path, path.open("wb") as file:
         np.savez(file, hashes=np.frombuffer(hashes, np.uint64), fates=np.frombuffer(fates, np.uint8))
     write_json(folder / f"{rank:05d}.json", {"rejected": asdict(rejected), "held_out": held_out})
     yield from ()
@@ -71,7 +71,7 @@ def conclude(part: SourcePart, folder: Path, tasks: int) -> Census:
     check(part, rejected)
     verdicts = _without_duplicates([_portion(folder, rank) for rank in range(tasks)])
     for rank, verdict in enumerate(verdicts):
-        with finished_last(folder / f"{rank:05d}.verdict.npy") as path, path.open("wb") as file:
+        with atomic_write(folder / f"{rank:05d}.verdict.npy") as path, path.open("wb") as file:
             np.save(file, verdict)
     held_out = [
         Document(*document)

@@ -51,7 +51,7 @@ class Rejected:
             self.refuse(reason, count)
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Unsound rows among all."""
         return sum(self.counts.values()) / max(self.rows, 1)
 

@@ -42,7 +42,7 @@ logger.disable("datatrove")
 def run_tasks(*steps: Step, what: str, how: TokenizePart, folder: Path) -> None:
     """Run those tasks of a pipeline that are not finished (its log is in `folder`); all are when this returns.
 
-    What a task raises for the user to mend is raised here, wherever the task ran; RunError for any other failure.
+    What a task raises for the user to fix is raised here, wherever the task ran; RunError for any other failure.
     """
     log = folder.absolute() / "log"
     for told in log.glob("told/*.json"):
@@ -97,7 +97,7 @@ def _check_finished(executor: PipelineExecutor, log: Path, why: str) -> None:
     if ranks := executor.get_incomplete_ranks():
         raise RunError(
             f"{len(ranks)} of {executor.world_size} tasks are not finished ({why})\n"
-            f"  do: mend that (the tasks' logs are in {log}), then run the same command: it goes on with these tasks"
+            f"  do: fix that (the tasks' logs are in {log}), then run the same command: it goes on with these tasks"
         )
 
 

@@ -3,7 +3,7 @@
 The order is a function of (seed, source, epoch) alone and not of the number of processes: a process takes its portion
 of the sequences out of each batch.
 
-Dimensions: B sequences, T tokens of a sequence, K tokens of which a law is known.
+Dimensions: B sequences, T tokens of a sequence, K tokens of which a distribution is known.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Place(NamedTuple):
 class Record(NamedTuple):
     """What the target said of the labels when it wrote them; NaN where nobody knows. Of a row, without B.
 
-    logp_BT: log p of each label under the law it was sampled from, at temperature_BT (0 is greedy; 1 where unknown).
-    top_ids_BTK, top_logp_BTK: the likeliest tokens and their log-probabilities at temperature 1; K is 0 where none
-    were kept.
+    logp_BT: log p of each label under the distribution it was sampled from, at temperature_BT (0 is greedy; 1 where
+    unknown). top_ids_BTK, top_logp_BTK: the most likely tokens and their log-probabilities at temperature 1; K is 0
+    where none were kept.
     """
 
     logp_BT: Tensor
@@ -91,7 +91,9 @@ class Rows(Protocol):
 
 @runtime_checkable
 class RecordedRows(Rows, Protocol):
-    """Rows that the target wrote, with what it said of them; the law of `known_tokens` tokens at each place."""
+    """Rows that the target wrote, with what it said of them; the distribution of `known_tokens` tokens at each
+    place.
+    """
 
     known_tokens: int
 
@@ -137,8 +139,8 @@ class Mixture:
     @property
     def labels_per_row(self) -> float:
         """How many tokens of a row are trained on, in the mean over the mixture."""
-        share = [source.labels / source.rows for source in self._rows]
-        return float(self._weights @ np.array(share))
+        fraction = [source.labels / source.rows for source in self._rows]
+        return float(self._weights @ np.array(fraction))
 
     def next_batch(self, sequences: int, portion: Portion = WHOLE) -> Batch:
         """A portion of the next sequences of the stream, which moves on by all of them.

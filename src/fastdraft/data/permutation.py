@@ -10,7 +10,7 @@ import xxhash
 
 # 2.1 billion tokens in rows of 512. So many rows take 32 MiB and 0.15 s; those of 10 billion tokens would take 156 MB
 # and 1.1 s, for every source and every process, at each epoch and each start (docs/corpus.md).
-KEPT_ROWS_AT_MOST = 2**22
+MAX_STORED_SEQUENCES = 2**22
 HALF_ROUNDS = 8
 
 
@@ -24,9 +24,9 @@ class Order(Protocol):
 def permutation(rows: int, key: Sequence[int]) -> Order:
     """A permutation of 0 .. rows - 1 that depends on `rows` and `key` alone.
 
-    numpy's up to `KEPT_ROWS_AT_MOST` rows, a computed one above: both are fixed, since runs are resumed by them.
+    numpy's up to `MAX_STORED_SEQUENCES` rows, a computed one above: both are fixed, since runs are resumed by them.
     """
-    return np.random.default_rng(key).permutation(rows) if rows <= KEPT_ROWS_AT_MOST else Computed(rows, key)
+    return np.random.default_rng(key).permutation(rows) if rows <= MAX_STORED_SEQUENCES else Computed(rows, key)
 
 
 class Computed:

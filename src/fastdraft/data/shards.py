@@ -20,7 +20,7 @@ Tokens = npt.NDArray[np.int64]
 # that changed, or an end that a power cut lost; cheap enough for a thousand shards (64 KiB each, docs/corpus.md).
 SAMPLES, SAMPLE_BYTES = 16, 4096
 # A map keeps its file open, and a process may often open no more than 1 024. A new map takes 20 us.
-MAPS_AT_ONCE = 64
+MAX_OPEN_MAPS = 64
 
 
 class ShardFile(BaseModel):
@@ -114,7 +114,7 @@ class Shards:
         self._files = [folder / file.name for file in card.files]
         self._starts = np.cumsum([0, *(file.tokens for file in card.files)])
         self._dtype = np.dtype("<u4" if card.bytes_per_token == 4 else "<u2")
-        self._map = lru_cache(MAPS_AT_ONCE)(partial(_mapped, dtype=self._dtype))
+        self._map = lru_cache(MAX_OPEN_MAPS)(partial(_mapped, dtype=self._dtype))
         for path, file in zip(self._files, card.files, strict=True):
             self._check(path, file)
 

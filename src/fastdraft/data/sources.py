@@ -48,17 +48,18 @@ def documents(part: SourcePart, rejected: Rejected) -> Iterator[Document]:
 
 def read(part: SourcePart, rejected: Rejected, portion: Portion = WHOLE) -> Iterator[Document]:
     """The sound documents of a portion of a source; a text may come again."""
-    at_most = None if part.documents_at_most is None else portion.count(part.documents_at_most)
+    at_most = None if part.max_documents is None else portion.count(part.max_documents)
     return islice(SOURCES[part.source](part, rejected, portion), at_most)
 
 
 def check(part: SourcePart, rejected: Rejected) -> None:
     """CorpusError where more than 1 % of a source's rows are unsound."""
-    if rejected.share > 0.01:
+    if rejected.fraction > 0.01:
         reasons = "; ".join(f"{n} {reason} (first: {rejected.first[reason]})" for reason, n in rejected.counts.items())
         raise CorpusError(
-            f"{rejected.share:.1%} of the {rejected.rows} rows of {part.path or part.source} are unusable: {reasons}\n"
-            f"  wanted: at most 1 %\n  do: mend the file, or name another `field`"
+            f"{rejected.fraction:.1%} of the {rejected.rows} rows of {part.path or part.source} are unusable: "
+            f"{reasons}\n"
+            f"  wanted: at most 1 %\n  do: fix the file, or name another `field`"
         )
 
 

@@ -1,7 +1,7 @@
 """Which documents are trained on, which are held out, and which of the held-out ones stand in the training side too.
 
 The side depends on the document's content alone, so it is the same on every machine and for every run: that is what
-lets a draft be judged on documents that neither it nor the packaged target has seen.
+lets a draft be measured on documents that neither it nor the packaged target has seen.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from fastdraft.system.errors import CorpusError
 Side = Literal["train", "held_out"]
 
 SHINGLE_LINES = 3
-LEAKED_SHARE = 0.5
+LEAKED_FRACTION = 0.5
 LINE_END = re.compile(r"\n|(?<=[.!?]) ")  # prose without line breaks falls into sentences
 
 
 def side(part: SourcePart, key: str) -> Side | None:
     """The side of the documents with this key; None where the recipe samples it away."""
-    if uniform(key, "split") < part.held_out_share:
+    if uniform(key, "split") < part.held_out_fraction:
         return "held_out"
-    return "train" if uniform(key, "sample") < part.sample_share else None
+    return "train" if uniform(key, "sample") < part.sample_fraction else None
 
 
 def shingles(text: str) -> set[int]:
@@ -52,7 +52,7 @@ def leaked(held_out: list[Document], found: Set[int]) -> set[int]:
     near-duplicate too.
     """
     of_document = [shingles(document.text) for document in held_out]
-    return {i for i, own in enumerate(of_document) if len(own & found) >= LEAKED_SHARE * len(own)}
+    return {i for i, own in enumerate(of_document) if len(own & found) >= LEAKED_FRACTION * len(own)}
 
 
 def allowed_keys(path: str) -> set[str]:

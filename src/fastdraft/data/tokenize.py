@@ -30,7 +30,7 @@ from fastdraft.data.shards import SideCard, SourceCard, survey
 from fastdraft.data.sources import anywhere
 from fastdraft.data.split import allowed_keys, leaked, shingles, shingles_of
 from fastdraft.system.errors import CorpusError
-from fastdraft.system.files import finished_last, remove, write_json
+from fastdraft.system.files import atomic_write, remove, write_json
 
 CARD = "source.json"
 
@@ -59,7 +59,7 @@ def write_source(
         try:
             card = _write_sides(Work(name, anywhere(part), how, tokenizer.absolute(), seed, attempt.absolute()))
         except CorpusError:
-            remove(attempts)  # the source is to be mended: what was read of it is worth nothing
+            remove(attempts)  # the source is to be fixed: what was read of it is worth nothing
             raise
         write_json(attempt / CARD, card.model_dump(mode="json"))
         remove(folder)
@@ -109,7 +109,7 @@ def _census(work: Work) -> Census:
 
 
 def _allowed(part: SourcePart, held_out: list[Document]) -> list[Document]:
-    """The documents that may judge a draft, if they do not stand in the training side."""
+    """The documents that may measure a draft, if they do not stand in the training side."""
     if part.held_out_list is None:
         return held_out
     allowed = allowed_keys(part.held_out_list)
@@ -134,7 +134,7 @@ def _train_portion(
         if wanted:
             found |= wanted & shingles(document.text)
         yield PipelineDocument(text=document.text, id=document.origin)
-    with finished_last(found_folder / f"{rank:05d}.npy") as path, path.open("wb") as file:
+    with atomic_write(found_folder / f"{rank:05d}.npy") as path, path.open("wb") as file:
         np.save(file, np.array(sorted(found), np.uint64))
 
 
@@ -166,11 +166,11 @@ def _check_sides(work: Work, card: SourceCard, candidates: int) -> None:
     if card.train.tokens == 0:
         raise CorpusError(
             f"{where} holds no document to train on\n"
-            f"  do: check `path` and `field`, or raise `sample_share` (now {part.sample_share})"
+            f"  do: check `path` and `field`, or raise `sample_fraction` (now {part.sample_fraction})"
         )
-    if card.held_out.tokens == 0 and part.held_out_share > 0:
+    if card.held_out.tokens == 0 and part.held_out_fraction > 0:
         raise CorpusError(
-            f"{where} holds no document to judge a draft by: {candidates} were held out, "
+            f"{where} holds no document to measure a draft on: {candidates} were held out, "
             f"{card.near_duplicates_dropped} of them stand in the training side too\n"
-            f"  do: raise `held_out_share` (now {part.held_out_share}), or set it to 0 to go without"
+            f"  do: raise `held_out_fraction` (now {part.held_out_fraction}), or set it to 0 to go without"
         )

@@ -84,7 +84,7 @@ def package(run: Path = Path("runs/demo-target")) -> None:
 
 def _sample() -> list[str]:
     """A quarter of the code and the docstrings to train on: enough for 8 192 tokens, in seconds."""
-    parts = [SourcePart(source=source, sample_share=0.25) for source in ("python_code", "python_docstrings")]
+    parts = [SourcePart(source=source, sample_fraction=0.25) for source in ("python_code", "python_docstrings")]
     return [d.text for part in parts for d in documents(part, Rejected()) if side(part, d.key) == "train"]
 
 

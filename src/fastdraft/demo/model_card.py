@@ -18,7 +18,7 @@ from fastdraft.data.shards import Shards
 from fastdraft.maths.divergence import cross_entropy
 from fastdraft.maths.reduction import masked_sum
 from fastdraft.models.draft import DraftCard
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.engine_transformers import generate
 from fastdraft.synthesize.prompts import document_prompts
 from fastdraft.synthesize.repetition import loops, pooled_repeats
@@ -27,7 +27,7 @@ from fastdraft.system.cards import read_card
 # The phases of recipes/demo-target.yaml; the last one's weights are packaged.
 PHASES = ("pretrain", "continue")
 CONTEXT_TOKENS = 512
-PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 128, 64, 128
+PROMPTS, PROMPT_TOKENS, MAX_NEW_TOKENS = 128, 64, 128
 
 
 def model_card(folder: Path, run: Path) -> str:
@@ -48,8 +48,8 @@ def model_card(folder: Path, run: Path) -> str:
 
 # The demo target of FastDraft
 
-A small Llama of Python source and docstrings, {model.num_parameters():,} parameters, bf16, so that the whole road to a
-draft can be walked on a laptop. It is trained from nothing by FastDraft's own loop: `recipes/demo-target.yaml`,
+A small Llama of Python source and docstrings, {model.num_parameters():,} parameters, bf16, so that the whole pipeline
+to a draft can be walked on a laptop. It is trained from nothing by FastDraft's own loop: `recipes/demo-target.yaml`,
 {tokens:,} tokens in {minutes:.0f} minutes on a CPU. It writes plausible Python and is
 of no other use.
 
@@ -58,7 +58,7 @@ of no other use.
 Files are held out by the hash of their content; those half of whose three-line runs stand somewhere in the training
 side are dropped ({" and ".join(f"{s.near_duplicates_dropped} of {n}" for n, s in corpus.sources.items())}). Nats per
 token over the whole held-out side at a context of {CONTEXT_TOKENS} tokens; loops in {PROMPTS} greedy continuations of
-{COMPLETION_TOKENS} tokens after {PROMPT_TOKENS} of a held-out document.
+{MAX_NEW_TOKENS} tokens after {PROMPT_TOKENS} of a held-out document.
 
 | | held-out tokens | nats per token | repeated 8-grams, greedy | completions that loop |
 |---|---|---|---|---|
@@ -80,8 +80,10 @@ vendored code left out:
 def _measured(name: str, model: PreTrainedModel, shards: Shards) -> str:
     generator = np.random.default_rng(0)
     prompts = list(document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator))
-    coins_BN = torch.zeros(PROMPTS, COMPLETION_TOKENS, dtype=torch.float64)
-    written = [row.tokens for row in generate(model, prompts, Law(0.0), COMPLETION_TOKENS, frozenset({0}), coins_BN)]
+    coins_BN = torch.zeros(PROMPTS, MAX_NEW_TOKENS, dtype=torch.float64)
+    written = [
+        row.tokens for row in generate(model, prompts, SamplingParams(0.0), MAX_NEW_TOKENS, frozenset({0}), coins_BN)
+    ]
     looping = float(np.mean([loops(tokens) for tokens in written]))
     nats = held_out_nats(model, shards)
     return f"| {name} | {shards.tokens:,} | {nats:.3f} | {pooled_repeats(written):.1%} | {looping:.1%} |"

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from fastdraft.data.shards import Tokens
 from fastdraft.maths.sampling import warp
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ def decode(
     target: PreTrainedModel,
     draft: PreTrainedModel | None,
     gamma: int,
-    completion_tokens: int,
+    max_new_tokens: int,
     eos: frozenset[int],
 ) -> Run:
-    """A completion's prompt decoded anew under its law, alone in its batch; without a draft, plainly."""
+    """A completion's prompt decoded anew under its distribution, alone in its batch; without a draft, plainly."""
     with _counted(target) as forwards:
-        tokens = generated(completion.prompt, completion.law, target, completion_tokens, eos, draft, gamma)
+        tokens = generated(completion.prompt, completion.sampling, target, max_new_tokens, eos, draft, gamma)
     return Run(tokens, len(forwards))
 
 
 def generated(
     prompt: Tokens,
-    law: Law,
+    sampling: SamplingParams,
     target: PreTrainedModel,
-    completion_tokens: int,
+    max_new_tokens: int,
     eos: frozenset[int],
     draft: PreTrainedModel | None = None,
     gamma: int | None = None,
@@ -66,37 +66,39 @@ def generated(
         num_assistant_tokens_schedule="constant",
         assistant_confidence_threshold=0.0,  # 0.4, its default, cuts blocks short
     )
-    with _quiet(), _set(target, _settings(law, completion_tokens, eos, lookup)), _set(draft, blocks):
+    with _quiet(), _set(target, _settings(sampling, max_new_tokens, eos, lookup)), _set(draft, blocks):
         text_1T: Tensor = model.generate(
             prompt_1T,
             attention_mask=torch.ones_like(prompt_1T),
             assistant_model=draft,
-            logits_processor=LogitsProcessorList([] if law.greedy else [_Warp(law)]),
+            logits_processor=LogitsProcessorList([] if sampling.greedy else [_Warp(sampling)]),
         )
     return cast(Tokens, text_1T[0, prompt_1T.shape[1] :].cpu().numpy())
 
 
 class _Warp(LogitsProcessor):
-    """The law, for target and draft alike.
+    """The distribution, for target and draft alike.
 
     Not given as temperature, top_k and top_p: transformers 5.0 then warps the draft twice, once by the target's
     processors and once by its own. At T = 0.7 it drafted at 0.49: block efficiency 1.73 for 1.90, gamma 3.
     """
 
-    def __init__(self, law: Law) -> None:
-        self._law = law
+    def __init__(self, sampling: SamplingParams) -> None:
+        self._sampling = sampling
 
     def __call__(self, _: torch.LongTensor, scores_BV: torch.FloatTensor) -> torch.FloatTensor:
-        return cast(torch.FloatTensor, warp(scores_BV, *self._law))
+        return cast(torch.FloatTensor, warp(scores_BV, *self._sampling))
 
 
-def _settings(law: Law, completion_tokens: int, eos: frozenset[int], lookup: Mapping[str, int]) -> GenerationConfig:
-    """transformers' settings: lengths and ends, and what is looked up; no law."""
+def _settings(
+    sampling: SamplingParams, max_new_tokens: int, eos: frozenset[int], lookup: Mapping[str, int]
+) -> GenerationConfig:
+    """transformers' settings: lengths and ends, and what is looked up; no distribution."""
     return GenerationConfig(
         **lookup,
-        do_sample=not law.greedy,
+        do_sample=not sampling.greedy,
         top_k=0,
-        max_new_tokens=completion_tokens,
+        max_new_tokens=max_new_tokens,
         eos_token_id=sorted(eos) or None,
         pad_token_id=min(eos, default=0),
     )

@@ -29,35 +29,35 @@ from fastdraft.models.draft_origin import Origin
 from fastdraft.models.target import TargetCard
 from fastdraft.models.token_bytes import spelled
 from fastdraft.results.export import ExportCard
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.cards import FILE, Cost, read_card
 from fastdraft.system.errors import RecordingError, VocabularyMismatch
 from fastdraft.system.files import locked
 from fastdraft.system.precision import Asked
-from fastdraft.system.progress import say
+from fastdraft.system.progress import log_line
 
 
 @dataclass(frozen=True)
-class Wish:
+class EvaluateOptions:
     """What is asked for. `data`: score on that folder's completions; otherwise the target writes, into `keep`.
 
-    With `data`, empty `tasks` and `laws` mean all that is there.
+    With `data`, empty `tasks` and `distributions` mean all that is there.
     """
 
     draft: str
     device: torch.device
     gammas: tuple[int, ...]
     tasks: tuple[str, ...] = ()
-    laws: tuple[Law, ...] = ()
+    sampling_settings: tuple[SamplingParams, ...] = ()
     target: str | None = None
     data: Path | None = None
     keep: Path | None = None
     other: str | None = None
     prompts: int | None = None
-    completion_tokens: int | None = None
+    max_new_tokens: int | None = None
     resamples: int = 1000
     seed: int = 7
-    batch_prompts: int = 64
+    batch_size: int = 64
     precision: Asked = "auto"
 
 
@@ -78,19 +78,21 @@ class Material(NamedTuple):
     drafts: list[Subjected]
 
 
-def material(wish: Wish) -> Material:
+def material(options: EvaluateOptions) -> Material:
     """Completions and drafts; all that does not fit together is refused before the target writes a token.
 
     RecordingError where the completions are another target's, VocabularyMismatch where a draft does not fit.
     """
-    origins_by_name = {name: draft_origin.origin_named(name) for name in (wish.draft, wish.other) if name is not None}
-    if wish.data is None:
-        part = _target(wish, origins_by_name[wish.draft])
-        folder, found = _written(wish, part, origins_by_name)
+    origins_by_name = {
+        name: draft_origin.origin_named(name) for name in (options.draft, options.other) if name is not None
+    }
+    if options.data is None:
+        part = _target(options, origins_by_name[options.draft])
+        folder, found = _written(options, part, origins_by_name)
     else:
-        part, folder, found = _kept(wish, wish.data, origins_by_name)
+        part, folder, found = _kept(options, options.data, origins_by_name)
     card = found.card.target
-    opened = [Subjected(name, origin, _open(origin, card, wish.device)) for name, origin in origins_by_name.items()]
+    opened = [Subjected(name, origin, _open(origin, card, options.device)) for name, origin in origins_by_name.items()]
     return Material(part, folder, found, opened)
 
 
@@ -100,40 +102,40 @@ def trained_for(origin: Origin) -> str | None:
     return exported.target_digest if exported else origin.trained_for()
 
 
-def _written(wish: Wish, part: TargetPart, places: dict[str, Origin]) -> tuple[Path, Recording]:
+def _written(options: EvaluateOptions, part: TargetPart, places: dict[str, Origin]) -> tuple[Path, Recording]:
     """What the target writes, or has written before."""
-    if wish.keep is not None and is_own(wish.keep):
+    if options.keep is not None and is_own(options.keep):
         raise RecordingError(
-            f"{wish.keep} is what a run wrote for its own evaluation, to which nothing is added\n"
-            f"  do: score on it with --data {wish.keep}, or --keep another folder"
+            f"{options.keep} is what a run wrote for its own evaluation, to which nothing is added\n"
+            f"  do: score on it with --data {options.keep}, or --keep another folder"
         )
     tokenizer = target.open_tokenizer(part)
     vocabulary, rows = vocabulary_digest(spelled(tokenizer)), target.open_config(part).get_text_config().vocab_size
     for name, origin in places.items():
         _check_fit(name, origin, part.path, rows, vocabulary)
     card = TargetCard(key="", cost=Cost(seconds=0.0), **target.card(part))
-    tasks = tasks_of(wish.tasks, tokenizer, card.context_tokens, wish.prompts, wish.completion_tokens)
+    tasks = tasks_of(options.tasks, tokenizer, card.context_tokens, options.prompts, options.max_new_tokens)
     for task in tasks:
         for line in task.losses():
-            say(line)
-    folder = wish.keep or usual_folder(card.digest)
-    say(f"what the target writes is kept in {folder}")
-    precision = target.precision_of(part, wish.precision, wish.device)
-    writer = Target(card, precision, part.revision, vocabulary, partial(target.open_model, part, wish.device))
+            log_line(line)
+    folder = options.keep or usual_folder(card.digest)
+    log_line(f"what the target writes is kept in {folder}")
+    precision = target.precision_of(part, options.precision, options.device)
+    writer = Target(card, precision, part.revision, vocabulary, partial(target.open_model, part, options.device))
     with locked(folder, "--keep"):
-        return folder, record(folder, writer, tasks, wish.laws, wish.seed, wish.batch_prompts)
+        return folder, record(folder, writer, tasks, options.sampling_settings, options.seed, options.batch_size)
 
 
-def _kept(wish: Wish, data: Path, places: dict[str, Origin]) -> tuple[TargetPart, Path, Recording]:
+def _kept(options: EvaluateOptions, data: Path, places: dict[str, Origin]) -> tuple[TargetPart, Path, Recording]:
     """What was recorded before, or written for the evaluation of a run, of the target that is meant."""
-    asked = wish.tasks, wish.laws
+    asked = options.tasks, options.sampling_settings
     found = chosen(data, own_recording(data), *asked) if is_own(data) else recorded(data, *asked)
     card = found.card
     for name, origin in places.items():
         _check_fit(name, origin, card.target.name, card.target.vocab_rows, card.vocabulary)
-    _check_meant(wish, card, data, places)
+    _check_meant(options, card, data, places)
     part = TargetPart(path=card.target.name, revision=card.revision)
-    return (part if wish.target is None else TargetPart(path=wish.target)), data, found
+    return (part if options.target is None else TargetPart(path=options.target)), data, found
 
 
 def _export_card(origin: Origin) -> ExportCard | None:
@@ -141,27 +143,27 @@ def _export_card(origin: Origin) -> ExportCard | None:
     return read_card(origin.folder, ExportCard) if (origin.folder / FILE).is_file() else None
 
 
-def _target(wish: Wish, origin: Origin) -> TargetPart:
+def _target(options: EvaluateOptions, origin: Origin) -> TargetPart:
     """The target that is named, or else the one that the draft's export or run names."""
-    if wish.target is not None:
-        return TargetPart(path=wish.target)
+    if options.target is not None:
+        return TargetPart(path=options.target)
     exported = _export_card(origin)
     if exported is None:
         return draft_origin.target_of(origin)
     return TargetPart(path=exported.target, revision=exported.target_revision)
 
 
-def _check_meant(wish: Wish, card: RecordingCard, data: Path, places: dict[str, Origin]) -> None:
+def _check_meant(options: EvaluateOptions, card: RecordingCard, data: Path, places: dict[str, Origin]) -> None:
     """RecordingError unless the completions are of the target named, or of the one that each draft's card names."""
-    if wish.target is None:
+    if options.target is None:
         said = {name: digest for name, origin in places.items() if (digest := trained_for(origin))}
-    elif wish.target == card.target.name and not _is_here(wish.target):
+    elif options.target == card.target.name and not _is_here(options.target):
         return  # a hub's files are not fetched to be looked at
     else:
-        said = {wish.target: target.digest(TargetPart(path=wish.target))}
+        said = {options.target: target.digest(TargetPart(path=options.target))}
     for name, digest in said.items():
         if digest != card.target.digest:
-            what = f"the card of {name} names" if wish.target is None else f"{name} has"
+            what = f"the card of {name} names" if options.target is None else f"{name} has"
             meant = (
                 f"; to score a draft on a target that it was not made for, name that with --target {card.target.name}"
             )
@@ -169,7 +171,7 @@ def _check_meant(wish: Wish, card: RecordingCard, data: Path, places: dict[str, 
                 f"{data} was written by {card.target.name} (files' digest {card.target.digest}), {what} {digest}: "
                 f"another target, or another revision of it\n"
                 f"  do: make completions of that one, with --target and without --data"
-                + (meant if wish.target != card.target.name else "")
+                + (meant if options.target != card.target.name else "")
             )
 
 

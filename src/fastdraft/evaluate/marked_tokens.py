@@ -29,7 +29,7 @@ from fastdraft.results.evaluation import Result, TaskResult
 from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.rescore import completion_logits
 from fastdraft.system.errors import CardError
-from fastdraft.system.files import finished_last, write_json
+from fastdraft.system.files import atomic_write, write_json
 
 VERSION = 1
 TEXTS, ACCEPTANCES = "marked.json", "acceptances.npz"
@@ -42,7 +42,8 @@ class MarkedText(Result):
     """A completion, a column for each thing that is known of its tokens; `key` is its row's.
 
     `marks`: a letter for each token. `accept`: its chance of acceptance, had it been drafted. `confidence`: the chance
-    that the draft gave to its own first choice under the law, which is `proposed`, empty where that is the token.
+    that the draft gave to its own first choice under the distribution, which is `proposed`, empty where that is the
+    token.
     `block_efficiency`: expected, at the task's gamma.
     """
 
@@ -69,7 +70,7 @@ class Rejected(Result):
 
 
 class MarkedTask(Result):
-    """Texts of one task under one law, each kind from its own end; `worst` begins with the worst."""
+    """Texts of one task under one distribution, each kind from its own end; `worst` begins with the worst."""
 
     task: str
     temperature: float
@@ -82,7 +83,7 @@ class MarkedTask(Result):
 
 
 class Marked(Result):
-    """All tasks and laws with the draft of one phase; sampled texts are marked by coins of this seed."""
+    """All tasks and distributions with the draft of one phase; sampled texts are marked by coins of this seed."""
 
     version: int = VERSION
     stage: str
@@ -119,7 +120,7 @@ def write_marked(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
 ) -> None:
-    """Both files, for one draft on the completions of each task and law."""
+    """Both files, for one draft on the completions of each task and distribution."""
     tasks, stage = [], ""
     arrays: dict[str, Any] = {}
     for result, rows in measured:
@@ -127,7 +128,7 @@ def write_marked(
         tasks.append(_task(result, rows, looked, tokenizer, seed))
         arrays |= _arrays(_place(result), rows, looked)
     write_json(folder / TEXTS, Marked(stage=stage, seed=seed, tasks=tuple(tasks)).model_dump(mode="json"))
-    with finished_last(folder / ACCEPTANCES) as part, part.open("wb") as file:
+    with atomic_write(folder / ACCEPTANCES) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -172,8 +173,8 @@ def look(draft: PreTrainedModel, completions: Sequence[Completion]) -> list[Look
 
 
 def _looked(row: Completion, logits_NV: Tensor) -> Looked:
-    law_NV = logits_NV.log_softmax(-1) if row.law.greedy else warp(logits_NV, *row.law)
-    logq_N, choice_N = law_NV.max(-1)
+    probs_NV = logits_NV.log_softmax(-1) if row.sampling.greedy else warp(logits_NV, *row.sampling)
+    logq_N, choice_N = probs_NV.max(-1)
     accept_N = token_acceptance(row, logits_NV)
     return Looked(accept_N.double().cpu().numpy(), choice_N.cpu().numpy(), logq_N.exp().double().cpu().numpy())
 
@@ -183,7 +184,7 @@ def _place(result: TaskResult) -> str:
 
 
 def _arrays(place: str, rows: Sequence[Completion], looked: Sequence[Looked]) -> dict[str, npt.NDArray[Any]]:
-    """What is kept of one task and law: float32, the tokens of all texts in a row."""
+    """What is kept of one task and distribution: float32, the tokens of all texts in a row."""
     return {
         f"{place}/keys": np.array([row.key for row in rows]),
         f"{place}/lengths": np.array([len(row.tokens) for row in rows], np.int64),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from fastdraft.maths import acceptance
 from fastdraft.maths.sampling import warp
 from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.repetition import loops, pooled_repeats
 from fastdraft.synthesize.rescore import completion_logits
 
@@ -44,7 +44,7 @@ def evaluate(
     resamples: int,
     seed: int,
 ) -> TaskResult:
-    """The draft's result on completions that the target wrote under one law."""
+    """The draft's result on completions that the target wrote under one distribution."""
     return scored(acceptances(draft, completions), completions, gammas, subject, resamples, seed)
 
 
@@ -56,38 +56,42 @@ def scored(
     resamples: int,
     seed: int,
 ) -> TaskResult:
-    """The result that follows from the acceptances of completions under one law."""
+    """The result that follows from the acceptances of completions under one distribution."""
     accept_BN, lengths_B = found
     resample_RB = resampled_prompts(len(completions), resamples, seed)
     looping_B = torch.tensor([loops(row.tokens) for row in completions])
     results = tuple(_at(gamma, accept_BN, lengths_B, looping_B, subject.c, resample_RB) for gamma in gammas)
     tau = {result.gamma: result.block_efficiency.value for result in results}
     return TaskResult(
-        **law_of(completions)._asdict(),
+        **sampling_of(completions)._asdict(),
         **subject._asdict(),
         prompts=len(completions),
         tokens=int(lengths_B.sum()),
         alpha=pooled(acceptance.accept_sums(accept_BN, lengths_B), lengths_B, resample_RB),
         gammas=results,
         best_gamma=acceptance.best_gamma(tau, subject.c),
-        looping_share=float(looping_B.float().mean()),
+        looping_fraction=float(looping_B.float().mean()),
         repeated_8grams=pooled_repeats([row.tokens for row in completions], n=8),
         alpha_without_loops=_kept(acceptance.accept_sums(accept_BN, lengths_B), lengths_B, ~looping_B),
     )
 
 
-def law_of(completions: Sequence[Completion]) -> Law:
-    """The one law of all completions."""
-    laws = {row.law for row in completions}
-    if len(laws) != 1:
-        raise ValueError(f"completions of {len(laws)} laws, wanted one: {sorted(laws)}")
-    return laws.pop()
+def sampling_of(completions: Sequence[Completion]) -> SamplingParams:
+    """The one distribution of all completions."""
+    sampling_settings = {row.sampling for row in completions}
+    if len(sampling_settings) != 1:
+        raise ValueError(
+            f"completions of {len(sampling_settings)} distributions, wanted one: {sorted(sampling_settings)}"
+        )
+    return sampling_settings.pop()
 
 
 def acceptances(
     draft: PreTrainedModel, completions: Sequence[Completion], done: Callable[[int], None] = lambda _: None
 ) -> Acceptances:
-    """Each token's acceptance under the law it was sampled from; 0 behind the end of a text. `done` counts texts."""
+    """Each token's acceptance under the distribution it was sampled from; 0 behind the end of a text. `done` counts
+    texts.
+    """
     lengths_B = torch.tensor([len(row.tokens) for row in completions])
     accept_BN = torch.zeros(len(completions), int(lengths_B.max()), dtype=torch.float64)
     for place, logits_NV in completion_logits(draft, completions):
@@ -129,9 +133,9 @@ def _at(
 def token_acceptance(completion: Completion, logits_NV: Tensor) -> Tensor:
     """(N) acceptance of the tokens of one completion, from the draft's logits before each of them."""
     token_N = torch.from_numpy(completion.tokens).to(logits_NV.device)
-    if completion.law.greedy:
+    if completion.sampling.greedy:
         return acceptance.acceptance_greedy(token_N, logits_NV.argmax(-1))
-    logq_N = warp(logits_NV, *completion.law).gather(1, token_N[:, None])[:, 0]
+    logq_N = warp(logits_NV, *completion.sampling).gather(1, token_N[:, None])[:, 0]
     return acceptance.acceptance_sampled(torch.from_numpy(completion.logp).to(logq_N.device), logq_N)
 
 

@@ -1,6 +1,7 @@
 """What a target wrote for evaluation: made once, kept in a folder, and enough to score any draft without the target.
 
-`completions/` holds the rows of every task and law ever asked for, by key; the card beside it says which are which.
+`completions/` holds the rows of every task and distribution ever asked for, by key; the card beside it says which are
+which.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from fastdraft.evaluate.tasks import TaskPrompts
 from fastdraft.models.target import TargetCard
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.write import Decoding, keyed
 from fastdraft.system.cards import FILE, Card, Cost, read_card, write_card
@@ -28,7 +29,9 @@ from fastdraft.system.precision import Precision
 
 
 class Written(BaseModel):
-    """The completions of one task under one law; `left_out`: rows of the task that gave no prompt, by reason."""
+    """The completions of one task under one distribution; `left_out`: rows of the task that gave no prompt, by
+    reason.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     task: str
@@ -37,14 +40,14 @@ class Written(BaseModel):
     temperature: float
     top_k: int
     top_p: float
-    completion_tokens: int
+    max_new_tokens: int
     seed: int
     keys: tuple[str, ...]
     left_out: dict[str, int]
 
     @property
-    def law(self) -> Law:
-        return Law(self.temperature, self.top_k, self.top_p)
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(self.temperature, self.top_k, self.top_p)
 
 
 class RecordingCard(Card):
@@ -72,7 +75,7 @@ class Target(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """One task under one law, with its rows."""
+    """One task under one distribution, with its rows."""
 
     written: Written
     completions: list[Completion]
@@ -99,9 +102,14 @@ def vocabulary_digest(spelled: dict[int, bytes]) -> str:
 
 
 def record(
-    folder: Path, target: Target, tasks: Sequence[TaskPrompts], laws: Sequence[Law], seed: int, batch_prompts: int
+    folder: Path,
+    target: Target,
+    tasks: Sequence[TaskPrompts],
+    sampling_settings: Sequence[SamplingParams],
+    seed: int,
+    batch_size: int,
 ) -> Recording:
-    """The completions of every task under every law, from the folder or else from the target.
+    """The completions of every task under every distribution, from the folder or else from the target.
 
     RecordingError where the folder is another target's.
     """
@@ -109,8 +117,8 @@ def record(
     precision = before.precision if before else target.precision
     store, opened = CompletionStore(folder / "completions"), cache(partial(target.open, precision.dtype))
     parts = [
-        _recorded(store, target, opened, task, law, seed, batch_prompts)
-        for task, law in ((task, law) for task in tasks for law in laws)
+        _recorded(store, target, opened, task, sampling, seed, batch_size)
+        for task, sampling in ((task, sampling) for task in tasks for sampling in sampling_settings)
     ]
     made = {_place(part.written): part.written for part in parts}
     kept = {_place(written): written for written in (before.written if before else ())}
@@ -127,27 +135,36 @@ def record(
     return Recording(card, parts)
 
 
-def recorded(folder: Path, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) -> Recording:
-    """What was recorded in a folder: of these tasks and laws, otherwise all; RecordingError where there is none."""
+def recorded(folder: Path, tasks: Sequence[str] = (), sampling_settings: Sequence[SamplingParams] = ()) -> Recording:
+    """What was recorded in a folder: of these tasks and distributions, otherwise all; RecordingError where there is
+    none.
+    """
     if not (folder / FILE).is_file():
         raise RecordingError(
             f"no recorded completions at {folder}: it has no {FILE}\n"
             f"  do: make them with `fastdraft evaluate DRAFT --target TARGET --keep {folder}`"
         )
-    return chosen(folder, read_card(folder, RecordingCard), tasks, laws)
+    return chosen(folder, read_card(folder, RecordingCard), tasks, sampling_settings)
 
 
-def chosen(folder: Path, card: RecordingCard, tasks: Sequence[str] = (), laws: Sequence[Law] = ()) -> Recording:
-    """Of what a card says lies in a folder: these tasks and laws, otherwise all; RecordingError where one is absent.
+def chosen(
+    folder: Path, card: RecordingCard, tasks: Sequence[str] = (), sampling_settings: Sequence[SamplingParams] = ()
+) -> Recording:
+    """Of what a card says lies in a folder: these tasks and distributions, otherwise all; RecordingError where one is
+    absent.
 
     Commas may separate tasks, and `spec-bench` is all its groups, as in `tasks_of`.
     """
     names = {name.strip() for argument in tasks for name in argument.split(",")}
-    wanted = [w for w in card.written if (not names or names & _names(w)) and (not laws or w.law in laws)]
+    wanted = [
+        w
+        for w in card.written
+        if (not names or names & _names(w)) and (not sampling_settings or w.sampling in sampling_settings)
+    ]
     absent = [*names - {name for w in wanted for name in _names(w)}]
-    absent += [_said(law) for law in {*laws} - {w.law for w in wanted}]
+    absent += [_said(sampling) for sampling in {*sampling_settings} - {w.sampling for w in wanted}]
     if absent or not wanted:
-        there = "; ".join(f"{w.task} at {_said(w.law)}" for w in card.written)
+        there = "; ".join(f"{w.task} at {_said(w.sampling)}" for w in card.written)
         raise RecordingError(
             f"{folder} has no completions of {', '.join(sorted(absent))}; it has {there}\n"
             f"  do: ask for those, or record more with --target {card.target.name} --keep FOLDER"
@@ -167,24 +184,24 @@ def _recorded(
     target: Target,
     opened: Callable[[], PreTrainedModel],
     task: TaskPrompts,
-    law: Law,
+    sampling: SamplingParams,
     seed: int,
-    batch_prompts: int,
+    batch_size: int,
 ) -> Recorded:
-    card, requests = target.card, [Request(prompt, law) for prompt in task.prompts]
-    how = Decoding(task.completion_tokens, frozenset(card.eos_ids), seed, card.digest, batch_prompts, card.eos_ids[0])
+    card, requests = target.card, [Request(prompt, sampling) for prompt in task.prompts]
+    how = Decoding(task.max_new_tokens, frozenset(card.eos_ids), seed, card.digest, batch_size, card.eos_ids[0])
     keys, stored = [row.key for row in keyed(requests, how)], store.stored()
     if all(key in stored for key in keys):
         rows = store.read(keys)
     else:
-        what = f"{card.name} writes {task.name} at temperature {law.temperature:g}"
+        what = f"{card.name} writes {task.name} at temperature {sampling.temperature:g}"
         rows = complete(opened(), requests, how, store, what)
     written = Written(
         task=task.name,
         version=task.version,
         source=task.source,
-        **law._asdict(),
-        completion_tokens=task.completion_tokens,
+        **sampling._asdict(),
+        max_new_tokens=task.max_new_tokens,
         seed=seed,
         keys=tuple(keys),
         left_out={why: out.rows for why, out in task.left_out.items()},
@@ -197,14 +214,14 @@ def _names(written: Written) -> set[str]:
     return {written.task, written.task.partition(":")[0]}
 
 
-def _said(law: Law) -> str:
-    """A law in words."""
-    more = [f"top-k {law.top_k}"] * bool(law.top_k) + [f"top-p {law.top_p:g}"] * (law.top_p < 1)
-    return ", ".join([f"temperature {law.temperature:g}", *more])
+def _said(sampling: SamplingParams) -> str:
+    """A distribution in words."""
+    more = [f"top-k {sampling.top_k}"] * bool(sampling.top_k) + [f"top-p {sampling.top_p:g}"] * (sampling.top_p < 1)
+    return ", ".join([f"temperature {sampling.temperature:g}", *more])
 
 
-def _place(written: Written) -> tuple[str, Law]:
-    return written.task, written.law
+def _place(written: Written) -> tuple[str, SamplingParams]:
+    return written.task, written.sampling
 
 
 def _of_this_target(folder: Path, target: Target) -> RecordingCard | None:

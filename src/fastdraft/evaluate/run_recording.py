@@ -15,7 +15,7 @@ from fastdraft.config.resolve import resolve
 from fastdraft.evaluate.recording import RecordingCard, Written, vocabulary_digest
 from fastdraft.evaluate.run_prompts import asked
 from fastdraft.models import target
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.token_bytes import spelled
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.synthesize.completions import CompletionStore
@@ -42,8 +42,8 @@ def own_recording(folder: Path) -> RecordingCard:
     """
     evaluation, run = read_card(folder, EvaluationCard), folder.resolve().parent
     recipe = resolve(run / RESOLVED).recipe
-    journey, part = Journey(recipe, run, torch.device("cpu")), recipe.evaluate
-    card, written = journey.target_card(), tuple(_written(journey, part)) if part else ()
+    run_context, part = RunContext(recipe, run, torch.device("cpu")), recipe.evaluate
+    card, written = run_context.target_card(), tuple(_written(run_context, part)) if part else ()
     stored = CompletionStore(folder / "completions").stored()
     if not written or any(key not in stored for of_task in written for key in of_task.keys):
         raise RecordingError(
@@ -57,28 +57,28 @@ def own_recording(folder: Path) -> RecordingCard:
         target=card,
         precision=evaluation.precision,
         revision=recipe.target.revision,
-        vocabulary=_vocabulary(journey),
+        vocabulary=_vocabulary(run_context),
         written=written,
     )
 
 
-def _written(journey: Journey, part: EvaluatePart) -> Iterator[Written]:
+def _written(run_context: RunContext, part: EvaluatePart) -> Iterator[Written]:
     """What was asked, with the keys of the answers."""
-    how = decoding(journey, part, part.batch_prompts)
-    for (task, _), requests in asked(journey, part).items():
+    how = decoding(run_context, part, part.batch_size)
+    for (task, _), requests in asked(run_context, part).items():
         yield Written(
             task=task,
             version=VERSION,
-            source=f"held out in {journey.folder / 'tokenize' / task}",
-            **requests[0].law._asdict(),
-            completion_tokens=part.completion_tokens,
+            source=f"held out in {run_context.folder / 'tokenize' / task}",
+            **requests[0].sampling._asdict(),
+            max_new_tokens=part.max_new_tokens,
             seed=how.seed,
             keys=tuple(row.key for row in keyed(requests, how)),
             left_out={},
         )
 
 
-def _vocabulary(journey: Journey) -> str:
+def _vocabulary(run_context: RunContext) -> str:
     """The target's, by the tokenizer files that its drafts carry byte for byte: the target need not be here."""
-    model = journey.folder / journey.drafts()[-1] / "model"
+    model = run_context.folder / run_context.drafts()[-1] / "model"
     return vocabulary_digest(spelled(target.open_tokenizer(TargetPart(path=str(model)))))

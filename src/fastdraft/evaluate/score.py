@@ -1,19 +1,20 @@
-"""`evaluate DRAFT`: a draft, and another beside it, scored on what their target wrote; real decoding as the judge."""
+"""`evaluate DRAFT`: a draft, and another beside it, scored on what their target wrote; real decoding as the
+verification.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastdraft.evaluate import one_pass
-from fastdraft.evaluate import verification as judges
+from fastdraft.evaluate import one_pass, verification
 from fastdraft.evaluate.comparison import Side, compare
-from fastdraft.evaluate.inputs import Material, Subjected, Wish, trained_for
+from fastdraft.evaluate.inputs import EvaluateOptions, Material, Subjected, trained_for
 from fastdraft.evaluate.one_pass import Subject
 from fastdraft.evaluate.rate_names import ELSEWHERE
 from fastdraft.evaluate.recording import Recorded, Written
 from fastdraft.models import target
-from fastdraft.results.evaluation import Comparison, JudgeResult, Result, TaskResult
+from fastdraft.results.evaluation import Comparison, Result, TaskResult, VerificationResult
 from fastdraft.synthesize.completions import Completion, CompletionStore
 from fastdraft.synthesize.engine_transformers import Decoding
 from fastdraft.system.errors import RecordingError
@@ -21,13 +22,15 @@ from fastdraft.system.progress import Bar
 
 
 class Task(Result):
-    """A task under one law. `left_out`: rows without a prompt, by reason; `too_long`: texts beyond a context."""
+    """A task under one distribution. `left_out`: rows without a prompt, by reason; `too_long`: texts beyond a
+    context.
+    """
 
     name: str
     version: int
     source: str
     temperature: float
-    completion_tokens: int
+    max_new_tokens: int
     left_out: dict[str, int]
     too_long: int
 
@@ -46,11 +49,11 @@ class Scores(Result):
     names: dict[str, dict[str, str]]
 
 
-def score(wish: Wish, given: Material) -> Scores:
-    """Every draft on every task and law, at every gamma; the difference where there are two."""
+def score(options: EvaluateOptions, given: Material) -> Scores:
+    """Every draft on every task and distribution, at every gamma; the difference where there are two."""
     card = given.recording.card.target
     parts = list(_within(given, given.drafts))
-    sides = [[_side(wish, given, subject, part) for part in parts] for subject in given.drafts]
+    sides = [[_side(options, given, subject, part) for part in parts] for subject in given.drafts]
     pairs = zip(*sides, strict=True) if len(sides) == 2 else ()
     return Scores(
         target=card.name,
@@ -60,56 +63,60 @@ def score(wish: Wish, given: Material) -> Scores:
         notes=tuple(_notes(given, parts)),
         tasks=tuple(_task(whole, part) for whole, part in zip(given.recording.parts, parts, strict=True)),
         results=tuple(side.result for of_draft in sides for side in of_draft),
-        comparisons=tuple(compare(ours, theirs, wish.resamples, wish.seed) for ours, theirs in pairs),
+        comparisons=tuple(compare(ours, theirs, options.resamples, options.seed) for ours, theirs in pairs),
         names={rate.ours: {k: v for k, v in rate._asdict().items() if k != "ours" and v} for rate in ELSEWHERE},
     )
 
 
-def judge(wish: Wish, given: Material, prompts: int, gamma: int) -> dict[str, tuple[JudgeResult, ...]]:
-    """Real speculative decoding with the draft on the first prompts of each task; JudgeError where it disagrees."""
+def verify(
+    options: EvaluateOptions, given: Material, prompts: int, gamma: int
+) -> dict[str, tuple[VerificationResult, ...]]:
+    """Real speculative decoding with the draft on the first prompts of each task; VerificationError where it
+    disagrees.
+    """
     card = given.recording.card.target
     if (digest := target.digest(given.target)) != card.digest:
         raise RecordingError(
             f"{given.folder} was written by {card.name} (files' digest {card.digest}); what is now at "
             f"{given.target.path} has {digest}\n  do: name the very target that wrote it with --target"
         )
-    model = target.open_model(given.target, wish.device)
+    model = target.open_model(given.target, options.device)
     parts = [(part.written, part.completions[:prompts]) for part in _within(given, given.drafts[:1])]
-    found: dict[str, tuple[JudgeResult, ...]] = {}
-    with Bar("judge", sum(len(rows) for _, rows in parts), "prompts") as bar:
+    found: dict[str, tuple[VerificationResult, ...]] = {}
+    with Bar("verify", sum(len(rows) for _, rows in parts), "prompts") as bar:
         for written, rows in parts:
-            pair = judges.Judge(
+            pair = verification.Verifier(
                 target=model,
                 draft=given.drafts[0].model,
                 gamma=gamma,
-                completion_tokens=written.completion_tokens,
+                max_new_tokens=written.max_new_tokens,
                 eos=frozenset(card.eos_ids),
-                resamples=wish.resamples,
-                seed=wish.seed,
+                resamples=options.resamples,
+                seed=options.seed,
             )
             if given.recording.card.precision.name != "fp32":
                 rows = _in_fp32(pair, written, rows, given.folder)
-            verdict = judges.judge(pair, rows)
+            verdict = verification.verify(pair, rows)
             found[written.task] = (*found.get(written.task, ()), verdict)
             bar.advance(verdict.prompts)
     return found
 
 
-def _in_fp32(pair: judges.Judge, written: Written, rows: list[Completion], folder: Path) -> list[Completion]:
+def _in_fp32(pair: verification.Verifier, written: Written, rows: list[Completion], folder: Path) -> list[Completion]:
     """What the fp32 target writes after the prompts of these rows."""
-    how = Decoding(written.completion_tokens, pair.eos, written.seed, target_revision="fp32", batch_prompts=len(rows))
+    how = Decoding(written.max_new_tokens, pair.eos, written.seed, target_revision="fp32", batch_size=len(rows))
     at = written.task, written.temperature
-    return judges.in_fp32(pair.target, {at: rows}, how, CompletionStore(folder / "verification"))[at]
+    return verification.in_fp32(pair.target, {at: rows}, how, CompletionStore(folder / "verification"))[at]
 
 
-def _side(wish: Wish, given: Material, subject: Subjected, part: Recorded) -> Side:
+def _side(options: EvaluateOptions, given: Material, subject: Subjected, part: Recorded) -> Side:
     rows, written = part.completions, part.written
     c = subject.model.num_parameters() / given.recording.card.target.parameters
     what = f"{subject.name} on {written.task} at temperature {written.temperature:g}"
     with Bar(what, len(rows), "completions") as bar:
         found = one_pass.acceptances(subject.model, rows, bar.advance)
     named = Subject(subject.name, written.task, c)
-    return Side(found, one_pass.scored(found, rows, wish.gammas, named, wish.resamples, wish.seed))
+    return Side(found, one_pass.scored(found, rows, options.gammas, named, options.resamples, options.seed))
 
 
 def _within(given: Material, drafts: list[Subjected]) -> Iterator[Recorded]:
@@ -137,7 +144,7 @@ def _task(whole: Recorded, part: Recorded) -> Task:
         version=written.version,
         source=written.source,
         temperature=written.temperature,
-        completion_tokens=written.completion_tokens,
+        max_new_tokens=written.max_new_tokens,
         left_out=written.left_out,
         too_long=len(whole.completions) - len(part.completions),
     )

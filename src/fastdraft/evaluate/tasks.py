@@ -53,7 +53,7 @@ class Task:
     asked: str = "{}"
     plain: str = "{}"
     prompts: int = 80
-    completion_tokens: int = 128
+    max_new_tokens: int = 128
     group: Callable[[Content], bool] = lambda _: True
 
 
@@ -72,7 +72,7 @@ class TaskPrompts:
     version: int
     source: str
     prompts: tuple[Tokens, ...]
-    completion_tokens: int
+    max_new_tokens: int
     left_out: dict[str, LeftOut] = field(default_factory=dict)
 
     def losses(self) -> Iterator[str]:
@@ -85,11 +85,11 @@ def tasks_of(
     tokenizer: PreTrainedTokenizerFast,
     context_tokens: int,
     prompts: int | None = None,
-    completion_tokens: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[TaskPrompts]:
     """The tasks that arguments name: `NAME`, `NAME=FILE`, or a `FILE` of own prompts; commas may separate them.
 
-    `prompts` and `completion_tokens`: otherwise each task's own. A prompt that leaves no room for its completion in the
+    `prompts` and `max_new_tokens`: otherwise each task's own. A prompt that leaves no room for its completion in the
     target's context is left out and counted. TaskError where a name is unknown, given twice, or gives no prompt.
     """
     named = [pair for argument in arguments for each in argument.split(",") for pair in _named(each.strip())]
@@ -99,8 +99,7 @@ def tasks_of(
             f"tasks: {f'{twice[0]} is given twice' if twice else 'none is given'}\n  do: name each task once"
         )
     return [
-        _read(task, place, tokenizer, context_tokens, prompts or task.prompts, completion_tokens)
-        for task, place in named
+        _read(task, place, tokenizer, context_tokens, prompts or task.prompts, max_new_tokens) for task, place in named
     ]
 
 
@@ -132,10 +131,10 @@ def _read(
     tokenizer: PreTrainedTokenizerFast,
     context_tokens: int,
     prompts: int,
-    completion_tokens: int | None,
+    max_new_tokens: int | None,
 ) -> TaskPrompts:
-    completion_tokens = completion_tokens or task.completion_tokens
-    longest_tokens = max(context_tokens - completion_tokens, 0)
+    max_new_tokens = max_new_tokens or task.max_new_tokens
+    longest_tokens = max(context_tokens - max_new_tokens, 0)
     found: list[Tokens] = []
     left_out: dict[str, LeftOut] = {}
     for row, prompt in _distinct(task, place, tokenizer, longest_tokens):
@@ -152,10 +151,10 @@ def _read(
         raise TaskError(
             f"task {task.name}: no row of {source} gives a prompt: {told or 'it has no row of this task'}\n"
             f"  wanted: rows with {task.fields}, of at most {longest_tokens} tokens "
-            f"(context {context_tokens}, completion {completion_tokens})\n"
-            f"  do: correct the file, name only tasks that fit, or lower --completion-tokens (of `bench`: --tokens)"
+            f"(context {context_tokens}, completion {max_new_tokens})\n"
+            f"  do: correct the file, name only tasks that fit, or lower --max-new-tokens (of `bench`: --tokens)"
         )
-    return TaskPrompts(task.name, task.version, source, tuple(found), completion_tokens, left_out)
+    return TaskPrompts(task.name, task.version, source, tuple(found), max_new_tokens, left_out)
 
 
 def _distinct(

@@ -1,4 +1,4 @@
-"""Real speculative decoding by transformers, as the judge of the one-pass evaluation.
+"""Real speculative decoding by transformers, as the verification of the one-pass evaluation.
 
 Greedy texts are compared token for token. Single tokens, blocks and batches are summed in different orders, so two runs
 may part where the target's two best logits are a near tie, and their forwards may differ where the draft's are.
@@ -17,26 +17,26 @@ from transformers import PreTrainedModel
 
 from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.assisted import Run, decode
-from fastdraft.evaluate.one_pass import acceptances, law_of, pooled, resampled_prompts
+from fastdraft.evaluate.one_pass import acceptances, pooled, resampled_prompts, sampling_of
 from fastdraft.maths import acceptance
-from fastdraft.results.evaluation import Estimate, JudgeResult, NearTie
+from fastdraft.results.evaluation import Estimate, NearTie, VerificationResult
 from fastdraft.synthesize.completions import Completion, CompletionStore, Request
 from fastdraft.synthesize.engine_transformers import Decoding, complete
 from fastdraft.synthesize.rescore import completion_logits
-from fastdraft.system.errors import JudgeError
+from fastdraft.system.errors import VerificationError
 
 # Between a batch and single steps of a 7M fp32 model on a CPU, logits moved by up to 7e-5 (120 tokens).
 NEAR_TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Judge:
+class Verifier:
     """A pair of fp32 models, and how the completions were written; resamples and seed are those of `evaluate`."""
 
     target: PreTrainedModel
     draft: PreTrainedModel
     gamma: int
-    completion_tokens: int
+    max_new_tokens: int
     eos: frozenset[int]
     resamples: int
     seed: int
@@ -52,7 +52,7 @@ def in_fp32(
     return {
         (task, temperature): complete(
             target,
-            [Request(row.prompt, row.law, row.index) for row in rows],
+            [Request(row.prompt, row.sampling, row.index) for row in rows],
             how,
             store,
             f"{task} at temperature {temperature:g}, fp32",
@@ -61,17 +61,19 @@ def in_fp32(
     }
 
 
-def judge(pair: Judge, completions: Sequence[Completion]) -> JudgeResult:
-    """Real speculative decoding of the completions' prompts; JudgeError where the one-pass evaluation is refuted."""
+def verify(pair: Verifier, completions: Sequence[Completion]) -> VerificationResult:
+    """Real speculative decoding of the completions' prompts; VerificationError where the one-pass evaluation is
+    refuted.
+    """
     found = {str(model.dtype) for model in (pair.target, pair.draft)}
     if found != {"torch.float32"}:
-        raise JudgeError(
-            f"models in {sorted(found)}, wanted fp32\n  do: load target and draft in float32 to judge them"
+        raise VerificationError(
+            f"models in {sorted(found)}, wanted fp32\n  do: load target and draft in float32 to verify them"
         )
-    return (_judge_greedy if law_of(completions).greedy else _judge_sampled)(pair, completions)
+    return (_verify_greedy if sampling_of(completions).greedy else _verify_sampled)(pair, completions)
 
 
-def _judge_greedy(pair: Judge, completions: Sequence[Completion]) -> JudgeResult:
+def _verify_greedy(pair: Verifier, completions: Sequence[Completion]) -> VerificationResult:
     """Outputs equal plain greedy decoding and the record; target forwards of each prompt equal one-pass's exactly."""
     runs = [_run(pair, row, pair.draft) for row in completions]
     expected = _expected(pair, completions)
@@ -86,13 +88,13 @@ def _judge_greedy(pair: Judge, completions: Sequence[Completion]) -> JudgeResult
         ties += [tie] if tie else []
     sound = [prompt for prompt in range(len(runs)) if prompt not in {tie.prompt for tie in ties}]
     if not sound:
-        raise JudgeError(
-            f"all {len(runs)} prompts end in near ties: nothing is left to judge\n  do: judge more prompts"
+        raise VerificationError(
+            f"all {len(runs)} prompts end in near ties: nothing is left to verify\n  do: verify more prompts"
         )
     return _result(pair, completions, runs, expected, sound, tuple(ties))
 
 
-def _judge_sampled(pair: Judge, completions: Sequence[Completion]) -> JudgeResult:
+def _verify_sampled(pair: Verifier, completions: Sequence[Completion]) -> VerificationResult:
     """The 95 % intervals of both block efficiencies over the prompts overlap.
 
     So the real value lies within one-pass's interval once that is widened by the real runs' own noise. Real runs write
@@ -104,36 +106,37 @@ def _judge_sampled(pair: Judge, completions: Sequence[Completion]) -> JudgeResul
         runs = [_run(pair, row, pair.draft) for row in completions]
     result = _result(pair, completions, runs, _expected(pair, completions), range(len(runs)), ())
     if result.real.low > result.one_pass.high or result.real.high < result.one_pass.low:
-        raise JudgeError(
-            f"block efficiency at gamma {pair.gamma}, {law_of(completions)}: {_interval(result.real)} in real runs, "
+        raise VerificationError(
+            f"block efficiency at gamma {pair.gamma}, {sampling_of(completions)}: {_interval(result.real)} in "
+            f"real runs, "
             f"{_interval(result.one_pass)} in one pass, over {len(runs)} prompts\n"
-            f"  do: judge more prompts; if it stays, the recorded log-probabilities are not those of this law"
+            f"  do: verify more prompts; if it stays, the recorded log-probabilities are not those of this distribution"
         )
     return result
 
 
-def _run(pair: Judge, completion: Completion, draft: PreTrainedModel | None) -> Run:
-    return decode(completion, pair.target, draft, pair.gamma, pair.completion_tokens, pair.eos)
+def _run(pair: Verifier, completion: Completion, draft: PreTrainedModel | None) -> Run:
+    return decode(completion, pair.target, draft, pair.gamma, pair.max_new_tokens, pair.eos)
 
 
-def _expected(pair: Judge, completions: Sequence[Completion]) -> acceptance.Chain:
+def _expected(pair: Verifier, completions: Sequence[Completion]) -> acceptance.Chain:
     return acceptance.chain(*acceptances(pair.draft, completions), pair.gamma)
 
 
 def _result(
-    pair: Judge,
+    pair: Verifier,
     completions: Sequence[Completion],
     runs: Sequence[Run],
     expected: acceptance.Chain,
     sound: Sequence[int],
     ties: tuple[NearTie, ...],
-) -> JudgeResult:
+) -> VerificationResult:
     """Both block efficiencies over the sound prompts."""
     resample_RB = resampled_prompts(len(sound), pair.resamples, pair.seed)
     tokens_B = torch.tensor([len(runs[prompt].tokens) for prompt in sound])
     forwards_B = torch.tensor([runs[prompt].forwards for prompt in sound])
-    return JudgeResult(
-        temperature=law_of(completions).temperature,
+    return VerificationResult(
+        temperature=sampling_of(completions).temperature,
         gamma=pair.gamma,
         prompts=len(completions),
         compared=len(sound),
@@ -145,9 +148,9 @@ def _result(
 
 
 def _parted(
-    pair: Judge, prompt: int, completion: Completion, left: Tokens, right: Tokens, between: str
+    pair: Verifier, prompt: int, completion: Completion, left: Tokens, right: Tokens, between: str
 ) -> NearTie | None:
-    """None where two greedy texts are equal, the near tie where they part; JudgeError where it is none."""
+    """None where two greedy texts are equal, the near tie where they part; VerificationError where it is none."""
     if np.array_equal(left, right):
         return None
     shared = min(len(left), len(right))
@@ -156,15 +159,15 @@ def _parted(
     gap = _gaps(pair.target, replace(completion, tokens=left))[position] if len(differs) else float("inf")
     if gap < NEAR_TIE:
         return NearTie(prompt=prompt, position=position, gap=gap, between=between)
-    raise JudgeError(
+    raise VerificationError(
         f"prompt {prompt}: {between} greedy decoding part at token {position} of the completion, "
         f"where the target's two best logits are {gap:.2g} apart (a near tie is below {NEAR_TIE:g})\n"
-        f"  do: check that the completions were written greedily by this very target, up to {pair.completion_tokens} "
+        f"  do: check that the completions were written greedily by this very target, up to {pair.max_new_tokens} "
         f"tokens, ending at {sorted(pair.eos)}"
     )
 
 
-def _forwards_differ(pair: Judge, prompt: int, completion: Completion, real: int, expected: int) -> NearTie | None:
+def _forwards_differ(pair: Verifier, prompt: int, completion: Completion, real: int, expected: int) -> NearTie | None:
     """None where real and expected forwards are equal, the draft's nearest tie where one can be why."""
     if real == expected:
         return None
@@ -172,7 +175,7 @@ def _forwards_differ(pair: Judge, prompt: int, completion: Completion, real: int
     position = int(np.argmin(gaps))
     if gaps[position] < NEAR_TIE:
         return NearTie(prompt=prompt, position=position, gap=gaps[position], between="real and one-pass draft")
-    raise JudgeError(
+    raise VerificationError(
         f"prompt {prompt}: {real} target forwards for {len(completion.tokens)} equal tokens at gamma {pair.gamma}, "
         f"one-pass evaluation counts {expected}, and the draft has no near tie\n"
         f"  do: report it with the versions of torch and transformers: one of the two counts is wrong"

@@ -69,13 +69,13 @@ def _written(origin: Origin, recipe: Recipe) -> Written | None:
 
 
 def _measured(origin: Origin) -> dict[str, Any]:
-    """Results of this draft and of the phases before it; the judge looked at the run's last draft alone."""
+    """Results of this draft and of the phases before it; the verification looked at the run's last draft alone."""
     card = origin.card("evaluate", EvaluationCard)
     if card is None:
         return {}
     results = [result for result in card.results if result.stage in origin.drafts()]
     last = card.results[-1].stage == origin.phase
-    return {"results": results, "judged": card.judged if last else {}}
+    return {"results": results, "verified": card.verified if last else {}}
 
 
 def _timed(origin: Origin, card: TargetCard) -> dict[str, Any]:
@@ -94,9 +94,9 @@ def _of_target(bench: BenchResult, card: TargetCard) -> bool:
 
 
 def _speeds(bench: BenchResult) -> Iterator[Speed]:
-    """The advised gamma in the advised setting; sampled only where the engine keeps the law."""
+    """The advised gamma in the advised setting; sampled only where the engine keeps the distribution."""
     for cell in bench.cells:
-        if cell.setting == bench.advice.setting and (cell.temperature == 0 or bench.keeps_law):
+        if cell.setting == bench.advice.setting and (cell.temperature == 0 or bench.keeps_distribution):
             found = cell.at("draft", bench.advice.gamma).speedup
             where = f"{bench.where}, {cell.setting}"
             yield Speed(where, cell.task, cell.temperature, bench.advice.gamma, found.value, found.low, found.high)

@@ -10,7 +10,7 @@ from fastdraft.config import SourcePart, SynthesizePart, TargetPart, TrainPart
 from fastdraft.data.shards import SourceCard
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.target import TargetCard
-from fastdraft.results.evaluation import JudgeResult, TaskResult
+from fastdraft.results.evaluation import TaskResult, VerificationResult
 from fastdraft.system.cards import Cost
 
 
@@ -53,7 +53,7 @@ class Evidence:
     sources: Mapping[str, tuple[SourcePart, SourceCard]] = field(default_factory=dict)
     written: Written | None = None
     results: Sequence[TaskResult] = ()
-    judged: Mapping[str, Sequence[JudgeResult]] = field(default_factory=dict)
+    verified: Mapping[str, Sequence[VerificationResult]] = field(default_factory=dict)
     speeds: Sequence[Speed] = ()
     advice: Sequence[str] = ()
     costs: Mapping[str, Cost] = field(default_factory=dict)

@@ -26,13 +26,13 @@ from fastdraft.models.token_bytes import PROBES
 from fastdraft.results.export import Accepted, ExportCard
 from fastdraft.system.cards import Cost, write_card
 from fastdraft.system.errors import ExportError, VocabularyMismatch
-from fastdraft.system.files import finished_last
-from fastdraft.system.progress import say
+from fastdraft.system.files import atomic_write
+from fastdraft.system.progress import log_line
 
 RECIPE = "recipe.yaml"
 
 
-class Wish(NamedTuple):
+class ExportOptions(NamedTuple):
     """What is asked for; what is None follows from the draft and its run, or is the format's usual choice."""
 
     draft: Path
@@ -42,31 +42,31 @@ class Wish(NamedTuple):
     out: Path | None = None
 
 
-def export(wish: Wish) -> tuple[Path, ExportCard]:
+def export(options: ExportOptions) -> tuple[Path, ExportCard]:
     """The folder made, and its card.
 
     ExportError where the folder is there already, or format and draft do not go together; VocabularyMismatch where the
     draft does not fit its target; ProofError where what was written does not say what the draft says.
     """
-    started, form = time.monotonic(), format_named(wish.format)
-    weights = form.weights(wish.weights, wish.format)
+    started, form = time.monotonic(), format_named(options.format)
+    weights = form.weights(options.weights, options.format)
     form.ready()
-    origin = draft_origin.origin_of(wish.draft)
-    part = wish.target or draft_origin.target_of(origin)
-    out = wish.out or place(origin, f"{wish.format}-{weights}")
+    origin = draft_origin.origin_of(options.draft)
+    part = options.target or draft_origin.target_of(origin)
+    out = options.out or place(origin, f"{options.format}-{weights}")
     _check_free(out)
     theirs = draft_origin.target_card(origin, part)
     part = as_read(part, theirs.commit)
     agreed = accepted(part, origin.folder, form.engines)
     known, licence = collect_evidence.evidence(origin, part, theirs), collect_evidence.licence_of(origin, theirs)
-    with finished_last(out) as folder:
+    with atomic_write(out) as folder:
         made = _made(form, weights, origin, part, theirs.model_copy(update={"licence": licence}), folder)
         card = ExportCard(
-            key=xxhash.xxh3_64_hexdigest(f"{wish.format} {weights} {theirs.digest} {made['files']}".encode()),
+            key=xxhash.xxh3_64_hexdigest(f"{options.format} {weights} {theirs.digest} {made['files']}".encode()),
             cost=Cost(seconds=time.monotonic() - started),
-            format=wish.format,
+            format=options.format,
             weights=weights,
-            draft=str(wish.draft),
+            draft=str(options.draft),
             target=part.path,
             target_revision=theirs.commit or part.revision,
             target_digest=theirs.digest,
@@ -97,17 +97,17 @@ def _made(
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "model"
         draft.save(model, target.folder_of(part, weights=False), theirs, whole)
-        say("writing it ...")
+        log_line("writing it ...")
         notes = form.write(whole, destination, weights)
-    say("proving it ...")
+    log_line("proving it ...")
     found = proof.prove(model, form.open(destination, min(tried.longest_tokens, context)), tried)
     proof.check(found, form.agreement[weights], f"{origin.folder}, weights {weights}")
     licence_terms.accompany(destination, theirs.licence, target.folder_of(part, weights=False))
     files = {path.name: path.stat().st_size for path in sorted(destination.iterdir())}
-    return {"files": files, "notes": (*notes, *_estranged(origin, theirs)), "proof": found}
+    return {"files": files, "notes": (*notes, *_other_target_notes(origin, theirs)), "proof": found}
 
 
-def _estranged(origin: Origin, theirs: TargetCard) -> Iterator[str]:
+def _other_target_notes(origin: Origin, theirs: TargetCard) -> Iterator[str]:
     """A line where the run's target is not this one: what was measured there is left out."""
     trained_for = origin.trained_for()
     if trained_for is not None and trained_for != theirs.digest:
@@ -136,11 +136,11 @@ def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[
     """What the rules of engines, named by their beginnings, say; VocabularyMismatch where one refuses the pair."""
     ours, theirs = side_of(part, weights=False), read(str(folder.resolve()))
     rules = [rule for rule in ENGINES if rule.name.startswith(engines)]
-    judged = [(rule, rule.judge(ours, theirs)) for rule in rules]
-    refused = [f"  {rule.name}: {judgement.why}" for rule, judgement in judged if not judgement.holds]
+    results = [(rule, rule.check(ours, theirs)) for rule in rules]
+    refused = [f"  {rule.name}: {result.why}" for rule, result in results if not result.holds]
     if refused:
         told = "\n".join(refused)
         raise VocabularyMismatch(
             f"{folder} is no draft for {part.path}:\n{told}\n  do: fastdraft check {part.path} {folder} --repair"
         )
-    return tuple(Accepted(engine=f"{rule.name} ({rule.version})", why=judgement.why) for rule, judgement in judged)
+    return tuple(Accepted(engine=f"{rule.name} ({rule.version})", why=result.why) for rule, result in results)

@@ -19,7 +19,7 @@ from fastdraft.export.gguf_vocabulary import Vocabulary, read_vocabulary
 from fastdraft.export.proof import Opened
 from fastdraft.models.target import load
 from fastdraft.system.errors import ExportError
-from fastdraft.system.files import short_writes_named
+from fastdraft.system.files import short_writes_explained
 from fastdraft.system.optional_packages import need
 
 EXTRA = "llamacpp"
@@ -65,7 +65,7 @@ def export_gguf(model_folder: Path, destination: Path, weights: str) -> list[str
     families.write_sizes(writer, config, family)
     _write_vocabulary(writer, vocabulary, model_folder)
     notes = [*vocabulary.notes, *_window(config), *_write_tensors(writer, config, family, model.state_dict(), weights)]
-    with short_writes_named(), closing(writer):
+    with short_writes_explained(), closing(writer):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -174,5 +174,5 @@ def _head_size(config: PretrainedConfig) -> int:
 
 
 def _turned_dimensions(config: PretrainedConfig) -> int:
-    share = _rope(config).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    return int(_head_size(config) * share)
+    fraction = _rope(config).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    return int(_head_size(config) * fraction)

@@ -38,14 +38,14 @@ def model_card(known: Evidence, export: ExportCard) -> str:
 
 
 def _what(known: Evidence, export: ExportCard) -> Iterator[str]:
-    share = known.parameters / known.target.parameters
+    fraction = known.parameters / known.target.parameters
     revision = f", revision `{export.target_revision}`" if export.target_revision else ""
     bound = licence_terms.terms_of(export.target_licence)
     kind = f"{bound.begins} draft" if bound and bound.begins else "A draft"
     yield f"# {kind} for {name_of(known.part.path)}"
     yield ""
     yield (
-        f"{known.parameters:,} parameters, {share:.3f} of its target's {known.target.parameters:,}, for speculative "
+        f"{known.parameters:,} parameters, {fraction:.3f} of its target's {known.target.parameters:,}, for speculative "
         f"decoding: it proposes tokens, the target accepts or replaces them, and what is written is the target's own. "
         f"It is of no use by itself."
     )
@@ -76,14 +76,14 @@ def _proof(export: ExportCard) -> Iterator[str]:
         yield ""
         rows = [
             [
-                model_card_sections.law(kept.temperature),
+                model_card_sections.sampling_text(kept.temperature),
                 str(kept.prompts),
                 *map(model_card_sections.interval, (kept.original, kept.exported)),
             ]
             for kept in proof.kept
         ]
         gamma = proof.kept[0].gamma
-        names = ["law", "prompts", f"block efficiency at gamma {gamma}, original", "this file"]
+        names = ["sampling", "prompts", f"block efficiency at gamma {gamma}, original", "this file"]
         yield from model_card_sections.table(names, rows)
     yield ""
     yield "Accepted as a draft of this target by the rule of"

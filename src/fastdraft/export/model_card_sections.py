@@ -12,7 +12,7 @@ from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import GAMMA
 from fastdraft.models.hub import name_of
 from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
-from fastdraft.system.energy import in_words, spent
+from fastdraft.system.energy import energy_text, spent
 
 # What a source's licences are by the way it is read; of others the run knows nothing.
 LICENCES = {
@@ -23,12 +23,14 @@ LICENCES = {
 
 
 def _objective(part: TrainPart) -> str:
-    """With weights where there are several, and whose law of how many rows, where that is not the target's of all."""
+    """With weights where there are several, and whose distribution of how many rows, where that is not the target's of
+    all.
+    """
     weights = part.objectives
     said = ", ".join(name if len(weights) == 1 else f"{name} {weight:g}" for name, weight in weights.items())
-    law = [f"law of {name_of(part.teacher)}"] if part.teacher else []
-    law += [f"of {part.law_share:.0%} of the rows"] if part.law_share < 1 else []
-    return "; ".join([said, *law])
+    sampling_text = [f"distribution of {name_of(part.teacher)}"] if part.teacher else []
+    sampling_text += [f"of {part.teacher_fraction:.0%} of the rows"] if part.teacher_fraction < 1 else []
+    return "; ".join([said, *sampling_text])
 
 
 def training(known: Evidence) -> Iterator[str]:
@@ -75,16 +77,16 @@ def data(known: Evidence) -> Iterator[str]:
     ]
     yield from table(["source", "from", "licence", "documents", "tokens", "tokens held out"], rows)
     if known.written is not None:
-        laws = ", ".join(law(temperature) for temperature in known.written.part.temperatures)
+        sampling_settings = ", ".join(sampling_text(temperature) for temperature in known.written.part.temperatures)
         yield ""
         yield (
             f"For alignment the target itself wrote {known.written.tokens:,} tokens in {known.written.completions:,} "
-            f"completions ({laws}), after prompts from {_prompts(known.written.part)}."
+            f"completions ({sampling_settings}), after prompts from {_prompts(known.written.part)}."
         )
 
 
 def acceptance(known: Evidence) -> Iterator[str]:
-    """By task and law, with intervals; the judge's word."""
+    """By task and distribution, with intervals; the verification's word."""
     yield "## Acceptance"
     yield ""
     if not known.results:
@@ -97,7 +99,7 @@ def acceptance(known: Evidence) -> Iterator[str]:
     yield ""
     names = [
         "task",
-        "law",
+        "sampling",
         "prompts",
         "alpha",
         "alpha without looping texts",
@@ -107,10 +109,11 @@ def acceptance(known: Evidence) -> Iterator[str]:
         "MBSU",
     ]
     yield from table(names, [_result(result) for result in known.last])
-    verdicts = [(task, verdict) for task, found in known.judged.items() for verdict in found]
+    verdicts = [(task, verdict) for task, found in known.verified.items() for verdict in found]
     if verdicts:
         agreed = ", ".join(
-            f"{task} {law(v.temperature)} {v.real.value:.3f} for {v.one_pass.value:.3f}" for task, v in verdicts
+            f"{task} {sampling_text(v.temperature)} {v.real.value:.3f} for {v.one_pass.value:.3f}"
+            for task, v in verdicts
         )
         yield ""
         yield (
@@ -129,13 +132,13 @@ def speed(known: Evidence) -> Iterator[str]:
         [
             speed.where,
             speed.task,
-            law(speed.temperature),
+            sampling_text(speed.temperature),
             str(speed.gamma),
             f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]",
         ]
         for speed in known.speeds
     ]
-    yield from table(["where", "task", "law", "gamma", "wall clock with over without"], rows)
+    yield from table(["where", "task", "sampling", "gamma", "wall clock with over without"], rows)
 
 
 def gamma(known: Evidence) -> Iterator[str]:
@@ -144,7 +147,7 @@ def gamma(known: Evidence) -> Iterator[str]:
     yield ""
     yield from known.advice
     if known.results:
-        each = ", ".join(f"{r.task} {law(r.temperature)}: {r.best_gamma}" for r in known.last)
+        each = ", ".join(f"{r.task} {sampling_text(r.temperature)}: {r.best_gamma}" for r in known.last)
         yield (
             f"Where memory bounds the target, gamma {best_gamma(known.last)} is best in the mean over tasks ({each}). "
             f"Where a block costs more than a token, as on CPUs, a smaller one may be."
@@ -163,12 +166,12 @@ def weak(known: Evidence) -> Iterator[str]:
         return
     mean = {task: fmean(result.alpha.value for result in known.last if result.task == task) for task in tasks}
     worst = sorted(tasks, key=lambda task: mean[task])[: len(tasks) // 2]
-    told = ", ".join(f"{task} (alpha {mean[task]:.3f} in the mean over laws)" for task in worst)
+    told = ", ".join(f"{task} (alpha {mean[task]:.3f} in the mean over distributions)" for task in worst)
     yield f"Of what was measured, least accepted: {told}. Nothing is known of texts unlike those measured above."
 
 
 def best_gamma(results: Sequence[TaskResult]) -> int:
-    """The block length with the best memory-bound speed-up, in the mean over tasks and laws."""
+    """The block length with the best memory-bound speed-up, in the mean over tasks and distributions."""
     if not results:
         return GAMMA
     gammas = set.intersection(*({at.gamma for at in result.gammas} for result in results))
@@ -182,7 +185,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-def law(temperature: float) -> str:
+def sampling_text(temperature: float) -> str:
     """In words."""
     return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
@@ -197,7 +200,7 @@ def _result(result: TaskResult) -> list[str]:
     loopless = "-" if result.alpha_without_loops is None else f"{result.alpha_without_loops:.3f}"
     return [
         result.task,
-        law(result.temperature),
+        sampling_text(result.temperature),
         str(result.prompts),
         interval(result.alpha),
         loopless,
@@ -211,7 +214,7 @@ def _result(result: TaskResult) -> list[str]:
 def _prompts(part: SynthesizePart) -> str:
     """Each source's share, and where a set of instructions lies."""
     places = {name: f" ({_place(prompts)})" for name, prompts in part.prompt_sets.items()}
-    return ", ".join(f"{name}{places.get(name, '')} {share:g}" for name, share in part.mix.items())
+    return ", ".join(f"{name}{places.get(name, '')} {fraction:g}" for name, fraction in part.mix.items())
 
 
 def _place(part: SourcePart | PromptSetPart) -> str:
@@ -230,7 +233,7 @@ def _energy(known: Evidence) -> str:
     told, of = spent([cost.joules for cost in known.costs.values()])
     if told is None:
         return "Energy: not known."
-    return f"Energy: {in_words(told)} by the machine's own counters ({of}), with all else that ran on those parts."
+    return f"Energy: {energy_text(told)} by the machine's own counters ({of}), with all else that ran on those parts."
 
 
 def _hours(seconds: float) -> str:

@@ -26,7 +26,7 @@ from fastdraft.models.openvino_llama import EXTRA, GROUP, write_tokenizer
 from fastdraft.models.target import TOKENIZER_FILES, open_tokenizer
 from fastdraft.synthesize.engine_openvino import tracing
 from fastdraft.system.errors import ExportError
-from fastdraft.system.files import finished_last, short_writes_named, write_json
+from fastdraft.system.files import atomic_write, short_writes_explained, write_json
 from fastdraft.system.optional_packages import need
 
 # nncf's settings by the precision of the weights; of int4 the embedding and the head stay int8, symmetric where the
@@ -49,7 +49,7 @@ def export_openvino(model_folder: Path, destination: Path, weights: str = "int8"
     MissingExtra where optimum-intel is not installed; ExportError where it cannot convert this family.
     """
     need("optimum.intel", EXTRA)
-    with finished_last(destination) as part, short_writes_named(), tracing(model_folder), _quiet():
+    with atomic_write(destination) as part, short_writes_explained(), tracing(model_folder), _quiet():
         model = _converted(model_folder, weights)
         (model if COMPRESSION[weights] else model.half()).save_pretrained(part)
         _forget_places(part / "openvino_config.json")

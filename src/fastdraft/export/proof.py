@@ -21,12 +21,12 @@ from fastdraft.maths import acceptance
 from fastdraft.models.logits_reader import Reader
 from fastdraft.results.evaluation import Estimate
 from fastdraft.results.export import Kept, Proof
-from fastdraft.synthesize.completions import Completion, Law
+from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system.errors import ProofError
 
 GAMMA = 3  # at which the paper states acceptance (tables 1 and 2)
 RESAMPLES = 1000
-TOKENS, PROMPTS, COMPLETIONS = 64, 16, 32  # of a greedy text; of prompts; of completions under one law
+TOKENS, PROMPTS, COMPLETIONS = 64, 16, 32  # of a greedy text; of prompts; of completions under one distribution
 
 
 class Opened(Protocol):
@@ -62,9 +62,13 @@ def material(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], completions: Sequence[Completion], context_tokens: int
 ) -> Material:
     """The prompts of recorded greedy completions where there are any, otherwise probe texts; cut to half a context."""
-    greedy = [row.prompt for row in completions if row.law.greedy]
+    greedy = [row.prompt for row in completions if row.sampling.greedy]
     prompts = greedy or [np.array(ids) for text in texts if len(ids := tokenizer(text).input_ids) > 1]
-    kept = [row for law in sorted({row.law for row in completions}) for row in _of(law, completions)[:COMPLETIONS]]
+    kept = [
+        row
+        for sampling in sorted({row.sampling for row in completions})
+        for row in _of(sampling, completions)[:COMPLETIONS]
+    ]
     return Material([prompt[: context_tokens // 2] for prompt in prompts[:PROMPTS]], texts, tokenizer, kept)
 
 
@@ -104,7 +108,7 @@ def check(proof: Proof, least_agreement: float, what: str) -> None:
 
 def original_text(original: PreTrainedModel, prompt: Tokens, tokens: int) -> Tokens:
     """What transformers writes greedily with a model, beyond an end of text too."""
-    request = Completion("", prompt, prompt[:0], np.zeros(0, np.float32), Law(0.0))
+    request = Completion("", prompt, prompt[:0], np.zeros(0, np.float32), SamplingParams(0.0))
     return decode(request, original, None, GAMMA, tokens, frozenset()).tokens
 
 
@@ -121,11 +125,11 @@ def _gap(original: PreTrainedModel, prompt: Tokens, text: Tokens, written: Token
 
 
 def _kept(original: PreTrainedModel, opened: Opened, completions: Sequence[Completion]) -> Iterator[Kept]:
-    """Block efficiency before and after, under each law."""
-    for law, group in groupby(completions, key=lambda row: row.law):
+    """Block efficiency before and after, under each distribution."""
+    for sampling, group in groupby(completions, key=lambda row: row.sampling):
         rows = list(group)
         yield Kept(
-            **law._asdict(),
+            **sampling._asdict(),
             gamma=GAMMA,
             prompts=len(rows),
             original=_block_efficiency(original, rows),
@@ -138,8 +142,8 @@ def _block_efficiency(model: PreTrainedModel, rows: Sequence[Completion]) -> Est
     return pooled(counts.tokens_B, counts.forwards_B, resampled_prompts(len(rows), RESAMPLES, seed=0))
 
 
-def _of(law: Law, completions: Sequence[Completion]) -> list[Completion]:
-    return [row for row in completions if row.law == law]
+def _of(sampling: SamplingParams, completions: Sequence[Completion]) -> list[Completion]:
+    return [row for row in completions if row.sampling == sampling]
 
 
 def _tokens(row: Completion) -> int:

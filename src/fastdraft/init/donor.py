@@ -1,4 +1,4 @@
-"""The donor: the MODEL of `draft.start`, and the shape of a draft that is cut from it.
+"""The donor: the MODEL of `draft.init`, and the shape of a draft that is cut from it.
 
 What the recipe does not say is the donor's own; only the vocabulary, and the ids that begin, end and pad a text, are
 the target's.
@@ -22,14 +22,14 @@ from fastdraft.models.shape.target_sizes import OF_TARGET_ONLY, SPECIAL_IDS, siz
 from fastdraft.system.errors import ShapeError
 
 # The recipe's key that names a donor.
-KEY = "draft.start"
+KEY = "draft.init"
 # What a draft may have less of than its donor: the recipe's key, and the field of shape.families.Names.
 CUTS = {key: key for key in ("hidden_size", "layers", "heads", "kv_heads")} | {"intermediate_size": "intermediate"}
 
 
 def digest(part: DraftPart) -> str | None:
     """Changes when a file of the donor does; None for a start without one."""
-    return named_model.digest(part.start_model, KEY) if part.start_model else None
+    return named_model.digest(part.init_model, KEY) if part.init_model else None
 
 
 def whole(donor: Side) -> DraftShape:
@@ -37,7 +37,7 @@ def whole(donor: Side) -> DraftShape:
     family = donor.config.model_type
     if family not in FAMILIES:
         raise ShapeError(
-            f"draft.start: {donor.name} is a `{family}`, of which no rule says how a draft is cut from it\n"
+            f"draft.init: {donor.name} is a `{family}`, of which no rule says how a draft is cut from it\n"
             f"  wanted: one of {', '.join(sorted(FAMILIES))}\n  do: start from a model of one of these families"
         )
     config = json.loads(donor.config.to_json_string(use_diff=False))

@@ -28,7 +28,7 @@ from fastdraft.system.files import write_json
 
 
 @dataclass(frozen=True)
-class Beginning:
+class InitInputs:
     """What a start is given: `sample` makes a batch of training rows to measure on, `note` is the file that keeps which
     layers of a donor stay, so that a phase that was stopped does not measure them again.
     """
@@ -48,13 +48,13 @@ def shape_of(part: TargetPart, wanted: DraftPart) -> DraftShape:
     What `first_weights` cannot do is said here, before any work: ShapeError, TargetError, VocabularyMismatch.
     """
     config = target.open_config(part)
-    if wanted.start_model is None:
+    if wanted.init_model is None:
         form = shape.derive(config, wanted)
-        if wanted.start == "target_embedding":
+        if wanted.init == "target_embedding":
             check_width(form.hidden_size, sizes(config).hidden_size)
         return form
-    donor = named_model.read(wanted.start_model, donors.KEY)
-    if wanted.start.startswith("prune:"):
+    donor = named_model.read(wanted.init_model, donors.KEY)
+    if wanted.init.startswith("prune:"):
         same_tokens(donor, target.open_tokenizer(part), sizes(config).vocab_rows)
     return donors.cut(donor, wanted, config)
 
@@ -65,61 +65,61 @@ def as_built(form: DraftShape, model: PreTrainedModel) -> DraftShape:
     return form.model_copy(update={"config": form.config | kinds})
 
 
-def first_weights(beginning: Beginning) -> PreTrainedModel:
-    """A draft as the recipe's `draft.start` says, float32; the same for the same seed, target, donor and sample."""
-    return STARTS[beginning.part.start.partition(":")[0]](beginning)
+def first_weights(init_inputs: InitInputs) -> PreTrainedModel:
+    """A draft as the recipe's `draft.init` says, float32; the same for the same seed, target, donor and sample."""
+    return INITS[init_inputs.part.init.partition(":")[0]](init_inputs)
 
 
-def _random(beginning: Beginning) -> PreTrainedModel:
-    return draft.new(beginning.shape, beginning.seed)
+def _random(init_inputs: InitInputs) -> PreTrainedModel:
+    return draft.new(init_inputs.shape, init_inputs.seed)
 
 
-def _target_embedding(beginning: Beginning) -> PreTrainedModel:
-    model: Any = draft.new(beginning.shape, beginning.seed)
-    rows_VW = projected(target_rows(beginning.target), beginning.shape.hidden_size)
-    if len(rows_VW) != beginning.shape.vocab_rows:
+def _target_embedding(init_inputs: InitInputs) -> PreTrainedModel:
+    model: Any = draft.new(init_inputs.shape, init_inputs.seed)
+    rows_VW = projected(target_rows(init_inputs.target), init_inputs.shape.hidden_size)
+    if len(rows_VW) != init_inputs.shape.vocab_rows:
         raise VocabularyMismatch(
-            f"the weights of {beginning.target.path} embed {len(rows_VW)} ids, its config.json says "
-            f"{beginning.shape.vocab_rows}\n  do: check that they belong together, or set draft.start=random"
+            f"the weights of {init_inputs.target.path} embed {len(rows_VW)} ids, its config.json says "
+            f"{init_inputs.shape.vocab_rows}\n  do: check that they belong together, or set draft.init=random"
         )
     model.get_input_embeddings().weight.data.copy_(rows_VW)
     embedded: PreTrainedModel = model
     return embedded
 
 
-def _from_donor(beginning: Beginning) -> PreTrainedModel:
+def _from_donor(init_inputs: InitInputs) -> PreTrainedModel:
     """Rows first, so that what is measured is the loss on the target's tokens; then layers; then width."""
-    assert beginning.part.start_model is not None, "the schema asks for it"
-    donor = named_model.read(beginning.part.start_model, donors.KEY)
-    own, form, batch = donors.whole(donor), beginning.shape, beginning.sample()
-    rows_of = same_tokens if beginning.part.start.startswith("prune:") else pieces_of_tokens
-    pieces = rows_of(donor, target.open_tokenizer(beginning.target), form.vocab_rows)
-    model = give_rows(named_model.open_model(donor.name, donors.KEY, beginning.device), pieces, sorted(donor.spelled))
-    kept = processes.led(lambda: _layers_kept(beginning, model, batch))
+    assert init_inputs.part.init_model is not None, "the schema asks for it"
+    donor = named_model.read(init_inputs.part.init_model, donors.KEY)
+    own, form, batch = donors.whole(donor), init_inputs.shape, init_inputs.sample()
+    rows_of = same_tokens if init_inputs.part.init.startswith("prune:") else pieces_of_tokens
+    pieces = rows_of(donor, target.open_tokenizer(init_inputs.target), form.vocab_rows)
+    model = give_rows(named_model.open_model(donor.name, donors.KEY, init_inputs.device), pieces, sorted(donor.spelled))
+    kept = processes.on_rank0(lambda: _layers_kept(init_inputs, model, batch))
     keep(model, kept)
     patterns = {key: [own.config[key][layer] for layer in kept] for key in PER_LAYER if own.config.get(key)}
-    made = draft.new(form.model_copy(update={"config": form.config | patterns}), beginning.seed)
+    made = draft.new(form.model_copy(update={"config": form.config | patterns}), init_inputs.seed)
     weights = narrowed(model, own, form, batch)
     try:
         made.load_state_dict(weights)
     except RuntimeError as error:
         raise ShapeError(
-            f"draft.start: no draft of this shape can be cut from {donor.name}, a `{own.family}`: {error}\n"
+            f"draft.init: no draft of this shape can be cut from {donor.name}, a `{own.family}`: {error}\n"
             f"  do: leave out draft.hidden_size, draft.heads and draft.intermediate_size, and set draft.layers"
         ) from error
     return made
 
 
-def _layers_kept(beginning: Beginning, model: PreTrainedModel, batch: Batch) -> tuple[int, ...]:
+def _layers_kept(init_inputs: InitInputs, model: PreTrainedModel, batch: Batch) -> tuple[int, ...]:
     """What the note says; measured, and noted, where there is none."""
-    if beginning.note.is_file():
-        return tuple(json.loads(beginning.note.read_text(encoding="utf-8"))["layers_kept"])
-    kept = layers_that_stay(model, beginning.shape.layers, batch)
-    write_json(beginning.note, {"start": beginning.part.start, "layers_kept": kept})
+    if init_inputs.note.is_file():
+        return tuple(json.loads(init_inputs.note.read_text(encoding="utf-8"))["layers_kept"])
+    kept = layers_that_stay(model, init_inputs.shape.layers, batch)
+    write_json(init_inputs.note, {"init": init_inputs.part.init, "layers_kept": kept})
     return kept
 
 
-STARTS: dict[str, Callable[[Beginning], PreTrainedModel]] = {
+INITS: dict[str, Callable[[InitInputs], PreTrainedModel]] = {
     "random": _random,
     "target_embedding": _target_embedding,
     "prune": _from_donor,

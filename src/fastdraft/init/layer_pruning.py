@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fastdraft.data.order import IGNORED, Batch
-from fastdraft.system.progress import Bar, say
+from fastdraft.system.progress import Bar, log_line
 from fastdraft.train.head import on_finished_logits, summed_loss
 from fastdraft.train.objectives import cross_entropy
 
@@ -31,7 +31,7 @@ def layers_that_stay(model: PreTrainedModel, count: int, batch: Batch) -> tuple[
     kept = tuple(range(len(layer_stack(model))))
     if len(kept) <= count:
         return kept
-    with Bar("start", sum(range(count + 1, len(kept) + 1)), "measurements") as bar:
+    with Bar("init", sum(range(count + 1, len(kept) + 1)), "measurements") as bar:
         while len(kept) > count:
             nats = {}
             for layer in kept:
@@ -39,7 +39,9 @@ def layers_that_stay(model: PreTrainedModel, count: int, batch: Batch) -> tuple[
                 bar.advance(1)
             gone = min(nats, key=lambda layer: nats[layer])
             kept = tuple(layer for layer in kept if layer != gone)
-            say(f"start: without layer {gone} {nats[gone]:.3f} nats, without any other up to {max(nats.values()):.3f}")
+            log_line(
+                f"init: without layer {gone} {nats[gone]:.3f} nats, without any other up to {max(nats.values()):.3f}"
+            )
     return kept
 
 

@@ -56,6 +56,6 @@ def check_width(draft: int, target: int) -> None:
     if draft > target:
         raise ShapeError(
             f"the draft is {draft} wide, its target {target}\n"
-            f"  wanted: no more than that for draft.start=target_embedding\n"
-            f"  do: lower draft.hidden_size, or set draft.start=random"
+            f"  wanted: no more than that for draft.init=target_embedding\n"
+            f"  do: lower draft.hidden_size, or set draft.init=random"
         )

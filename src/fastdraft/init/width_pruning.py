@@ -79,7 +79,7 @@ def narrowed(model: PreTrainedModel, own: DraftShape, shape: DraftShape, batch: 
         return dict(model.state_dict())
     if FAMILIES[own.family].names.kv_heads is None:
         raise ShapeError(
-            f"draft.start: of a `{own.family}` layers can be left out, its width cannot be cut\n"
+            f"draft.init: of a `{own.family}` layers can be left out, its width cannot be cut\n"
             f"  do: leave out draft.hidden_size, draft.heads and draft.intermediate_size, and set draft.layers"
         )
     turn = own.family in TURNED and shape.hidden_size < own.hidden_size
@@ -141,8 +141,8 @@ class _Lengths:
     def note(self, module: nn.Module, name: str, input_NE: Tensor) -> None:
         if name not in WRITE_BACK:
             unit_NE = normalize(input_NE)  # a token whose row is zero, as padding's may be, has no length to keep
-            share = (unit_NE @ self.kept_EW).square().sum() / unit_NE.square().sum()
-            self.shares.setdefault(module, []).append(share)
+            fraction = (unit_NE @ self.kept_EW).square().sum() / unit_NE.square().sum()
+            self.shares.setdefault(module, []).append(fraction)
 
     def scale(self, norm: nn.Module) -> Tensor:
         """() what the norm's output must be multiplied by to have, in the mean, the length along the kept it had."""

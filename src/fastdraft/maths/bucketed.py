@@ -1,6 +1,7 @@
-"""Laws known on some tokens only: those K tokens one by one, and all others as one bucket.
+"""Distributions known on some tokens only: those K tokens one by one, and all others as one bucket.
 
-A coarser law can only bring two laws closer (data-processing inequality): KL, Jensen-Shannon and total variation on
+A coarser distribution can only bring two distributions closer (data-processing inequality): KL, Jensen-Shannon and
+total variation on
 K + 1 outcomes are lower bounds of those on the vocabulary, and equal to them where K is the vocabulary.
 
 Dimensions: X any leading dimensions, K known tokens, V vocabulary, C = K + 1 outcomes, or K where K = V.
@@ -14,7 +15,7 @@ REST_AT_LEAST = 2.0**-20
 
 
 def coarse_target(logp_XK: Tensor, vocab_rows: int) -> Tensor:
-    """(X,C) log-probabilities from those of the K likeliest tokens; the bucket holds what they leave of 1."""
+    """(X,C) log-probabilities from those of the K most likely tokens; the bucket holds what they leave of 1."""
     if logp_XK.shape[-1] == vocab_rows:
         return logp_XK.log_softmax(-1)
     rest_X1 = (1 - logp_XK.exp().sum(-1, keepdim=True)).clamp(min=REST_AT_LEAST).log()

@@ -1,6 +1,6 @@
 """Losses of a draft against its target, per token: never masked, summed or averaged here (see `reduction`).
 
-Log-probabilities may be -inf, where a law has removed a token: 0 log 0 is 0, in value and in gradient.
+Log-probabilities may be -inf, where a distribution has removed a token: 0 log 0 is 0, in value and in gradient.
 
 Dimensions: X any leading dimensions, V vocabulary, B texts, N positions of a text, G drafted tokens of a block.
 """

@@ -1,4 +1,5 @@
-"""The law a token is sampled from: logits after temperature, top-k and top-p. Greedy is a law of its own, in `verify`.
+"""The distribution a token is sampled from: logits after temperature, top-k and top-p. Greedy is a distribution of its
+own, in `verify`.
 
 Dimensions: X any leading dimensions, V vocabulary.
 """
@@ -13,9 +14,10 @@ def warp(logits_XV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1
 
 
 def scores(logits_XV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """(X,V) float32 scores, whose softmax is the law; a removed token is -inf.
+    """(X,V) float32 scores, whose softmax is the distribution; a removed token is -inf.
 
-    Order, ties and limits are those of transformers' warpers: both models are judged under the law they run with.
+    Order, ties and limits are those of transformers' warpers: both models are compared under the distribution they run
+    with.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, wanted more than 0; for greedy decoding use accept_greedy")

@@ -1,4 +1,5 @@
-"""One block of speculative decoding, judged by the target. Two laws, two functions; coin tosses are arguments.
+"""One block of speculative decoding, verified by the target. Two distributions, two functions; coin tosses are
+arguments.
 
 Dimensions: G drafted tokens (gamma), G1 = gamma + 1, V vocabulary.
 """
@@ -19,7 +20,8 @@ class Block(NamedTuple):
 def accept_greedy(target_G1: Tensor, draft_G: Tensor) -> Block:
     """The block under greedy decoding: drafted tokens are kept while they equal the target's most likely token.
 
-    target_G1[j] is the target's most likely token after draft_G[:j]. The ratio test at temperature 0 is not this law.
+    target_G1[j] is the target's most likely token after draft_G[:j]. The ratio test at temperature 0 is not this
+    distribution.
     """
     accepted = _leading(target_G1[:-1] == draft_G)
     return Block(accepted, target_G1[: accepted + 1])
@@ -34,15 +36,16 @@ def accept_sampled(p_G1V: Tensor, q_GV: Tensor, draft_G: Tensor, coin_G1: Tensor
     p_G = p_G1V[:-1].gather(1, draft_G[:, None]).squeeze(1)
     q_G = q_GV.gather(1, draft_G[:, None]).squeeze(1)
     accepted = _leading(coin_G1[:-1] * q_G < p_G)
-    law_V = p_G1V[-1] if accepted == len(draft_G) else residual(p_G1V[accepted], q_GV[accepted])
-    return Block(accepted, torch.cat([draft_G[:accepted], _inverse_cdf(law_V, coin_G1[-1:])]))
+    probs_V = p_G1V[-1] if accepted == len(draft_G) else residual(p_G1V[accepted], q_GV[accepted])
+    return Block(accepted, torch.cat([draft_G[:accepted], _inverse_cdf(probs_V, coin_G1[-1:])]))
 
 
 def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
-    """(V) the law of the token that replaces a rejected one: max(p - q, 0), normalised."""
+    """(V) the distribution of the token that replaces a rejected one: max(p - q, 0), normalised."""
     surplus_V = (p_V - q_V).clamp(min=0)
     mass = surplus_V.sum()
-    # Nothing is left where p <= q everywhere; only rounding can reject there, and then p is the law to draw from.
+    # Nothing is left where p <= q everywhere; only rounding can reject there, and then p is the distribution to draw
+    # from.
     return surplus_V / mass if mass > 0 else p_V
 
 
@@ -51,7 +54,7 @@ def _leading(kept_G: Tensor) -> int:
     return int(kept_G.long().cumprod(0).sum())
 
 
-def _inverse_cdf(law_V: Tensor, coin: Tensor) -> Tensor:
-    """(one id) the token at which the summed law first exceeds the coin; never one of probability 0."""
-    cdf_V = law_V.double().cumsum(0)
+def _inverse_cdf(probs_V: Tensor, coin: Tensor) -> Tensor:
+    """(one id) the token at which the summed distribution first exceeds the coin; never one of probability 0."""
+    cdf_V = probs_V.double().cumsum(0)
     return (cdf_V <= coin.double() * cdf_V[-1]).sum(0, keepdim=True)

@@ -14,7 +14,7 @@ from fastdraft.models.shape import DraftShape
 from fastdraft.models.target import TOKENIZER_FILES, TargetCard, load
 from fastdraft.system.cards import Card
 from fastdraft.system.errors import CardError, TargetError, VocabularyMismatch
-from fastdraft.system.files import finished_last, recover
+from fastdraft.system.files import atomic_write, recover
 from fastdraft.system.precision import Precision
 
 
@@ -44,7 +44,7 @@ def new(shape: DraftShape, seed: int) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destination: Path) -> None:
     """Write weights (safetensors), configuration and the target's very tokenizer files, whole or not at all."""
-    with finished_last(destination) as part:
+    with atomic_write(destination) as part:
         model.save_pretrained(part)
         eos = card.eos_ids[0] if len(card.eos_ids) == 1 else list(card.eos_ids)
         pad = _pad_id(model, target_folder, card)

@@ -185,7 +185,7 @@ def _generation(folder: Path) -> GenerationConfig:
         return GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         raise TargetError(
-            f"{folder / 'generation_config.json'} cannot be read: {error}\n  do: mend it, or remove it"
+            f"{folder / 'generation_config.json'} cannot be read: {error}\n  do: fix it, or remove it"
         ) from error
 
 

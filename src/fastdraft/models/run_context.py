@@ -19,13 +19,13 @@ from fastdraft.system.cards import read_card
 from fastdraft.system.errors import TargetError
 from fastdraft.system.files import write_json
 from fastdraft.system.precision import Asked, Precision
-from fastdraft.system.progress import say
+from fastdraft.system.progress import log_line
 
 PHASES = ("pretrain", "continue", "align")
 
 
 @dataclass(frozen=True)
-class Journey:
+class RunContext:
     """A recipe on its way: what every stage is given."""
 
     recipe: Recipe
@@ -99,9 +99,11 @@ class Journey:
             )
 
     def open_teacher(self, phase: str, dtype: torch.dtype) -> PreTrainedModel | None:
-        """The model whose live law a phase learns: its `teacher`, or the target; None where it learns none."""
+        """The model whose online distribution a phase learns: its `teacher`, or the target; None where it learns
+        none.
+        """
         part = self.phase(phase)
-        if part is None or not part.asks_target:
+        if part is None or not part.needs_teacher:
             return None
         if not part.teacher:
             return self.open_target(dtype)
@@ -124,5 +126,5 @@ def _kept(folder: Path, choose: Callable[[], Precision]) -> Precision:
     found = choose()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, found.model_dump())
-    say(f"{folder.name}: computes in {found.name}: {found.reason}")
+    log_line(f"{folder.name}: computes in {found.name}: {found.reason}")
     return found

@@ -30,7 +30,7 @@ from fastdraft.system import precision
 from fastdraft.system.cards import Card
 from fastdraft.system.errors import TargetError, VocabularyMismatch
 from fastdraft.system.precision import Asked, Precision
-from fastdraft.system.progress import unsaid
+from fastdraft.system.progress import suppressed_logs
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 TOKENIZER_FILES = (
@@ -187,7 +187,7 @@ def open_tokenizer(part: TargetPart) -> PreTrainedTokenizerFast:
     """The target's tokenizer, which must be a fast one; TargetError where there is none."""
     folder = folder_of(part, weights=False)
     try:
-        with unsaid("transformers", *false_alarms(folder)):
+        with suppressed_logs("transformers", *false_alarms(folder)):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=part.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
         # Without any file of a tokenizer the last resort fails for want of an optional package, and says that.

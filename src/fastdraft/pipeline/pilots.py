@@ -1,6 +1,7 @@
 """The paper's inverted U on the user's machine: at one budget, which depth drafts fastest?
 
-Pilot drafts of several depths, each as wide as the budget allows, go down the recipe's road with a share of its tokens.
+Pilot drafts of several depths, each as wide as the budget allows, go through the recipe's pipeline with a share of its
+tokens.
 Their block efficiency is measured in one pass over what the target wrote, their step time and the target's in the
 engine; the two together are the wall-clock speed-up to expect (docs/maths.md, `speedup`).
 FastDraft (arXiv:2411.11055), section 3: too shallow a draft predicts badly, too deep a one drafts slowly.
@@ -19,7 +20,7 @@ from fastdraft.config import DraftPart, Recipe
 from fastdraft.evaluate import one_pass
 from fastdraft.maths.acceptance import speedup
 from fastdraft.models import target
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.shape import DraftShape, derive
 from fastdraft.pipeline import stages
 from fastdraft.pipeline.evaluate import Written, written
@@ -30,7 +31,7 @@ from fastdraft.synthesize.completions import CompletionStore
 from fastdraft.system.errors import RecipeError, ShapeError
 from fastdraft.system.files import remove, write_json
 from fastdraft.system.manifest import Manifest
-from fastdraft.system.progress import say
+from fastdraft.system.progress import log_line
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Widths tried, coarse steps first: the finer ones only where a budget has too few of the coarse.
@@ -45,7 +46,9 @@ class Figures(BaseModel):
 
 
 class Served(Figures):
-    """A pilot on one task and law: speed-up at its best gamma, with what block efficiency's interval makes of it."""
+    """A pilot on one task and distribution: speed-up at its best gamma, with what block efficiency's interval makes of
+    it.
+    """
 
     task: str
     temperature: float
@@ -58,7 +61,9 @@ class Served(Figures):
 
 
 class Pilot(Figures):
-    """A draft of one depth: `speedup` is the geometric mean over tasks and laws, `step_seconds` of the engine."""
+    """A draft of one depth: `speedup` is the geometric mean over tasks and distributions, `step_seconds` of the
+    engine.
+    """
 
     hidden_size: int
     layers: int
@@ -76,7 +81,7 @@ class Search(Figures):
     target: str
     timed: str
     engine: str
-    share: float
+    fraction: float
     target_seconds: dict[int, float]
     pilots: tuple[Pilot, ...]
 
@@ -92,31 +97,31 @@ class Setting(NamedTuple):
     `timed` is the folder of a model whose steps are timed in the target's place: a stand-in of the size that is meant.
     """
 
-    share: float
+    fraction: float
     pilots: int
     engine: str
     step_seconds: StepTimer
     timed: Path | None = None
 
 
-def search(journey: Journey, manifest: Manifest, setting: Setting) -> Search:
+def search(run_context: RunContext, manifest: Manifest, setting: Setting) -> Search:
     """Train and measure the pilots; a search that was stopped goes on where it was.
 
     RecipeError where the recipe has no evaluation or no phase of training; ShapeError where its budget has too few
     depths.
     """
-    recipe = journey.recipe
-    if recipe.evaluate is None or not journey.drafts():
+    recipe = run_context.recipe
+    if recipe.evaluate is None or not run_context.drafts():
         raise RecipeError("a search trains and measures pilots: give the recipe a phase of training and `evaluate`")
     shapes = pairs(recipe, setting.pilots)
     for stage in SHARED:
-        if stage in [known.name for known in stages.road(recipe)]:
-            stages.travel(journey, manifest, only=stage)
-    folder = journey.folder / "search"
-    precision = journey.target_precision(folder, recipe.evaluate.precision)
-    model = journey.open_target(precision.dtype)
-    rows = written(journey, recipe.evaluate, model, CompletionStore(folder / "completions"))
-    drafts = [_trained(journey, manifest, shape, setting.share, folder) for shape in shapes]
+        if stage in [known.name for known in stages.stages_of(recipe)]:
+            stages.run_stages(run_context, manifest, only=stage)
+    folder = run_context.folder / "search"
+    precision = run_context.target_precision(folder, recipe.evaluate.precision)
+    model = run_context.open_target(precision.dtype)
+    rows = written(run_context, recipe.evaluate, model, CompletionStore(folder / "completions"))
+    drafts = [_trained(run_context, manifest, shape, setting.fraction, folder) for shape in shapes]
     blocks = (1, *(gamma + 1 for gamma in recipe.evaluate.gammas))
     timed = setting.timed or target.folder_of(recipe.target)
     seconds = {n: setting.step_seconds(timed, n) for n in sorted(set(blocks))}
@@ -124,7 +129,7 @@ def search(journey: Journey, manifest: Manifest, setting: Setting) -> Search:
         target=recipe.target.path,
         timed=str(setting.timed or recipe.target.path),
         engine=setting.engine,
-        share=setting.share,
+        fraction=setting.fraction,
         target_seconds=seconds,
         pilots=tuple(_measured(pilot, rows, seconds, setting) for pilot in drafts),
     )
@@ -156,7 +161,7 @@ def _widest(config: Any, part: DraftPart, budget: float, depth: int, step: int) 
     low, high, found = 1, config.get_text_config().hidden_size // step, None
     while low <= high:
         middle = (low + high) // 2
-        sizes = DraftPart(hidden_size=middle * step, layers=depth, start=part.start, context_tokens=part.context_tokens)
+        sizes = DraftPart(hidden_size=middle * step, layers=depth, init=part.init, context_tokens=part.context_tokens)
         shape = derive(config, sizes)
         if shape.parameters <= budget * 1e6:
             low, found = middle + 1, shape
@@ -172,44 +177,49 @@ def _distinct(shapes: Sequence[DraftShape]) -> list[DraftShape]:
 
 class _Trained(NamedTuple):
     shape: DraftShape
-    journey: Journey
+    run_context: RunContext
 
 
-def _trained(journey: Journey, manifest: Manifest, shape: DraftShape, share: float, folder: Path) -> _Trained:
+def _trained(run_context: RunContext, manifest: Manifest, shape: DraftShape, fraction: float, folder: Path) -> _Trained:
     """A pilot at the end of the recipe's phases; what does not depend on the draft is the main run's."""
-    pilot = Journey(_pilot_recipe(journey.recipe, shape, share), folder / _name(shape), journey.device)
-    say(f"pilot {_name(shape)}: {shape.parameters:,} parameters")
+    pilot = RunContext(_pilot_recipe(run_context.recipe, shape, fraction), folder / _name(shape), run_context.device)
+    log_line(f"pilot {_name(shape)}: {shape.parameters:,} parameters")
     pilot.folder.mkdir(parents=True, exist_ok=True)
-    (journey.folder / MEASURE).mkdir(exist_ok=True)
+    (run_context.folder / MEASURE).mkdir(exist_ok=True)
     for stage in (*SHARED, MEASURE):
-        if (journey.folder / stage).is_dir():
+        if (run_context.folder / stage).is_dir():
             remove(pilot.folder / stage)
-            (pilot.folder / stage).symlink_to((journey.folder / stage).resolve(), target_is_directory=True)
+            (pilot.folder / stage).symlink_to((run_context.folder / stage).resolve(), target_is_directory=True)
     for phase in pilot.drafts():
-        stages.travel(pilot, manifest, only=phase)
+        stages.run_stages(pilot, manifest, only=phase)
     return _Trained(shape, pilot)
 
 
-def _pilot_recipe(recipe: Recipe, shape: DraftShape, share: float) -> Recipe:
+def _pilot_recipe(recipe: Recipe, shape: DraftShape, fraction: float) -> Recipe:
     """The recipe for one shape and a share of the tokens of each phase."""
     sizes = {"hidden_size": shape.hidden_size, "layers": shape.layers}
-    kept = recipe.draft.model_dump(include={"start", "context_tokens"})
+    kept = recipe.draft.model_dump(include={"init", "context_tokens"})
     changed: dict[str, Any] = {"draft": DraftPart(**sizes, **kept)}
     for name in ("pretrain", "continue_", "align"):
         if part := getattr(recipe, name):
-            changed[name] = part.model_copy(update={"train_tokens": max(1, math.ceil(part.train_tokens * share))})
+            changed[name] = part.model_copy(update={"train_tokens": max(1, math.ceil(part.train_tokens * fraction))})
     return recipe.model_copy(update=changed)
 
 
 def _measured(trained: _Trained, rows: Written, target_seconds: Mapping[int, float], setting: Setting) -> Pilot:
-    journey, part, last = trained.journey, trained.journey.recipe.evaluate, trained.journey.drafts()[-1]
+    run_context, part, last = trained.run_context, trained.run_context.recipe.evaluate, trained.run_context.drafts()[-1]
     assert part is not None, "checked before anything was trained"
-    step = setting.step_seconds(journey.folder / last / "model", 1)
-    model = journey.open_draft(last)
-    c = trained.shape.parameters / journey.target_card().parameters
+    step = setting.step_seconds(run_context.folder / last / "model", 1)
+    model = run_context.open_draft(last)
+    c = trained.shape.parameters / run_context.target_card().parameters
     results = [
         one_pass.evaluate(
-            model, of_task, part.gammas, one_pass.Subject(last, task, c), part.bootstrap_resamples, journey.recipe.seed
+            model,
+            of_task,
+            part.gammas,
+            one_pass.Subject(last, task, c),
+            part.bootstrap_resamples,
+            run_context.recipe.seed,
         )
         for (task, _), of_task in rows.items()
     ]
@@ -218,7 +228,7 @@ def _measured(trained: _Trained, rows: Written, target_seconds: Mapping[int, flo
         hidden_size=trained.shape.hidden_size,
         layers=trained.shape.layers,
         parameters=trained.shape.parameters,
-        trained_tokens=sum(phase.train_tokens for name in journey.drafts() if (phase := journey.phase(name))),
+        trained_tokens=sum(phase.train_tokens for name in run_context.drafts() if (phase := run_context.phase(name))),
         step_seconds=step,
         served=served,
         speedup=math.exp(sum(math.log(each.speedup) for each in served) / len(served)),
@@ -226,7 +236,7 @@ def _measured(trained: _Trained, rows: Written, target_seconds: Mapping[int, flo
 
 
 def _served(result: TaskResult, step: float, target_seconds: Mapping[int, float]) -> Served:
-    """One task and law at the gamma that is fastest there."""
+    """One task and distribution at the gamma that is fastest there."""
 
     def faster(tau: float, gamma: int) -> float:
         return speedup(tau, gamma, step, target_seconds[1], target_seconds[gamma + 1])

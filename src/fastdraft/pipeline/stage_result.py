@@ -12,7 +12,7 @@ class Note(UserWarning):
     """Something about the draft's shape that a reader must know: shown, and kept in the manifest."""
 
 
-class Made(NamedTuple):
+class StageResult(NamedTuple):
     """An artefact: its card's own fields, the tokens that went through, and the seconds with their joules, where they
     are not those of this call alone (a phase that was resumed). `leftovers` are removed once the card stands, and not
     before.

@@ -1,4 +1,4 @@
-"""The road: target -> tokenize -> pretrain -> continue -> synthesize -> align -> evaluate.
+"""The pipeline: target -> tokenize -> pretrain -> continue -> synthesize -> align -> evaluate.
 
 A stage makes one artefact in its own folder of the run and writes its card last. A card with the key of the same inputs
 means that the stage is done; a folder that another recipe filled is moved aside, never overwritten.
@@ -19,14 +19,14 @@ from typing import Any
 import xxhash
 
 from fastdraft import init
-from fastdraft.config import DraftPart, Part, Recipe, SourcePart, SynthesizePart, TrainPart
+from fastdraft.config import Recipe, TrainPart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.models import named_model
 from fastdraft.models.draft import DraftCard
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import TargetCard, digest
 from fastdraft.pipeline.evaluate import make_evaluation
-from fastdraft.pipeline.stage_result import Made
+from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.pipeline.synthesize import make_completions
 from fastdraft.pipeline.target import make_target
 from fastdraft.pipeline.tokenize import make_tokens
@@ -36,44 +36,25 @@ from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system import energy, processes
 from fastdraft.system.cards import VERSION, Card, Cost, card_key, read_card, write_card
 from fastdraft.system.errors import RecipeError, RunError
-from fastdraft.system.files import claim, full_disk_named, remove
+from fastdraft.system.files import claim, disk_full_explained, remove
 from fastdraft.system.manifest import Manifest
-from fastdraft.system.progress import say
+from fastdraft.system.progress import log_line
 
 # Keys that change how a stage is made and not what it makes. `on_nonfinite` is among them so that a phase that has
 # stopped can go on from its last checkpoint with another word on such steps; one that skipped some says so.
 WITHOUT_EFFECT = {
     *("checkpoint_seconds", "workers", "executor", "slurm"),
-    *("activation_checkpointing", "on_nonfinite", "ray_workers", "measure_prompts", "licence"),
+    *("activation_checkpointing", "micro_batch_size", "on_nonfinite", "ray_workers", "validation_prompts", "licence"),
 }
-# Keys that came later, with the value at which a stage is what it was before them: then its key is the same too.
-CAME_LATER: dict[type[Part], dict[str, Any]] = {
-    SourcePart: {"folder": None, "revision": None, "quality": []},
-    DraftPart: {"start": "random"},
-    SynthesizePart: {
-        **{"engine": "transformers", "server": None, "recorded": None, "prompt_sets": {}, "answers_per_prompt": 1},
-        **{"longest_prompt_tokens": 512, "rescore": True, "precision": "fp32", "drop_loops": False, "leak_tokens": 13},
-        "leak_tasks": [],
-        "top_logprobs": 0,
-        "top_logprobs_from": "target",
-    },
-    TrainPart: {
-        **{"target_law": "live", "temperature": 1.0, "on_policy": 0.0, "block_gamma": 5},
-        **{"block_decay": 1.0, "teacher": None, "law_share": 1.0},
-        **{"keep": "last", "early_stop_measures": None},
-    },
-}
-# Keys without effect that were part of a stage's key before: it has them at these values, whatever the recipe says.
-TAKEN_FOR: dict[type[Part], dict[str, Any]] = {TrainPart: {"micro_batch_sequences": None}}
 # Keys of `evaluate` that decide what a draft is measured on while it trains.
 MEASURED_BY = {
-    *("tasks", "prompts", "prompt_tokens", "completion_tokens", "temperatures", "judge_gamma", "measure_prompts"),
+    *("tasks", "prompts", "max_prompt_tokens", "max_new_tokens", "temperatures", "verify_gamma", "validation_prompts"),
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the road: what it needs, the part of the recipe that it depends on, and how it is made.
+    """One step of the pipeline: what it needs, the part of the recipe that it depends on, and how it is made.
 
     `version` rises when the stage makes something else from the same inputs. Where there are several processes, all of
     them make a `shared` stage; any other is made by the main one while the others wait.
@@ -82,40 +63,43 @@ class Stage:
     name: str
     needs: tuple[str, ...]
     part: Callable[[Recipe], Any]
-    make: Callable[[Journey, Path], Made]
+    make: Callable[[RunContext, Path], StageResult]
     card: type[Card]
     version: int = 1
     shared: bool = False
 
 
-def road(recipe: Recipe) -> list[Stage]:
+def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe in order: those whose part it has."""
     return [stage for stage in STAGES if stage.part(recipe)[0] is not None]
 
 
-def travel(journey: Journey, manifest: Manifest, until: str | None = None, only: str | None = None) -> dict[str, Card]:
-    """The cards of the stages passed: down the road to its end or `until` a stage, or `only` one whose needs are met.
+def run_stages(
+    run_context: RunContext, manifest: Manifest, until: str | None = None, only: str | None = None
+) -> dict[str, Card]:
+    """The cards of the stages passed: through the pipeline to its end or `until` a stage, or `only` one whose needs are
+    met.
 
     RunError where `only` needs a stage that has not been run; RecipeError where the recipe has no such stage.
     """
-    stages = road(journey.recipe)
+    stages = stages_of(run_context.recipe)
     _check_names(stages, until, only)
     keys: dict[str, str] = {}
     passed: dict[str, Card] = {}
     for stage in stages:
-        keys[stage.name] = key_of(stage, journey.recipe, keys)
-        done = processes.led(partial(_is_done, journey.folder / stage.name, keys[stage.name]))
+        keys[stage.name] = key_of(stage, run_context.recipe, keys)
+        done = processes.on_rank0(partial(_is_done, run_context.folder / stage.name, keys[stage.name]))
         if done:
             manifest.stage(stage.name, "already done")
         elif only in (None, stage.name):
-            _make(stage, journey, manifest, keys[stage.name])
+            _make(stage, run_context, manifest, keys[stage.name])
         elif stage.name in _needs(stages, only):
             raise RunError(
-                f"{only} needs {stage.name}, which is not done with this recipe in {journey.folder}\n"
+                f"{only} needs {stage.name}, which is not done with this recipe in {run_context.folder}\n"
                 f"  do: fastdraft {stage.name} RECIPE first, with the same keys and folder"
             )
         if done or only in (None, stage.name):
-            passed[stage.name] = read_card(journey.folder / stage.name, stage.card)
+            passed[stage.name] = read_card(run_context.folder / stage.name, stage.card)
         if stage.name in (until, only):
             break
     return passed
@@ -135,15 +119,15 @@ def _needs(stages: list[Stage], name: str | None) -> tuple[str, ...]:
     return next(stage.needs for stage in stages if stage.name == name)
 
 
-def standing(journey: Journey) -> dict[str, str]:
+def standing(run_context: RunContext) -> dict[str, str]:
     """Each stage of the recipe: `done`, `begun`, `of another recipe` or `not begun`."""
     keys: dict[str, str] = {}
     found: dict[str, str] = {}
-    for stage in road(journey.recipe):
-        keys[stage.name] = key_of(stage, journey.recipe, keys)
-        claim_file = journey.folder / stage.name / "key"
+    for stage in stages_of(run_context.recipe):
+        keys[stage.name] = key_of(stage, run_context.recipe, keys)
+        claim_file = run_context.folder / stage.name / "key"
         claimed = claim_file.read_text() if claim_file.is_file() else None
-        ours = "done" if card_key(journey.folder / stage.name) == keys[stage.name] else "begun"
+        ours = "done" if card_key(run_context.folder / stage.name) == keys[stage.name] else "begun"
         found[stage.name] = (
             "not begun" if claimed is None else ours if claimed == keys[stage.name] else "of another recipe"
         )
@@ -154,23 +138,27 @@ def _is_done(folder: Path, key: str) -> bool:
     return card_key(folder) == key
 
 
-def _make(stage: Stage, journey: Journey, manifest: Manifest, key: str) -> None:
-    folder = journey.folder / stage.name
-    if moved := processes.led(lambda: claim(folder, key)):
+def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -> None:
+    folder = run_context.folder / stage.name
+    if moved := processes.on_rank0(lambda: claim(folder, key)):
         manifest.note(f"{stage.name}: what another recipe or version left was moved to {moved}")
-        say(f"{stage.name}: made anew; what another recipe left is in {moved}")
-    say(f"{stage.name} ...")
-    make, started = partial(stage.make, journey, folder), time.monotonic()
-    with full_disk_named(folder), _warnings_noted(manifest), energy.Meter(energy.counters(journey.device)) as meter:
-        made = make() if stage.shared else processes.led(make)
+        log_line(f"{stage.name}: made anew; what another recipe left is in {moved}")
+    log_line(f"{stage.name} ...")
+    make, started = partial(stage.make, run_context, folder), time.monotonic()
+    with (
+        disk_full_explained(folder),
+        _warnings_in_manifest(manifest),
+        energy.Meter(energy.counters(run_context.device)) as meter,
+    ):
+        made = make() if stage.shared else processes.on_rank0(make)
         cost = _cost(made, time.monotonic() - started, energy.over_processes(meter.joules()))
     card = stage.card(key=key, cost=cost, **made.fields)
-    processes.led(partial(_finish, folder, card, made.leftovers))
+    processes.on_rank0(partial(_finish, folder, card, made.leftovers))
     manifest.stage(stage.name, "made")
-    say(f"{stage.name}: done in {cost.seconds:.1f} s")
+    log_line(f"{stage.name}: done in {cost.seconds:.1f} s")
 
 
-def _cost(made: Made, seconds: float, joules: energy.Joules) -> Cost:
+def _cost(made: StageResult, seconds: float, joules: energy.Joules) -> Cost:
     """Of this call, unless what was made says that it began before."""
     if made.seconds is not None:
         return Cost(seconds=made.seconds, tokens=made.tokens, joules=made.joules)
@@ -184,7 +172,7 @@ def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:
 
 
 @contextmanager
-def _warnings_noted(manifest: Manifest) -> Iterator[None]:
+def _warnings_in_manifest(manifest: Manifest) -> Iterator[None]:
     """A warning is shown and left in the manifest, once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -193,7 +181,7 @@ def _warnings_noted(manifest: Manifest) -> Iterator[None]:
         finally:
             for text in dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught):
                 manifest.note(text)
-                say(text)
+                log_line(text)
 
 
 def key_of(stage: Stage, recipe: Recipe, keys: Mapping[str, str]) -> str:
@@ -206,9 +194,7 @@ def key_of(stage: Stage, recipe: Recipe, keys: Mapping[str, str]) -> str:
 
 
 def _plain(part: Any) -> Any:
-    later = CAME_LATER.get(type(part), {})
-    values = part.model_dump(mode="json", exclude=WITHOUT_EFFECT) | TAKEN_FOR.get(type(part), {})
-    return {key: value for key, value in values.items() if key not in later or value != later[key]}
+    return part.model_dump(mode="json", exclude=WITHOUT_EFFECT)
 
 
 def _phase(recipe: Recipe, name: str, part: TrainPart | None) -> tuple[Any, ...]:
@@ -217,7 +203,7 @@ def _phase(recipe: Recipe, name: str, part: TrainPart | None) -> tuple[Any, ...]
     """
     if part is None:
         return (None,)
-    donor, chosen = init.digest(recipe.draft), part.keep == "best" or part.early_stop_measures
+    donor, chosen = init.digest(recipe.draft), part.keep == "best" or part.early_stopping_patience
     measure = recipe.evaluate.model_dump(mode="json", include=MEASURED_BY) if recipe.evaluate and chosen else None
     teacher = [named_model.digest(part.teacher, f"{name}.teacher")] if part.teacher else None
     return (part, recipe.draft, recipe.seed, *(each for each in (donor, measure, teacher) if each))

@@ -16,17 +16,17 @@ from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.tasks import tasks_of
 from fastdraft.models import target
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import TargetCard
-from fastdraft.pipeline.stage_result import Made
+from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.planning.training_cost import top_bytes
 from fastdraft.synthesize import magpie
-from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Request, SamplingParams
 from fastdraft.synthesize.completions_card import LOGP
-from fastdraft.synthesize.engines import ENGINES, Setup, batch_prompts
+from fastdraft.synthesize.engines import ENGINES, Setup, batch_size
 from fastdraft.synthesize.leaks import REASON, Leaks
 from fastdraft.synthesize.prompt_sets import chat_tokens, instruction_prompts
-from fastdraft.synthesize.prompts import distinct, document_prompts, over_laws, repeated
+from fastdraft.synthesize.prompts import distinct, document_prompts, over_sampling, repeated
 from fastdraft.synthesize.quality import Quality, quality, without_loops
 from fastdraft.synthesize.rescore import rescorer
 from fastdraft.synthesize.run_decoding import decoding
@@ -35,20 +35,20 @@ from fastdraft.system.cards import read_card
 from fastdraft.system.errors import TargetError
 from fastdraft.system.files import write_json
 from fastdraft.system.precision import Precision
-from fastdraft.system.progress import Bar, say
+from fastdraft.system.progress import Bar, log_line
 
 # Instructions that are asked for, for each that is wanted: some never end, some are alike.
 MAGPIE_SPARE = 1.25
 
 
-def make_completions(journey: Journey, folder: Path) -> Made:
+def make_completions(run_context: RunContext, folder: Path) -> StageResult:
     """completions/*.parquet and quality.json: what the target writes after prompts from the training side."""
-    part = journey.recipe.synthesize
-    assert part is not None, "a stage without a part is not on the road"
-    setup, left_out = _setup(journey, part, folder), Counter[str]()
+    part = run_context.recipe.synthesize
+    assert part is not None, "a stage without a part is not in the pipeline"
+    setup, left_out = _setup(run_context, part, folder), Counter[str]()
     store = CompletionStore(folder / "completions", logp="float16")
     own = _own_instructions(setup)  # with an engine of their own: a device may not hold the target twice
-    requests = _Counted(_training_requests(journey, setup, own, left_out))
+    requests = _Counted(_training_requests(run_context, setup, own, left_out))
     engine = ENGINES[part.engine](setup)
     with Bar("synthesize", _answers(part), "completions", len(store.stored())) as bar:
         rows = keyed(requests, setup.decoding)
@@ -56,7 +56,7 @@ def make_completions(journey: Journey, folder: Path) -> Made:
     # Rows that exist already are asked of nobody: all that were read.
     asked = requests.count if part.engine != "recorded" else len(store.stored()) + refused.total()
     found = _reported(setup, store, asked, refused, left_out, folder)
-    return Made(_fields(part, setup.precision, engine, found), found.tokens)
+    return StageResult(_fields(part, setup.precision, engine, found), found.tokens)
 
 
 class _Counted:
@@ -71,25 +71,25 @@ class _Counted:
             yield request
 
 
-def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
-    card = journey.target_card()
+def _setup(run_context: RunContext, part: SynthesizePart, folder: Path) -> Setup:
+    card = run_context.target_card()
     if part.top_k > card.vocab_rows:
         raise TargetError(
             f"synthesize.top_k is {part.top_k:,}, the vocabulary of {card.name} has {card.vocab_rows:,} rows\n"
             f"  do: lower it; 0 keeps all tokens"
         )
-    _refuse_too_long(part, card, any(source in journey.recipe.corpus for source in part.mix))
-    _say_top(part, card)
+    _refuse_too_long(part, card, any(source in run_context.recipe.corpus for source in part.mix))
+    _report_top(part, card)
     if part.engine == "openvino" and part.precision == "auto":
         precision = Precision(name="fp32", reason="OpenVINO computes the log-probabilities in fp32")
     else:
-        precision = journey.target_precision(folder, part.precision)
-    at_once = batch_prompts(part, journey.recipe.target, card.context_tokens, precision.dtype)
+        precision = run_context.target_precision(folder, part.precision)
+    at_once = batch_size(part, run_context.recipe.target, card.context_tokens, precision.dtype)
     return Setup(
-        target=journey.recipe.target,
+        target=run_context.recipe.target,
         part=part,
-        decoding=decoding(journey, part, at_once),
-        device=journey.device,
+        decoding=decoding(run_context, part, at_once),
+        device=run_context.device,
         precision=precision,
         context_tokens=card.context_tokens,
         scratch=folder / "engine",
@@ -98,17 +98,17 @@ def _setup(journey: Journey, part: SynthesizePart, folder: Path) -> Setup:
 
 def _refuse_too_long(part: SynthesizePart, card: TargetCard, windows: bool) -> None:
     """TargetError where a window of a document, or any prompt, and its answer may exceed the target's context."""
-    tokens = (part.prompt_tokens if windows else 1) + part.completion_tokens
+    tokens = (part.max_prompt_tokens if windows else 1) + part.max_new_tokens
     if part.engine != "recorded" and tokens > card.context_tokens:
         raise TargetError(
             f"a prompt and its completion take {tokens:,} tokens, the context of {card.name} holds "
             f"{card.context_tokens:,}\n"
-            f"  do: lower synthesize.completion_tokens{' or synthesize.prompt_tokens' if windows else ''}"
+            f"  do: lower synthesize.max_new_tokens{' or synthesize.max_prompt_tokens' if windows else ''}"
         )
 
 
-def _say_top(part: SynthesizePart, card: TargetCard) -> None:
-    """What the likeliest tokens will take; TargetError where more are asked for than there are."""
+def _report_top(part: SynthesizePart, card: TargetCard) -> None:
+    """What the most likely tokens will take; TargetError where more are asked for than there are."""
     if part.top_logprobs > card.vocab_rows:
         raise TargetError(
             f"synthesize.top_logprobs is {part.top_logprobs:,}, the vocabulary of {card.name} has "
@@ -116,8 +116,8 @@ def _say_top(part: SynthesizePart, card: TargetCard) -> None:
         )
     if part.top_logprobs:
         each = top_bytes(part.top_logprobs, card.vocab_rows)
-        most = each * _answers(part) * part.completion_tokens
-        say(f"synthesize: top_logprobs take {each:g} bytes a token, {most / 1e9:.2g} GB at most")
+        most = each * _answers(part) * part.max_new_tokens
+        log_line(f"synthesize: top_logprobs take {each:g} bytes a token, {most / 1e9:.2g} GB at most")
 
 
 def _rescore(setup: Setup, engine: Engine) -> Rescore:
@@ -132,7 +132,9 @@ def _reported(
     tokenizer = target.open_tokenizer(setup.target)
     found = quality(store.shards(), setup.decoding, tokenizer, asked, refused, left_out)
     write_json(folder / "quality.json", found.model_dump(mode="json"))
-    say(f"synthesize: trained on {found.trained_share:.1%} of {found.tokens / found.trained_share:,.0f} tokens")
+    log_line(
+        f"synthesize: trained on {found.trained_fraction:.1%} of {found.tokens / found.trained_fraction:,.0f} tokens"
+    )
     return found
 
 
@@ -153,35 +155,41 @@ def _fields(part: SynthesizePart, precision: Precision, engine: Engine, found: Q
 
 # Prompts.
 def _training_requests(
-    journey: Journey, setup: Setup, own: Iterable[Completion], left_out: Counter[str]
+    run_context: RunContext, setup: Setup, own: Iterable[Completion], left_out: Counter[str]
 ) -> Iterator[Request]:
-    """Prompts of each source in its share, under each law in its share; `own` are instructions of the target."""
+    """Prompts of each source in its share, under each distribution in its share; `own` are instructions of the
+    target.
+    """
     part = setup.part
-    laws = {_law(temperature, part): weight for temperature, weight in part.temperatures.items()}
+    sampling_settings = {_sampling(temperature, part): weight for temperature, weight in part.temperatures.items()}
     leaks: list[Leaks] = []
     seen = Keys()
     for number, source in enumerate(sorted(part.mix)):
         count = _count(part, source)
-        if source in journey.recipe.corpus:
-            generator = np.random.default_rng([journey.recipe.seed, number])
-            shards = journey.shards(source, "train")
-            prompts: Iterable[Tokens] = document_prompts(shards, count, part.prompt_tokens, 1, generator)
+        if source in run_context.recipe.corpus:
+            generator = np.random.default_rng([run_context.recipe.seed, number])
+            shards = run_context.shards(source, "train")
+            prompts: Iterable[Tokens] = document_prompts(shards, count, part.max_prompt_tokens, 1, generator)
         elif source != "recorded" and count:
             prompts = _instructions(source, setup, own, count, left_out)
         else:
             continue
-        if source not in journey.recipe.corpus or part.leak_tasks:
-            leaks = leaks or [Leaks(_evaluation_texts(journey, setup), part.leak_tokens, _chat_around(setup))]
+        if source not in run_context.recipe.corpus or part.leak_tasks:
+            leaks = leaks or [
+                Leaks(_evaluation_texts(run_context, setup), part.leak_tokens, _chat_template_tokens(setup))
+            ]
             prompts = _unleaked(prompts, leaks[0], left_out)
         if len(part.mix) > 1:
             prompts = distinct(prompts, seen, left_out)
-        yield from repeated(over_laws(_fewer_said(prompts, source, count), laws), part.answers_per_prompt)
+        yield from repeated(
+            over_sampling(_report_missing(prompts, source, count), sampling_settings), part.samples_per_prompt
+        )
 
 
 def _answers(part: SynthesizePart) -> int:
     """To all prompts, as `repeated` has it: one where it is greedy."""
     greedy = part.temperatures.get(0.0, 0.0) / sum(part.temperatures.values())
-    return round(part.prompts * (greedy + (1 - greedy) * part.answers_per_prompt))
+    return round(part.prompts * (greedy + (1 - greedy) * part.samples_per_prompt))
 
 
 def _count(part: SynthesizePart, source: str) -> int:
@@ -196,13 +204,13 @@ def _instructions(
     tokenizer = target.open_tokenizer(setup.target)
     if source in setup.part.prompt_sets:
         named = setup.part.prompt_sets[source]
-        return instruction_prompts(named, tokenizer, count, _longest_prompt(setup), left_out)
+        return instruction_prompts(named, tokenizer, count, _max_instruction_tokens(setup), left_out)
     return magpie.magpie_prompts(magpie.turn_of(tokenizer), own, count, left_out)
 
 
-def _longest_prompt(setup: Setup) -> int:
+def _max_instruction_tokens(setup: Setup) -> int:
     """In tokens."""
-    return min(setup.part.longest_prompt_tokens, setup.context_tokens - setup.part.completion_tokens)
+    return min(setup.part.max_instruction_tokens, setup.context_tokens - setup.part.max_new_tokens)
 
 
 def _own_instructions(setup: Setup) -> Iterable[Completion]:
@@ -229,39 +237,40 @@ def _own_instructions(setup: Setup) -> Iterable[Completion]:
 
 def _of_instructions(setup: Setup, turn: magpie.Turn) -> Decoding:
     """How the target writes instructions: up to the end of a user's turn; TargetError where it has no room for any."""
-    tokens = _longest_prompt(setup) - len(turn.opening) - len(turn.closing)
+    tokens = _max_instruction_tokens(setup) - len(turn.opening) - len(turn.closing)
     if tokens <= magpie.SHORTEST_TOKENS:
         raise TargetError(
-            f"magpie's instructions would have {tokens} tokens at most: a prompt may take {_longest_prompt(setup)}, "
+            f"magpie's instructions would have {tokens} tokens at most: a prompt may take "
+            f"{_max_instruction_tokens(setup)}, "
             f"the chat template takes {len(turn.opening) + len(turn.closing)} of them\n"
-            f"  do: raise synthesize.longest_prompt_tokens, or lower synthesize.completion_tokens"
+            f"  do: raise synthesize.max_instruction_tokens, or lower synthesize.max_new_tokens"
         )
     ends = setup.decoding.eos | {turn.end}
-    return setup.decoding._replace(completion_tokens=tokens, eos=ends, end=turn.end, top_logprobs=0)
+    return setup.decoding._replace(max_new_tokens=tokens, eos=ends, end=turn.end, top_logprobs=0)
 
 
-def _evaluation_texts(journey: Journey, setup: Setup) -> Iterator[Tokens]:
+def _evaluation_texts(run_context: RunContext, setup: Setup) -> Iterator[Tokens]:
     """What no prompt for training may repeat: held-out documents, and every prompt of `leak_tasks`, however long."""
-    yield from _held_out(journey)
+    yield from _held_out(run_context)
     if setup.part.leak_tasks:
         tokenizer = target.open_tokenizer(setup.target)
         for task in tasks_of(setup.part.leak_tasks, tokenizer, context_tokens=sys.maxsize, prompts=sys.maxsize):
             yield from task.prompts
 
 
-def _chat_around(setup: Setup) -> list[Tokens]:
+def _chat_template_tokens(setup: Setup) -> list[Tokens]:
     """What the target's chat template puts around a user's words, if it has one."""
     tokenizer = target.open_tokenizer(setup.target)
     return [chat_tokens(tokenizer, [{"role": "user", "content": "?"}])] if tokenizer.chat_template else []
 
 
-def _held_out(journey: Journey) -> Iterator[Tokens]:
+def _held_out(run_context: RunContext) -> Iterator[Tokens]:
     """Every held-out document of the recipe's corpus: evaluation prompts are windows of them."""
-    if not journey.recipe.corpus:
+    if not run_context.recipe.corpus:
         return
-    for source, card in read_card(journey.folder / "tokenize", CorpusCard).sources.items():
+    for source, card in read_card(run_context.folder / "tokenize", CorpusCard).sources.items():
         if card.held_out.tokens:
-            shards = journey.shards(source, "held_out")
+            shards = run_context.shards(source, "held_out")
             starts = shards.document_starts()
             yield from (shards[first:end] for first, end in pairwise(starts.tolist()))
 
@@ -274,15 +283,15 @@ def _unleaked(prompts: Iterable[Tokens], leaks: Leaks, left_out: Counter[str]) -
             yield prompt
 
 
-def _fewer_said(prompts: Iterable[Tokens], source: str, count: int) -> Iterator[Tokens]:
+def _report_missing(prompts: Iterable[Tokens], source: str, count: int) -> Iterator[Tokens]:
     """The prompts; where a source has not given so many, that is said."""
     given = 0
     for prompt in prompts:
         given += 1
         yield prompt
     if given < count:
-        say(f"synthesize: {source} gives {given:,} prompts, wanted {count:,}; quality.json says what was left out")
+        log_line(f"synthesize: {source} gives {given:,} prompts, wanted {count:,}; quality.json says what was left out")
 
 
-def _law(temperature: float, part: SynthesizePart) -> Law:
-    return Law(temperature, part.top_k, part.top_p) if temperature > 0 else Law(0.0)
+def _sampling(temperature: float, part: SynthesizePart) -> SamplingParams:
+    return SamplingParams(temperature, part.top_k, part.top_p) if temperature > 0 else SamplingParams(0.0)

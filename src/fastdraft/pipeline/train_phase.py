@@ -11,15 +11,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fastdraft import init
-from fastdraft.config import OF_THE_SAMPLE, Recipe, TrainPart
+from fastdraft.config import SAMPLE_OBJECTIVES, Recipe, TrainPart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.document import Portion
 from fastdraft.data.order import Batch, Mixture, Rows, ShardRows
 from fastdraft.data.prefetch import Ahead
 from fastdraft.models import draft, target
-from fastdraft.models.run_context import PHASES, Journey
+from fastdraft.models.run_context import PHASES, RunContext
 from fastdraft.models.shape import DraftShape
-from fastdraft.pipeline.stage_result import Made
+from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.pipeline.validation import open_measure
 from fastdraft.synthesize.completions import CompletionStore
 from fastdraft.synthesize.training_sequences import CompletionRows, RecordedCompletions
@@ -37,90 +37,90 @@ from fastdraft.train.objectives import objective
 START_SAMPLE_TOKENS = 8192
 
 
-def make_draft(journey: Journey, folder: Path) -> Made:
+def make_draft(run_context: RunContext, folder: Path) -> StageResult:
     """One phase of training; which one is the folder's name."""
-    name, recipe = folder.name, journey.recipe
-    part = journey.phase(name)
-    assert part is not None, "a stage without a part is not on the road"
+    name, recipe = folder.name, run_context.recipe
+    part = run_context.phase(name)
+    assert part is not None, "a stage without a part is not in the pipeline"
     form = init.shape_of(recipe.target, recipe.draft)
-    precision = processes.led(lambda: journey.precision(folder, part.precision))
-    processes.led(lambda: _note_data(journey, part, folder))
+    precision = processes.on_rank0(lambda: run_context.precision(folder, part.precision))
+    processes.on_rank0(lambda: _note_data(run_context, part, folder))
     phase = Phase(
         name=name,
-        model=_first_weights(journey, folder, form),
+        model=_first_weights(run_context, folder, form),
         part=part,
-        mixture=Ahead(Mixture(_rows(journey, part), part.mix, _seed(recipe, name))),
-        held_out={source: _held_out(journey, source, part) for source in recipe.corpus},
-        objective=objective(part, journey.open_teacher(name, precision.dtype)),
+        mixture=Ahead(Mixture(_rows(run_context, part), part.mix, _seed(recipe, name))),
+        held_out={source: _held_out(run_context, source, part) for source in recipe.corpus},
+        objective=objective(part, run_context.open_teacher(name, precision.dtype)),
         folder=folder,
-        device=journey.device,
+        device=run_context.device,
         dtype=precision.dtype,
         parallel=recipe.parallel,
-        measure=open_measure(journey),
+        measure=open_measure(run_context),
         trackers=partial(trackers.opened, recipe.trackers, recipe.name, folder),
     )
     progress = train(phase)
-    files, card = target.folder_of(recipe.target), journey.target_card()
-    processes.led(lambda: draft.save(phase.model, files, card, folder / "model"))
+    files, card = target.folder_of(recipe.target), run_context.target_card()
+    processes.on_rank0(lambda: draft.save(phase.model, files, card, folder / "model"))
     fields = {
         "target": recipe.target.path,
         "target_digest": card.digest,
         "precision": precision,
         "shape": init.as_built(form, phase.model),
-        **processes.led(lambda: _measured(folder, kept_step(progress))),
+        **processes.on_rank0(lambda: _measured(folder, kept_step(progress))),
     }
-    return Made(fields, progress.tokens, progress.seconds, progress.joules, tuple(folder.glob("checkpoint-*")))
+    return StageResult(fields, progress.tokens, progress.seconds, progress.joules, tuple(folder.glob("checkpoint-*")))
 
 
-def _note_data(journey: Journey, part: TrainPart, folder: Path) -> None:
+def _note_data(run_context: RunContext, part: TrainPart, folder: Path) -> None:
     """data.json, what the phase trains on; ShardError where it would go on with other shards than it began with."""
     texts, note = [name for name in part.mix if name != "synthetic"], folder / "data.json"
-    sources = read_card(journey.folder / "tokenize", CorpusCard).sources if texts else {}
+    sources = read_card(run_context.folder / "tokenize", CorpusCard).sources if texts else {}
     now = {name: sources[name].train.digest for name in texts}
     begun = note.is_file() and any(folder.glob("checkpoint-*"))
     before = json.loads(note.read_text()) if begun else now
     if changed := sorted(name for name in now if now[name] != before.get(name)):
         raise ShardError(
             f"the shards of {', '.join(changed)} are not those that {folder} began with\n"
-            f"  do: bring back {journey.folder / 'tokenize'} as it was, or remove {folder} to begin this phase anew"
+            f"  do: bring back {run_context.folder / 'tokenize'} as it was, or remove {folder} to begin this phase anew"
         )
     write_json(note, now)
 
 
-def _first_weights(journey: Journey, folder: Path, form: DraftShape) -> PreTrainedModel:
+def _first_weights(run_context: RunContext, folder: Path, form: DraftShape) -> PreTrainedModel:
     """The draft of the phase before; where this phase is the first, the recipe's start."""
-    before = journey.drafts()[: journey.drafts().index(folder.name)]
+    before = run_context.drafts()[: run_context.drafts().index(folder.name)]
     if before:
-        return journey.open_draft(before[-1])
-    beginning = init.Beginning(
-        target=journey.recipe.target,
-        part=journey.recipe.draft,
+        return run_context.open_draft(before[-1])
+    init_inputs = init.InitInputs(
+        target=run_context.recipe.target,
+        part=run_context.recipe.draft,
         shape=form,
-        seed=journey.recipe.seed,
-        device=journey.device,
-        sample=lambda: _sample(journey, folder.name),
-        note=folder / "start.json",
+        seed=run_context.recipe.seed,
+        device=run_context.device,
+        sample=lambda: _sample(run_context, folder.name),
+        note=folder / "init.json",
     )
-    return init.first_weights(beginning)
+    return init.first_weights(init_inputs)
 
 
-def _sample(journey: Journey, phase: str) -> Batch:
+def _sample(run_context: RunContext, phase: str) -> Batch:
     """The first rows of a phase, to measure a donor on."""
-    part = journey.phase(phase)
-    assert part is not None, "a stage without a part is not on the road"
-    mixture = Mixture(_rows(journey, part), part.mix, _seed(journey.recipe, phase))
+    part = run_context.phase(phase)
+    assert part is not None, "a stage without a part is not in the pipeline"
+    mixture = Mixture(_rows(run_context, part), part.mix, _seed(run_context.recipe, phase))
     return mixture.next_batch(math.ceil(START_SAMPLE_TOKENS / part.sequence_tokens))
 
 
-def _rows(journey: Journey, part: TrainPart) -> dict[str, Rows]:
+def _rows(run_context: RunContext, part: TrainPart) -> dict[str, Rows]:
     length = part.sequence_tokens
     rows: dict[str, Rows] = {
-        name: ShardRows(journey.shards(name, "train"), length) for name in part.mix if name != "synthetic"
+        name: ShardRows(run_context.shards(name, "train"), length) for name in part.mix if name != "synthetic"
     }
     if "synthetic" in part.mix:
-        store = CompletionStore(journey.folder / "synthesize" / "completions")
+        store = CompletionStore(run_context.folder / "synthesize" / "completions")
         rows["synthetic"] = (
-            _recorded(store, part) if part.reads_records else CompletionRows(store.shards(), length, store.folder)
+            _recorded(store, part) if part.needs_recorded_data else CompletionRows(store.shards(), length, store.folder)
         )
     return rows
 
@@ -128,10 +128,10 @@ def _rows(journey: Journey, part: TrainPart) -> dict[str, Rows]:
 def _recorded(store: CompletionStore, part: TrainPart) -> RecordedCompletions:
     """Rows with their records; CorpusError where an objective wants log-probabilities and no row has any."""
     rows = RecordedCompletions(store.shards(), part.sequence_tokens, store.folder)
-    if OF_THE_SAMPLE & part.objectives.keys() and not rows.known:
+    if SAMPLE_OBJECTIVES & part.objectives.keys() and not rows.known:
         raise CorpusError(
             f"no row of {store.folder} has log-probabilities, and align has {', '.join(part.recorded_keys)}\n"
-            f"  do: let `synthesize.rescore` find them, or take an objective of the text or of the law"
+            f"  do: let `synthesize.rescore` find them, or take an objective of the text or of the distribution"
         )
     return rows
 
@@ -141,11 +141,11 @@ def _seed(recipe: Recipe, phase: str) -> int:
     return recipe.seed + 1000 * PHASES.index(phase)
 
 
-def _held_out(journey: Journey, source: str, part: TrainPart) -> list[Batch]:
-    rows = ShardRows(journey.shards(source, "held_out"), part.sequence_tokens)
+def _held_out(run_context: RunContext, source: str, part: TrainPart) -> list[Batch]:
+    rows = ShardRows(run_context.shards(source, "held_out"), part.sequence_tokens)
     count = min(part.held_out_sequences, rows.rows)
-    stream = Mixture({source: rows}, {source: 1.0}, journey.recipe.seed)
-    sizes = [min(part.batch_sequences, count - done) for done in range(0, count, part.batch_sequences)]
+    stream = Mixture({source: rows}, {source: 1.0}, run_context.recipe.seed)
+    sizes = [min(part.batch_size, count - done) for done in range(0, count, part.batch_size)]
     portion = Portion(processes.rank(), processes.count())
     return [stream.next_batch(size, portion) for size in sizes]
 

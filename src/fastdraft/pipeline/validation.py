@@ -20,12 +20,12 @@ from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.one_pass import acceptances
 from fastdraft.evaluate.run_prompts import evaluation_prompts
 from fastdraft.maths.acceptance import chain
-from fastdraft.models.run_context import Journey
+from fastdraft.models.run_context import RunContext
 from fastdraft.pipeline.stage_result import Note
-from fastdraft.synthesize.completions import Completion, CompletionStore, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
 from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.leaks import Leaks
-from fastdraft.synthesize.prompts import document_prompts, over_laws
+from fastdraft.synthesize.prompts import document_prompts, over_sampling
 from fastdraft.synthesize.run_decoding import decoding
 from fastdraft.synthesize.write import keyed
 from fastdraft.system import processes
@@ -59,45 +59,48 @@ class Measure:
         return float(counts.tokens_B.sum()), float(counts.forwards_B.sum())
 
 
-def open_measure(journey: Journey) -> Measure | None:
+def open_measure(run_context: RunContext) -> Measure | None:
     """The measure of a run, whose completions are written now if they are not there; None where the recipe has none."""
-    part = journey.recipe.evaluate
-    if part is None or not part.measure_prompts:
+    part = run_context.recipe.evaluate
+    if part is None or not part.validation_prompts:
         return None
-    of_task = {task: list(_requests(journey, part, task)) for task in part.tasks}
+    of_task = {task: list(_requests(run_context, part, task)) for task in part.tasks}
     requests = [request for asked in of_task.values() for request in asked]
     if not requests:
         return None
-    how, store = decoding(journey, part, part.batch_prompts), CompletionStore(journey.folder / FOLDER / "completions")
+    how, store = (
+        decoding(run_context, part, part.batch_size),
+        CompletionStore(run_context.folder / FOLDER / "completions"),
+    )
     keys = {task: [row.key for row in keyed(asked, how)] for task, asked in of_task.items()}
-    processes.led(lambda: _write(journey, part, requests, store))
+    processes.on_rank0(lambda: _write(run_context, part, requests, store))
     mine = slice(processes.rank(), None, processes.count())
-    return Measure({task: store.read(found)[mine] for task, found in keys.items() if found}, part.judge_gamma)
+    return Measure({task: store.read(found)[mine] for task, found in keys.items() if found}, part.verify_gamma)
 
 
-def _write(journey: Journey, part: EvaluatePart, requests: list[Request], store: CompletionStore) -> None:
+def _write(run_context: RunContext, part: EvaluatePart, requests: list[Request], store: CompletionStore) -> None:
     """Have the store hold the completion of each request; the target is opened where one is missing."""
-    how, stored = decoding(journey, part, part.batch_prompts), store.stored()
+    how, stored = decoding(run_context, part, part.batch_size), store.stored()
     if any(row.key not in stored for row in keyed(requests, how)):
-        precision = journey.target_precision(journey.folder / FOLDER, part.precision)
-        complete(journey.open_target(precision.dtype), requests, how, store, "prompts to measure on")
+        precision = run_context.target_precision(run_context.folder / FOLDER, part.precision)
+        complete(run_context.open_target(precision.dtype), requests, how, store, "prompts to measure on")
 
 
-def _requests(journey: Journey, part: EvaluatePart, task: str) -> Iterator[Request]:
-    """A task's prompts, the laws in turn; a Note where the held-out side has fewer than asked."""
-    prompts = list(islice(_prompts(journey, part, task), part.measure_prompts))
-    if len(prompts) < part.measure_prompts and processes.is_main():
-        said = f"{task}: {len(prompts)} held-out prompts to measure on while training, wanted {part.measure_prompts}"
+def _requests(run_context: RunContext, part: EvaluatePart, task: str) -> Iterator[Request]:
+    """A task's prompts, the distributions in turn; a Note where the held-out side has fewer than asked."""
+    prompts = list(islice(_prompts(run_context, part, task), part.validation_prompts))
+    if len(prompts) < part.validation_prompts and processes.is_main():
+        said = f"{task}: {len(prompts)} held-out prompts to measure on while training, wanted {part.validation_prompts}"
         warnings.warn(f"{said}: evaluate.prompts takes {part.prompts}", Note, stacklevel=2)
-    return over_laws(prompts, {Law(temperature): 1.0 for temperature in part.temperatures})
+    return over_sampling(prompts, {SamplingParams(temperature): 1.0 for temperature in part.temperatures})
 
 
-def _prompts(journey: Journey, part: EvaluatePart, task: str) -> Iterator[Tokens]:
+def _prompts(run_context: RunContext, part: EvaluatePart, task: str) -> Iterator[Tokens]:
     """Windows of a task's held-out documents that are not, nor half of them, among those of `evaluate`."""
-    shards = journey.shards(task, "held_out")
-    seed = [journey.recipe.seed, OWN_SEED + part.tasks.index(task)]
-    taken = Leaks(evaluation_prompts(journey, part, task), min(RUN_TOKENS, part.prompt_tokens))
+    shards = run_context.shards(task, "held_out")
+    seed = [run_context.recipe.seed, OWN_SEED + part.tasks.index(task)]
+    taken = Leaks(evaluation_prompts(run_context, part, task), min(RUN_TOKENS, part.max_prompt_tokens))
     with suppress(CorpusError):  # all windows have been given out
-        for prompt in document_prompts(shards, shards.tokens, part.prompt_tokens, 1, np.random.default_rng(seed)):
+        for prompt in document_prompts(shards, shards.tokens, part.max_prompt_tokens, 1, np.random.default_rng(seed)):
             if prompt not in taken:
                 yield prompt

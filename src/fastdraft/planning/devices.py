@@ -28,8 +28,8 @@ class Device(BaseModel):
     """What a device reaches: bytes and FLOPs a second, and what a decode step takes besides.
 
     Rates are dense, by the precision of the weights. The overheads of published devices are estimates, see OVERHEADS.
-    `bandwidth_share` is what engines reach of a published bandwidth; 1 where it was measured. `readings`, from small to
-    large, say how weights that fit a cache are read; without any, all are read at the bandwidth. `attention_rate` is
+    `bandwidth_fraction` is what engines reach of a published bandwidth; 1 where it was measured. `readings`, from small
+    to large, say how weights that fit a cache are read; without any, all are read at the bandwidth. `attention_rate` is
     what one token's attention to earlier ones reaches, where that takes longer than reading their keys and values.
     """
 
@@ -42,7 +42,7 @@ class Device(BaseModel):
     step_overhead_seconds: float
     memory_bytes: float
     source: str
-    bandwidth_share: float = 1.0
+    bandwidth_fraction: float = 1.0
     attention_rate: float | None = None
     readings: tuple[Reading, ...] = ()
 
@@ -55,7 +55,7 @@ class Device(BaseModel):
     @property
     def bandwidth(self) -> float:
         """Bytes per second out of memory that an engine reaches."""
-        return self.memory_bandwidth_bytes_per_second * self.bandwidth_share
+        return self.memory_bandwidth_bytes_per_second * self.bandwidth_fraction
 
     def reading_seconds(self, read_bytes: float) -> float:
         """Seconds in which a step reads its weights: between two readings on their line, above the last at its rate."""
@@ -82,7 +82,7 @@ class Device(BaseModel):
 # What engines reach of the published bandwidth in decoding: gpt-fast 69 % on an A100 with Llama-2-7B in bf16, and 65 %
 # with 70B in int8 (its README); the overheads below are in those. tests/planning/test_devices.py holds the model to
 # them.
-REACHED_SHARE = 0.7
+REACHED_FRACTION = 0.7
 # (seconds a layer, seconds a step): estimates. A layer is some ten kernels: 2 to 3 us each in a CUDA graph, 5 us and
 # more where each is launched; a step adds the engine's scheduler, sampling and the way back to the host.
 OVERHEADS: dict[Kind, tuple[float, float]] = {
@@ -112,7 +112,7 @@ def _published(
         step_overhead_seconds=step,
         memory_bytes=gigabytes * GB,
         source=source,
-        bandwidth_share=REACHED_SHARE,
+        bandwidth_fraction=REACHED_FRACTION,
     )
 
 

@@ -23,7 +23,7 @@ OUTER_BITS = {"bf16": 16.0, "int8": 8.0, "int4": 8.0}
 class ModelSize(BaseModel):
     """Exact sizes of a decoder; `output_parameters` are the head's, which tied are the embedding's, counted once.
 
-    `expert_parameters` are those of all routed experts, `expert_share` what of them a token goes through.
+    `expert_parameters` are those of all routed experts, `expert_fraction` what of them a token goes through.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,7 +37,7 @@ class ModelSize(BaseModel):
     kv_width: int
     vocab_rows: int
     expert_parameters: int = 0
-    expert_share: float = 1.0
+    expert_fraction: float = 1.0
 
     @classmethod
     def of_config(cls, config: Any) -> ModelSize:
@@ -55,7 +55,7 @@ class ModelSize(BaseModel):
             kv_width=known.kv_heads * known.head_size,
             vocab_rows=known.vocab_rows,
             expert_parameters=found.experts,
-            expert_share=_expert_share(text) if found.experts else 1.0,
+            expert_fraction=_expert_fraction(text) if found.experts else 1.0,
         )
 
     @classmethod
@@ -70,7 +70,7 @@ class ModelSize(BaseModel):
 
     def read_body_parameters(self, tokens: int) -> float:
         """Body parameters that a step on so many tokens reads: of the experts those that one of them is routed to."""
-        return self.body_parameters - self.expert_parameters * (1 - self.expert_share) ** tokens
+        return self.body_parameters - self.expert_parameters * (1 - self.expert_fraction) ** tokens
 
     @property
     def active_parameters(self) -> float:
@@ -94,7 +94,7 @@ def kv_bytes(size: ModelSize, context_tokens: int, bytes_per_value: float = 2) -
     return 2.0 * size.layers * size.kv_width * context_tokens * bytes_per_value
 
 
-def _expert_share(text: Any) -> float:
+def _expert_fraction(text: Any) -> float:
     """The share of the routed experts that a token goes through."""
     all_, chosen = (
         next((value for name in names if (value := getattr(text, name, None))), 1)

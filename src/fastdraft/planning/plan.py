@@ -74,7 +74,7 @@ class Candidate(Figures):
 
 
 class StageCost(Figures):
-    """What a stage of the road costs. `hours` on one training device, `paper_hours` on the paper's 8 Gaudi 2."""
+    """What a stage of the pipeline costs. `hours` on one training device, `paper_hours` on the paper's 8 Gaudi 2."""
 
     stage: str
     tokens: int
@@ -169,7 +169,7 @@ def paper_recipe(part: TargetPart) -> Recipe:
         "code": "bigcode/the-stack-v2-train-smol-ids",
         "prompts": "tatsu-lab/alpaca",
     }
-    phase = {"sequence_tokens": 2048, "batch_sequences": 64}
+    phase = {"sequence_tokens": 2048, "batch_size": 64}
     return Recipe.model_validate(
         {
             "name": "paper",
@@ -178,7 +178,7 @@ def paper_recipe(part: TargetPart) -> Recipe:
             "corpus": {name: {"source": "hub", "path": path} for name, path in hub.items()},
             "pretrain": {"mix": {"text": 1}, "train_tokens": 5_000_000_000, **phase},
             "continue": {"mix": {"code": 2, "text": 1}, "train_tokens": 7_500_000_000, **phase},
-            "synthesize": {"mix": {"prompts": 1}, "prompts": 500_000, "completion_tokens": 512},
+            "synthesize": {"mix": {"prompts": 1}, "prompts": 500_000, "max_new_tokens": 512},
             "align": {"mix": {"synthetic": 1}, "train_tokens": 256_000_000, **phase},
         }
     )
@@ -229,7 +229,7 @@ def _pays(alpha: float, times: StepTimes) -> Pays:
 
 
 def _stages(draft: ModelSize, subject: ModelSize, recipe: Recipe, setting: Setting) -> Iterator[StageCost]:
-    """The cost of each stage that the recipe has, in the order of the road."""
+    """The cost of each stage that the recipe has, in the order of the pipeline."""
     phases = {"pretrain": recipe.pretrain, "continue": recipe.continue_}
     trained = sum(part.train_tokens for part in phases.values() if part)
     disk = training_cost.shard_bytes(trained, subject.vocab_rows)
@@ -244,11 +244,15 @@ def _stages(draft: ModelSize, subject: ModelSize, recipe: Recipe, setting: Setti
 
 
 def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, setting: Setting) -> StageCost:
-    """A phase of training; against a live law, with a forward of the target or the teacher on what that reads."""
+    """A phase of training; against a online distribution, with a forward of the target or the teacher on what that
+    reads.
+    """
     flops = training_cost.training_flops(draft, part.train_tokens, part.sequence_tokens)
-    if part.asks_target:
+    if part.needs_teacher:
         teacher = ModelSize.of_config(target.open_config(TargetPart(path=part.teacher))) if part.teacher else subject
-        flops += part.law_share * part.train_tokens * step_times.forward_flops(teacher, 1, part.sequence_tokens / 2)
+        flops += (
+            part.teacher_fraction * part.train_tokens * step_times.forward_flops(teacher, 1, part.sequence_tokens / 2)
+        )
     return StageCost(
         stage=name,
         tokens=part.train_tokens,
@@ -261,8 +265,8 @@ def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, set
 
 def _written(part: SynthesizePart, subject: ModelSize, setting: Setting) -> StageCost:
     """What the target writes, at most: every answer as long as it may be."""
-    tokens = part.prompts * part.completion_tokens
-    length = part.prompt_tokens + part.completion_tokens // 2
+    tokens = part.prompts * part.max_new_tokens
+    length = part.max_prompt_tokens + part.max_new_tokens // 2
     return StageCost(
         stage="synthesize",
         tokens=tokens,

@@ -154,8 +154,8 @@ def readings(found: Mapping[Any, float], large: Sizes, weights: str) -> tuple[tu
 
 def _overhead(found: Mapping[Any, float], deep: Sizes, headed: Sizes, step: float, weights: str) -> float:
     """Of a layer, where two models read at one rate: beyond a step each takes its layers and its bytes."""
-    share = _bytes(deep, weights) / _bytes(headed, weights)
-    return (found[deep] - step - share * (found[headed] - step)) / (deep.layers - share * headed.layers)
+    fraction = _bytes(deep, weights) / _bytes(headed, weights)
+    return (found[deep] - step - fraction * (found[headed] - step)) / (deep.layers - fraction * headed.layers)
 
 
 def _reading_of(found: Mapping[Any, float], sizes: Sizes, step: float, overhead: float, weights: str) -> Reading:

@@ -63,7 +63,7 @@ def checkpoint_bytes(size: ModelSize, optimizer: str = "muon", kept: int = 2) ->
 
 
 def top_bytes(known_tokens: int, vocab_rows: int) -> float:
-    """Disk of the likeliest tokens of one place: log-probabilities in float16, and their ids."""
+    """Disk of the most likely tokens of one place: log-probabilities in float16, and their ids."""
     return 2 * known_tokens + shard_bytes(known_tokens, vocab_rows)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 
 # A token of the target's own, where nothing was drafted.
 PLAIN = "p"
@@ -22,10 +22,10 @@ SIDES: tuple[Side, ...] = ("plain", "drafted")
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt and how it is to be continued; greedy where the law is."""
+    """A prompt and how it is to be continued; greedy where the distribution is."""
 
     prompt: Tokens
-    law: Law
+    sampling: SamplingParams
     gamma: int
     tokens: int
     seed: int
@@ -43,13 +43,13 @@ class Block(NamedTuple):
 class Player(Protocol):
     """A pair that decodes one prompt at a time.
 
-    `interleaves`: both sides can take turns, block by block. `keeps_law`: sampled with the draft, a text is distributed
-    as the target's own.
+    `interleaves`: both sides can take turns, block by block. `keeps_distribution`: sampled with the draft, a text is
+    distributed as the target's own.
     """
 
     name: str
     interleaves: bool
-    keeps_law: bool
+    keeps_distribution: bool
     tokenizer: PreTrainedTokenizerFast
     context_tokens: int
 

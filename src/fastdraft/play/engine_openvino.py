@@ -20,18 +20,18 @@ from fastdraft.bench.engine_openvino import OpenedOpenVino
 from fastdraft.bench.engine_openvino import OpenVino as BenchedOpenVino
 from fastdraft.models.openvino_llama import EXTRA
 from fastdraft.play.blocks import SIDES, Asked, Block, Side
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.optional_packages import need
 
 
 class OpenVino:
     """A pair of exported models; a text that has begun cannot wait for the other side."""
 
-    name, interleaves, keeps_law = "OpenVINO GenAI", False, BenchedOpenVino.keeps_law
+    name, interleaves, keeps_distribution = "OpenVINO GenAI", False, BenchedOpenVino.keeps_distribution
 
     def __init__(self, opened: OpenedOpenVino, tokenizer: PreTrainedTokenizerFast, context_tokens: int) -> None:
         self._opened, self.tokenizer, self.context_tokens = opened, tokenizer, context_tokens
-        first = Asked(np.zeros(1, np.int64), Law(0.0), 1, 2, 0)
+        first = Asked(np.zeros(1, np.int64), SamplingParams(0.0), 1, 2, 0)
         for side in SIDES:  # a pipeline is opened when it is first asked, which takes seconds
             list(self.blocks(first, side))
 
@@ -39,7 +39,7 @@ class OpenVino:
         """As the engine streams them; left early, it is stopped at its next block."""
         gamma = asked.gamma if side == "drafted" else 0
         arm = Arm("draft", gamma) if gamma else Arm("none")
-        timing = Timing(asked.prompt, asked.law, asked.tokens, asked.seed)
+        timing = Timing(asked.prompt, asked.sampling, asked.tokens, asked.seed)
         come: Queue[list[int] | BaseException | None] = Queue()
         left = Event()
         thread = Thread(target=_generated, args=(self._opened, timing, arm, come, left), daemon=True)

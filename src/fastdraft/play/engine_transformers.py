@@ -17,14 +17,14 @@ from fastdraft.maths.verification import Block as Verdict
 from fastdraft.maths.verification import accept_greedy, accept_sampled
 from fastdraft.models.target import cache_name
 from fastdraft.play.blocks import Asked, Block, Side
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.token_sampling import draw
 
 
 class Transformers:
     """A pair of models of transformers."""
 
-    name, interleaves, keeps_law = "transformers", True, True
+    name, interleaves, keeps_distribution = "transformers", True, True
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Transformers:
         while left:
             started = perf_counter()
             gamma = min(asked.gamma, left - 1) if side == "drafted" else 0
-            drafted, laws = self._proposed(draft, text, gamma, asked.law, dice)
-            verdict = _judged(target.read([*text, *drafted], gamma + 1), drafted, laws, asked.law, dice)
+            drafted, draft_probs = self._proposed(draft, text, gamma, asked.sampling, dice)
+            verdict = _verified(target.read([*text, *drafted], gamma + 1), drafted, draft_probs, asked.sampling, dice)
             tokens = self._until_end(verdict.emitted.tolist())
             for reader in (target, draft):
                 reader.forget(len(text) + verdict.accepted)
@@ -57,17 +57,17 @@ class Transformers:
 
     @torch.inference_mode()
     def _proposed(
-        self, draft: _Reader, text: Sequence[int], gamma: int, law: Law, dice: torch.Generator
+        self, draft: _Reader, text: Sequence[int], gamma: int, sampling: SamplingParams, dice: torch.Generator
     ) -> tuple[list[int], list[Tensor]]:
-        """Gamma tokens, and (V) the law of each."""
+        """Gamma tokens, and (V) the distribution of each."""
         drafted: list[int] = []
-        laws: list[Tensor] = []
+        draft_probs: list[Tensor] = []
         for _ in range(gamma):
             (logits_V,) = draft.read([*text, *drafted], 1)
-            laws.append(logits_V if law.greedy else warp(logits_V, *law).exp())
+            draft_probs.append(logits_V if sampling.greedy else warp(logits_V, *sampling).exp())
             coin = torch.rand(1, generator=dice, dtype=torch.float64)
-            drafted.append(int(logits_V.argmax() if law.greedy else draw(laws[-1][None], coin)))
-        return drafted, laws
+            drafted.append(int(logits_V.argmax() if sampling.greedy else draw(draft_probs[-1][None], coin)))
+        return drafted, draft_probs
 
     def _until_end(self, tokens: list[int]) -> list[int]:
         ends = [place for place, token in enumerate(tokens) if token in self._eos]
@@ -75,13 +75,15 @@ class Transformers:
 
 
 @torch.inference_mode()
-def _judged(logits_G1V: Tensor, drafted: list[int], laws: list[Tensor], law: Law, dice: torch.Generator) -> Verdict:
+def _verified(
+    logits_G1V: Tensor, drafted: list[int], draft_probs: list[Tensor], sampling: SamplingParams, dice: torch.Generator
+) -> Verdict:
     """What the target makes of a draft."""
     draft_G = torch.tensor(drafted, dtype=torch.long)
-    if law.greedy:
+    if sampling.greedy:
         return accept_greedy(logits_G1V.argmax(-1), draft_G)
-    p_G1V = warp(logits_G1V, *law).exp()
-    q_GV = torch.stack(laws) if laws else p_G1V[:0]
+    p_G1V = warp(logits_G1V, *sampling).exp()
+    q_GV = torch.stack(draft_probs) if draft_probs else p_G1V[:0]
     coin_G1 = torch.rand(len(drafted) + 1, generator=dice, dtype=torch.float64)
     return accept_sampled(p_G1V, q_GV, draft_G, coin_G1)
 

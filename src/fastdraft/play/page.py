@@ -12,13 +12,13 @@ import torch
 
 from fastdraft.play.blocks import SIDES, Asked, Player, Side, Writer, race
 from fastdraft.play.rendering import CSS, legend_html, numbers_html, text_html, verdict
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import FastDraftError, PlayError
 from fastdraft.system.optional_packages import need
 
 EXTRA = "play"
 LOOPBACK = "127.0.0.1"
-TOKENS_AT_MOST, PROMPT_LETTERS_AT_MOST, WAITING_AT_MOST, GAMMA_AT_MOST = 512, 20_000, 64, 16
+MAX_TOKENS, MAX_PROMPT_LETTERS, MAX_WAITING, MAX_GAMMA = 512, 20_000, 64, 16
 # What is shown anew each time are both whole texts.
 EVERY_SECONDS = 0.05
 TITLES = {"plain": "Plain", "drafted": "With the draft"}
@@ -42,8 +42,8 @@ def asked_of(player: Player, prompt: str, gamma: float, temperature: float, top_
     """What the controls say; PlayError where it cannot be done."""
     if not prompt.strip():
         raise PlayError("the prompt is empty\n  do: write one")
-    if len(prompt) > PROMPT_LETTERS_AT_MOST:
-        raise PlayError(f"the prompt has {len(prompt)} letters, at most {PROMPT_LETTERS_AT_MOST}\n  do: shorten it")
+    if len(prompt) > MAX_PROMPT_LETTERS:
+        raise PlayError(f"the prompt has {len(prompt)} letters, at most {MAX_PROMPT_LETTERS}\n  do: shorten it")
     ids = player.tokenizer(prompt, return_tensors="np").input_ids[0].astype("int64")
     room = player.context_tokens - len(ids) - int(tokens) - int(gamma)
     if len(ids) == 0 or room < 0:
@@ -51,8 +51,8 @@ def asked_of(player: Player, prompt: str, gamma: float, temperature: float, top_
             f"the prompt has {len(ids)} tokens; with {int(tokens)} behind it the context of {player.context_tokens} is "
             f"exceeded\n  do: shorten the prompt or the length"
         )
-    law = Law(float(temperature), 0, float(top_p)) if temperature else Law(0.0)
-    return Asked(ids, law, int(gamma), int(tokens), int(torch.randint(1 << 31, ()).item()))
+    sampling = SamplingParams(float(temperature), 0, float(top_p)) if temperature else SamplingParams(0.0)
+    return Asked(ids, sampling, int(gamma), int(tokens), int(torch.randint(1 << 31, ()).item()))
 
 
 def moments(player: Player, prompt: str, asked: Asked) -> Iterator[Shown]:
@@ -64,7 +64,7 @@ def moments(player: Player, prompt: str, asked: Asked) -> Iterator[Shown]:
         if monotonic() - shown > EVERY_SECONDS:
             yield _shown(prompt, writers, None)
             shown = monotonic()
-    yield _shown(prompt, writers, (asked.law.greedy, player.keeps_law))
+    yield _shown(prompt, writers, (asked.sampling.greedy, player.keeps_distribution))
 
 
 def _shown(prompt: str, writers: dict[Side, Writer], ended: tuple[bool, bool] | None) -> Shown:
@@ -81,12 +81,12 @@ def build(pair: Pair) -> Any:
         gradio.Markdown(
             f"# FastDraft\n`{pair.target}` alone, and with the draft `{pair.draft}`, in {pair.player.name}."
         )
-        prompt = gradio.Textbox(label="Prompt", lines=4, max_length=PROMPT_LETTERS_AT_MOST, elem_id="prompt")
+        prompt = gradio.Textbox(label="Prompt", lines=4, max_length=MAX_PROMPT_LETTERS, elem_id="prompt")
         with gradio.Row():
-            gamma = gradio.Slider(1, GAMMA_AT_MOST, 4, step=1, label="Gamma", info="tokens drafted at a time")
+            gamma = gradio.Slider(1, MAX_GAMMA, 4, step=1, label="Gamma", info="tokens drafted at a time")
             temperature = gradio.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy")
             top_p = gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1 keeps all")
-            tokens = gradio.Slider(1, TOKENS_AT_MOST, 96, step=1, label="Tokens", info="length of the continuation")
+            tokens = gradio.Slider(1, MAX_TOKENS, 96, step=1, label="Tokens", info="length of the continuation")
         with gradio.Row():
             run = gradio.Button("Decode", variant="primary", elem_id="run")
             stop = gradio.Button("Stop", elem_id="stop")
@@ -108,7 +108,7 @@ def build(pair: Pair) -> Any:
             show_progress="minimal",
         )
         stop.click(None, cancels=[began])
-    page.queue(max_size=WAITING_AT_MOST, default_concurrency_limit=1)
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page
 
 

@@ -62,16 +62,18 @@ def legend_html() -> str:
     return f'<ul class="fd-legend">{"".join(rows)}</ul>'
 
 
-def verdict(plain: Transcript, drafted: Transcript, greedy: bool, keeps_law: bool) -> str:
-    """What the two sides say of each other, in a sentence; `keeps_law` is the player's."""
+def verdict(plain: Transcript, drafted: Transcript, greedy: bool, keeps_distribution: bool) -> str:
+    """What the two sides say of each other, in a sentence; `keeps_distribution` is the player's."""
     if not (plain.tokens and drafted.tokens):
         return ""
     ratio = drafted.tokens_per_second / plain.tokens_per_second
     words = f"With the draft {ratio:.2f} times the tokens per second."
-    if not greedy and not keeps_law:
-        return f"{words} This engine samples with a draft from another law than the target's own (docs/bench.md)."
+    if not greedy and not keeps_distribution:
+        return (
+            f"{words} This engine samples with a draft from another distribution than the target's own (docs/bench.md)."
+        )
     if not greedy:
-        return f"{words} Both texts are samples of the same law; they differ as two runs of the target would."
+        return f"{words} Both texts are samples of the same distribution; they differ as two runs of the target would."
     equal = plain.tokens == drafted.tokens
     shared = next(
         (place for place, pair in enumerate(zip(plain.tokens, drafted.tokens, strict=False)) if pair[0] != pair[1]),

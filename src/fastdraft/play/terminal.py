@@ -29,6 +29,8 @@ def show(player: Player, asked: Asked, screen: Console) -> None:
             style="dim",
         )
     screen.rule()
-    screen.print(verdict(transcripts["plain"], transcripts["drafted"], asked.law.greedy, player.keeps_law))
+    screen.print(
+        verdict(transcripts["plain"], transcripts["drafted"], asked.sampling.greedy, player.keeps_distribution)
+    )
     legend = [Text(WORDS[mark], STYLES[mark]).append(f" {meaning}  ", "dim") for mark, meaning in MEANINGS.items()]
     screen.print(*legend)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft.report.figures import DASHES, Figure, Line
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 from fastdraft.system.optional_packages import need
 
 # The page's own colours by name: it puts their values in, light or dark. The first is the accent.
@@ -86,7 +86,7 @@ def _png(figure: Figure, folder: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
     path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', figure.name)}.png"
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         picture.savefig(part, format="png", dpi=160)
     return path
 

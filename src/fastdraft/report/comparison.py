@@ -15,7 +15,9 @@ RESAMPLES, SEED = 1000, 7
 
 
 class Against(NamedTuple):
-    """A run's last draft against that of the first run on one task under one law; `why` there is no difference."""
+    """A run's last draft against that of the first run on one task under one distribution; `why` there is no
+    difference.
+    """
 
     run: str
     task: str
@@ -32,7 +34,7 @@ class Differing(NamedTuple):
 
 
 def against_first(accounts: Sequence[Account], names: Sequence[str]) -> list[Against]:
-    """Every later run against the first, on each task and law that the first was measured on."""
+    """Every later run against the first, on each task and distribution that the first was measured on."""
     first, *others = accounts
     return [
         _against(name, first, result, other)
@@ -43,8 +45,10 @@ def against_first(accounts: Sequence[Account], names: Sequence[str]) -> list[Aga
 
 def _against(name: str, first: Account, result: TaskResult, other: Account) -> Against:
     place = result.task, result.temperature
-    law = result.temperature, result.top_k, result.top_p
-    theirs = next((r for r in other.last if (r.task, (r.temperature, r.top_k, r.top_p)) == (result.task, law)), None)
+    sampling_text = result.temperature, result.top_k, result.top_p
+    theirs = next(
+        (r for r in other.last if (r.task, (r.temperature, r.top_k, r.top_p)) == (result.task, sampling_text)), None
+    )
     if theirs is None:
         return Against(name, *place, None, "not measured in this run")
     kept = [read_acceptances(account.folder / "evaluate", r) for account, r in ((first, result), (other, theirs))]

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fastdraft.report.read import Account
-from fastdraft.report.terminal_run import law
+from fastdraft.report.terminal_run import sampling_text
 from fastdraft.results.bench import ArmResult, BenchResult
 from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
 
@@ -53,7 +53,7 @@ def of_run(account: Account) -> list[Figure]:
 
 
 def of_runs(accounts: Sequence[Account], names: Sequence[str]) -> list[Figure]:
-    """Several runs in one figure: block efficiency for each task and law, and the loss."""
+    """Several runs in one figure: block efficiency for each task and distribution, and the loss."""
     told = list(zip(names, accounts, strict=True))
     places = dict.fromkeys((r.task, r.temperature) for account in accounts for r in account.last)
     figures = [_side_by_side(told, *place) for place in sorted(places)]
@@ -79,20 +79,20 @@ def _blocks(account: Account) -> Iterator[Figure]:
         "block-efficiency", "Tokens for each pass of the target", GAMMA, "block efficiency", tau, 1.0, True, BAND
     )
     note = "In the longest block that was measured: how often the draft gets that far."
-    places, share = "position in the block", "share of blocks"
-    yield Figure("position", "Accepted at least so far", places, share, tuple(_positions(results)), None, True, note)
+    places, fraction = "position in the block", "share of blocks"
+    yield Figure("position", "Accepted at least so far", places, fraction, tuple(_positions(results)), None, True, note)
     title = "Expected speed-up where memory bounds the target"
     note = f"Block efficiency / (c gamma + 1), c being the draft's share of the target's parameters. {BAND}"
     yield Figure("mbsu", title, GAMMA, TIMES, mbsu, 1.0, True, note)
 
 
 def _styled(results: Sequence[TaskResult]) -> Iterator[tuple[TaskResult, str, int, int]]:
-    """Each result with its name, the colour of its task and the dash of its law."""
+    """Each result with its name, the colour of its task and the dash of its distribution."""
     tasks = list(dict.fromkeys(result.task for result in results))
-    laws = sorted({result.temperature for result in results})
+    sampling_settings = sorted({result.temperature for result in results})
     for result in results:
-        name = f"{result.task}, {law(result.temperature)}"
-        yield result, name, tasks.index(result.task), laws.index(result.temperature)
+        name = f"{result.task}, {sampling_text(result.temperature)}"
+        yield result, name, tasks.index(result.task), sampling_settings.index(result.temperature)
 
 
 def _by_gamma(results: Sequence[TaskResult], rate: Callable[[GammaResult], Estimate]) -> Iterator[Line]:
@@ -119,7 +119,7 @@ def _side_by_side(told: Sequence[tuple[str, Account]], task: str, temperature: f
         for r in account.last
         if (r.task, r.temperature) == (task, temperature)
     ]
-    name, title = f"block-efficiency-{task}-{temperature:g}", f"{task}, {law(temperature)}"
+    name, title = f"block-efficiency-{task}-{temperature:g}", f"{task}, {sampling_text(temperature)}"
     return Figure(name, title, GAMMA, "block efficiency", tuple(lines), 1.0, True, BAND)
 
 

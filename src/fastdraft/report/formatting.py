@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from fastdraft.results.evaluation import Estimate, Gap
-from fastdraft.system.energy import in_words
+from fastdraft.system.energy import energy_text
 
 # What would be obeyed or not be seen: control and format characters (of writing direction among them), halves of
 # characters, private and unassigned ones, line and paragraph separators.
@@ -80,7 +80,7 @@ def power(number: float | None) -> str:
 
 def energy(joules: float | None) -> str:
     """In the unit that fits."""
-    return "–" if joules is None else in_words(joules)
+    return "–" if joules is None else energy_text(joules)
 
 
 def share(number: float | None) -> str:

@@ -24,9 +24,9 @@ from fastdraft.report.formatting import FILTERS, visible
 from fastdraft.report.paper import PAPER
 from fastdraft.report.read import Account, Setting
 from fastdraft.report.terminal_quality import rows as quality_rows
-from fastdraft.report.terminal_run import PAPER_GAMMA, law
+from fastdraft.report.terminal_run import PAPER_GAMMA, sampling_text
 from fastdraft.report.verdict import Verdict, at, verdict
-from fastdraft.results.evaluation import Estimate, JudgeResult
+from fastdraft.results.evaluation import Estimate, VerificationResult
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.optional_packages import need
 
@@ -62,7 +62,7 @@ class Text(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Acceptance rate after each stage, a column for each task and law."""
+    """Acceptance rate after each stage, a column for each task and distribution."""
 
     gamma: int
     columns: list[str]
@@ -75,14 +75,14 @@ def one(account: Account) -> str:
     found, told = costs(account), verdict(account)
     values = {
         "run": account,
-        "road": [step.name for step in account.steps],
+        "stage_names": [step.name for step in account.steps],
         "target_name": account.target.name if account.target else account.setting("target.path") or "?",
         "target_path": account.setting("target.path") or "TARGET",
         "draft_folder": account.folder / list(account.drafts)[-1] / "model" if account.drafts else "DRAFT",
         "verdict": told,
         "stages": _stages(account),
         "paper": PAPER,
-        "judged": _judged(account),
+        "verified": _verified(account),
         "costs": found,
         "seconds": total_seconds(found),
         "flops": sum(cost.flops or 0 for cost in found) or None,
@@ -142,7 +142,7 @@ def _page(template: str, title: str, drawn: Sequence[Figure], values: dict[str, 
         "policy": _policy(scripts),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
-        "law": law,
+        "sampling_text": sampling_text,
     }
     return _environment().get_template(template).render(shared | values)
 
@@ -183,11 +183,11 @@ def _stages(account: Account) -> Stages:
     for stage in dict.fromkeys(result.stage for result in results):
         cells = {(r.task, r.temperature): at(r, gamma).acceptance_rate for r in results if r.stage == stage}
         rows.append({"stage": stage, "cells": [cells.get(column) for column in columns]})
-    return Stages(gamma, [f"{task}, {law(temperature)}" for task, temperature in columns], rows)
+    return Stages(gamma, [f"{task}, {sampling_text(temperature)}" for task, temperature in columns], rows)
 
 
-def _judged(account: Account) -> list[tuple[str, JudgeResult]]:
-    found = account.evaluation.judged if account.evaluation else {}
+def _verified(account: Account) -> list[tuple[str, VerificationResult]]:
+    found = account.evaluation.verified if account.evaluation else {}
     return [(task, verdict) for task, verdicts in found.items() for verdict in verdicts]
 
 
@@ -221,10 +221,10 @@ def _row(name: str, account: Account, told: Verdict | None) -> dict[str, Any]:
 
 
 def _rates(accounts: Sequence[Account]) -> list[dict[str, Any]]:
-    """Block efficiency of every run by task and law, each at its own best gamma."""
+    """Block efficiency of every run by task and distribution, each at its own best gamma."""
     found = [{(r.task, r.temperature): at(r, r.best_gamma).block_efficiency for r in a.last} for a in accounts]
     places = sorted({place for cells in found for place in cells})
-    return [{"name": f"{task}, {law(t)}", "cells": _cells(found, (task, t))} for task, t in places]
+    return [{"name": f"{task}, {sampling_text(t)}", "cells": _cells(found, (task, t))} for task, t in places]
 
 
 def _cells(found: Sequence[dict[tuple[str, float], Estimate]], place: tuple[str, float]) -> list[Estimate | None]:
@@ -235,14 +235,14 @@ def _cells(found: Sequence[dict[tuple[str, float], Estimate]], place: tuple[str,
 
 
 def _texts(account: Account, kept: int) -> list[dict[str, Any]]:
-    """The marked texts by task and law, so many of each kind."""
+    """The marked texts by task and distribution, so many of each kind."""
     return [] if account.marked is None else [_group(task, kept) for task in account.marked.tasks]
 
 
 def _group(task: MarkedTask, kept: int) -> dict[str, Any]:
     kinds = {"best": task.best, "typical": task.typical, "worst": task.worst}
     return {
-        "name": f"{task.task}, {law(task.temperature)}",
+        "name": f"{task.task}, {sampling_text(task.temperature)}",
         "gamma": task.gamma,
         "greedy": task.temperature == 0,
         "kinds": {kind: [_text(text) for text in texts[:kept]] for kind, texts in kinds.items()},

@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A stage of the road: `done`, `begun`, `not begun`, or `unreadable`, with its card where that can be read."""
+    """A stage of the pipeline: `done`, `begun`, `not begun`, or `unreadable`, with its card where that can be read."""
 
     name: str
     state: str

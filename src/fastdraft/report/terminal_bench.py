@@ -1,4 +1,4 @@
-"""A bench on a terminal: every arm by setting, task and law, what was proved, and the advice."""
+"""A bench on a terminal: every arm by setting, task and distribution, what was proved, and the advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastdraft.report.terminal_run import law
+from fastdraft.report.terminal_run import sampling_text
 from fastdraft.results.bench import ArmResult, BenchResult, Cell, Equality, Model
 
 COLUMNS = (
@@ -32,7 +32,7 @@ def _head(result: BenchResult) -> Iterator[Text]:
     yield Text(f"target: {_model(result.target)}\ndraft: {_model(result.draft)}")
     prompts = ", ".join(f"{count} of {task}" for task, count in result.prompts.items())
     yield Text(
-        f"prompts: {prompts}; up to {result.completion_tokens} tokens each, batch 1, all arms in turn "
+        f"prompts: {prompts}; up to {result.max_new_tokens} tokens each, batch 1, all arms in turn "
         f"{result.repeats} times; medians, [least, greatest]"
     )
     if result.equality is not None:
@@ -64,7 +64,7 @@ def _cell(cell: Cell) -> Table:
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.task}, {law(cell.temperature)}, {cell.setting}"
+    return f"{cell.task}, {sampling_text(cell.temperature)}, {cell.setting}"
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
@@ -83,7 +83,7 @@ def _row(arm: ArmResult) -> Iterator[str]:
     yield f"{arm.predicted.speedup:.2f}x" if arm.predicted else ""
     yield f"{arm.block_efficiency:.2f}"
     yield f"{arm.predicted.block_efficiency:.2f}" if arm.predicted else ""
-    yield "" if arm.equal_share is None or arm.arm == "none" else f"{arm.equal_share:.0%}"
+    yield "" if arm.equal_fraction is None or arm.arm == "none" else f"{arm.equal_fraction:.0%}"
     yield "" if arm.widest_gap is None else f"{arm.widest_gap:.2g}"
 
 
@@ -98,8 +98,8 @@ def _positions(cell: Cell) -> Table:
     table = _table(f"{_title(cell)}: blocks in which it was accepted, engine | one pass", columns)
     for arm in cell.drafts:
         told = arm.predicted.position_acceptance if arm.predicted else ()
-        pairs = zip_longest((f"{share:.2f}" for share in arm.position_acceptance), told)
-        table.add_row(_name(arm), *(f"{said or '-'} | {share:.2f}" for said, share in pairs))
+        pairs = zip_longest((f"{fraction:.2f}" for fraction in arm.position_acceptance), told)
+        table.add_row(_name(arm), *(f"{said or '-'} | {fraction:.2f}" for said, fraction in pairs))
     return table
 
 
@@ -114,7 +114,9 @@ def _steps(result: BenchResult) -> Table:
         alone = _middle(steps.target_seconds for steps in found)
         drafted = (_middle(steps.draft_seconds.get(gamma) for steps in found) for gamma in gammas)
         others = (_middle(steps.block_seconds.get(gamma) for steps in found) for gamma in gammas)
-        table.add_row(f"{setting}, {law(temperature)}", alone, *map(" | ".join, zip(drafted, others, strict=True)))
+        table.add_row(
+            f"{setting}, {sampling_text(temperature)}", alone, *map(" | ".join, zip(drafted, others, strict=True))
+        )
     return table
 
 

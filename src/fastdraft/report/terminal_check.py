@@ -42,5 +42,5 @@ def _verdict(report: Report) -> str:
     told = f"it does not fit: {len(report.failed())} of {len(report.findings)} rules fail"
     if report.obstacle:
         return f"{told}\n{report.obstacle}"
-    mends = [f"  {name}: {phrase}" for name, phrase in report.repairs.items()]
-    return "\n".join([told, *mends, f"  do: fastdraft check {report.target.name} {report.draft.name} --repair"])
+    repair_kinds = [f"  {name}: {phrase}" for name, phrase in report.repairs.items()]
+    return "\n".join([told, *repair_kinds, f"  do: fastdraft check {report.target.name} {report.draft.name} --repair"])

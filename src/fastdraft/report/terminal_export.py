@@ -14,7 +14,7 @@ from fastdraft.results.evaluation import Estimate
 from fastdraft.results.export import ExportCard, Proof
 
 
-def handed_over(folder: Path, card: ExportCard) -> RenderableType:
+def export_report(folder: Path, card: ExportCard) -> RenderableType:
     """All that a person must know of it."""
     size = sum(card.files.values())
     head = [f"{folder}: {card.format}, weights {card.weights}, {size:,} bytes in {len(card.files)} files"]
@@ -41,11 +41,11 @@ def _proof(proof: Proof) -> list[str]:
 
 def _kept(proof: Proof) -> Table:
     table = Table(title=f"Block efficiency at gamma {proof.kept[0].gamma}, with its 95 % interval over prompts")
-    for name in ("law", "prompts", "the draft", "the export"):
-        table.add_column(name, justify="left" if name == "law" else "right")
+    for name in ("sampling", "prompts", "the draft", "the export"):
+        table.add_column(name, justify="left" if name == "sampling" else "right")
     for kept in proof.kept:
-        law = "greedy" if kept.temperature == 0 else f"T = {kept.temperature:g}"
-        table.add_row(law, str(kept.prompts), _interval(kept.original), _interval(kept.exported))
+        sampling_text = "greedy" if kept.temperature == 0 else f"T = {kept.temperature:g}"
+        table.add_row(sampling_text, str(kept.prompts), _interval(kept.original), _interval(kept.exported))
     return table
 
 

@@ -1,4 +1,6 @@
-"""The end of a run on a terminal: acceptance by stage and task, the judge, the cost of stages, how to use the draft."""
+"""The end of a run on a terminal: acceptance by stage and task, the verification, the cost of stages, how to use the
+draft.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastdraft.results.evaluation import Estimate, GammaResult, JudgeResult, TaskResult
+from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult, VerificationResult
 from fastdraft.system.cards import Cost
-from fastdraft.system.energy import Spent, in_words, spent
+from fastdraft.system.energy import Spent, energy_text, spent
 
 # The gamma at which the paper states acceptance (tables 1 and 2).
 PAPER_GAMMA = 3
@@ -28,7 +30,7 @@ def _stages(measured: Sequence[TaskResult]) -> Table:
     table.add_column("after stage")
     columns = sorted({(r.task, r.temperature) for r in measured})
     for task, temperature in columns:
-        table.add_column(f"{task}, {law(temperature)}", justify="right")
+        table.add_column(f"{task}, {sampling_text(temperature)}", justify="right")
     for stage in dict.fromkeys(r.stage for r in measured):
         cells = {(r.task, r.temperature): _at(r, gamma).acceptance_rate for r in measured if r.stage == stage}
         table.add_row(stage, *(interval(cells[column]) for column in columns))
@@ -43,7 +45,7 @@ def _last_draft(measured: Sequence[TaskResult]) -> Table:
     for result in sorted(last, key=lambda r: (r.task, r.temperature)):
         best = _at(result, result.best_gamma)
         table.add_row(
-            f"{result.task}, {law(result.temperature)}",
+            f"{result.task}, {sampling_text(result.temperature)}",
             interval(result.alpha),
             _or_dash(result.alpha_without_loops),
             str(result.best_gamma),
@@ -54,16 +56,16 @@ def _last_draft(measured: Sequence[TaskResult]) -> Table:
     return table
 
 
-def judged(verdicts: Mapping[str, Sequence[JudgeResult]]) -> RenderableType:
+def verified(verdicts: Mapping[str, Sequence[VerificationResult]]) -> RenderableType:
     """Real speculative decoding beside the one pass; what is printed has agreed, or the run would have stopped."""
-    table = Table(title="The judge: real speculative decoding (transformers) with the last draft")
-    for name in ("task", "law", "gamma", "prompts equal", "near ties", "block efficiency, real", "one pass"):
-        table.add_column(name, justify="left" if name in ("task", "law") else "right")
+    table = Table(title="Verification: real speculative decoding (transformers) with the last draft")
+    for name in ("task", "sampling", "gamma", "prompts equal", "near ties", "block efficiency, real", "one pass"):
+        table.add_column(name, justify="left" if name in ("task", "sampling") else "right")
     for task, verdict in ((task, verdict) for task, of_task in verdicts.items() for verdict in of_task):
         greedy = verdict.temperature == 0
         table.add_row(
             task,
-            law(verdict.temperature),
+            sampling_text(verdict.temperature),
             str(verdict.gamma),
             f"{verdict.compared} of {verdict.prompts}" if greedy else "-",
             str(len(verdict.near_ties)) if greedy else "-",
@@ -91,7 +93,7 @@ def costs(by_stage: Mapping[str, Cost]) -> RenderableType:
 
 def _energy(found: Spent, total: Spent) -> list[str]:
     """The cell of a column that is there where any stage was told its energy."""
-    known = "-" if found.joules is None else f"{in_words(found.joules)} ({found.of})"
+    known = "-" if found.joules is None else f"{energy_text(found.joules)} ({found.of})"
     return [] if total.joules is None else [known]
 
 
@@ -110,15 +112,15 @@ def _loops(measured: Sequence[TaskResult]) -> RenderableType:
     seen = {(r.task, r.temperature): r for r in measured}
     told = ["What the target wrote:"]
     told += [
-        f"{task}, {law(temperature)}: {result.repeated_8grams:.1%} of 8-grams "
-        f"repeat, {result.looping_share:.1%} of completions loop"
+        f"{task}, {sampling_text(temperature)}: {result.repeated_8grams:.1%} of 8-grams "
+        f"repeat, {result.looping_fraction:.1%} of completions loop"
         for (task, temperature), result in sorted(seen.items())
     ]
     return Text("\n".join(told))
 
 
-def law(temperature: float, top_k: int = 0, top_p: float = 1.0) -> str:
-    """In words; what leaves the whole law alone is not said."""
+def sampling_text(temperature: float, top_k: int = 0, top_p: float = 1.0) -> str:
+    """In words; what leaves the whole distribution alone is not said."""
     cuts = (f", top-k {top_k}" if top_k else "") + (f", top-p {top_p:g}" if top_p < 1 else "")
     return "greedy" if temperature == 0 else f"T = {temperature:g}{cuts}"
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fastdraft.evaluate.rate_names import ELSEWHERE
 from fastdraft.evaluate.score import Scores
-from fastdraft.report.terminal_run import PAPER_GAMMA, interval, law
+from fastdraft.report.terminal_run import PAPER_GAMMA, interval, sampling_text
 from fastdraft.results.evaluation import Comparison, GammaResult, Gap, TaskResult
 
 
@@ -29,8 +29,10 @@ def scores(found: Scores) -> RenderableType:
 def _rates(name: str, results: Sequence[TaskResult], found: Scores) -> Table:
     gammas = [at.gamma for at in results[0].gammas]
     stated = PAPER_GAMMA if PAPER_GAMMA in gammas else gammas[0]
-    share = found.parameters[name] / found.parameters[found.target]
-    table = _table(f"{name} as a draft of {found.target}, {share:.3f} of its parameters; 95 % intervals over prompts")
+    fraction = found.parameters[name] / found.parameters[found.target]
+    table = _table(
+        f"{name} as a draft of {found.target}, {fraction:.3f} of its parameters; 95 % intervals over prompts"
+    )
     columns = (
         "task",
         "prompts",
@@ -64,7 +66,7 @@ def _by_gamma(name: str, results: Sequence[TaskResult]) -> Table:
     for result in results:
         places = [f"{result.gammas[-1].position_acceptance[at.gamma - 1]:.2f}" for at in result.gammas]
         table.add_row(result.task, "acceptance rate", *_each(result, "acceptance_rate"))
-        table.add_row(_law(result), "block efficiency", *_each(result, "block_efficiency"))
+        table.add_row(_sampling_text(result), "block efficiency", *_each(result, "block_efficiency"))
         table.add_row("", "MBSU", *_each(result, "mbsu"))
         table.add_row("", "position acceptance", *places, end_section=True)
     return table
@@ -112,7 +114,7 @@ def _notes(found: Scores) -> Iterator[str]:
     for task, result in zip(found.tasks, found.results, strict=False):
         yield (
             f"{_named(result)}: task version {task.version}, {result.tokens:,} tokens, "
-            f"{result.looping_share:.0%} of completions loop" + _left_out(task.left_out)
+            f"{result.looping_fraction:.0%} of completions loop" + _left_out(task.left_out)
         )
     yield from (f"note: {note}" for note in found.notes)
     yield f"Any draft of this target: fastdraft evaluate DRAFT --data {found.recording}"
@@ -129,11 +131,11 @@ def _table(title: str) -> Table:
 
 
 def _named(result: TaskResult | Comparison) -> str:
-    return f"{result.task}, {_law(result)}"
+    return f"{result.task}, {_sampling_text(result)}"
 
 
-def _law(result: TaskResult | Comparison) -> str:
-    return law(result.temperature, result.top_k, result.top_p)
+def _sampling_text(result: TaskResult | Comparison) -> str:
+    return sampling_text(result.temperature, result.top_k, result.top_p)
 
 
 def _at(result: TaskResult, gamma: int) -> GammaResult:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdraft.pipeline.pilots import Pilot, Search, Served
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 from fastdraft.system.optional_packages import need
 
 
@@ -19,7 +19,7 @@ def search(found: Search) -> RenderableType:
 
 
 def _pilots(found: Search) -> Table:
-    table = Table(title=f"Pilots for {found.target}: {found.share:g} of the recipe's tokens, {found.engine}")
+    table = Table(title=f"Pilots for {found.target}: {found.fraction:g} of the recipe's tokens, {found.engine}")
     for name in ("", "layers", "width", "parameters", "tokens", "a step, ms"):
         table.add_column(name, justify="right")
     for served in found.pilots[0].served:
@@ -45,12 +45,13 @@ def _words(found: Search) -> Text:
 
 
 def title_of(served: Served) -> str:
-    """A task and its law."""
+    """A task and its distribution."""
     return f"{served.task}, {'greedy' if served.temperature == 0 else f'T = {served.temperature:g}'}"
 
 
 def picture(found: Search, path: Path) -> None:
-    """Predicted speed-up against depth, a line for each task and law with its interval; PNG or SVG by the suffix.
+    """Predicted speed-up against depth, a line for each task and distribution with its interval; PNG or SVG by the
+    suffix.
 
     The picture needs matplotlib (extra `view`).
     """
@@ -76,7 +77,7 @@ def picture(found: Search, path: Path) -> None:
     axes.set_ylabel(f"predicted speed-up ({found.engine})")
     axes.set_title(f"Drafts of about {max(p.parameters for p in found.pilots) / 1e6:.2g}M for {found.target}")
     figure.legend(loc="outside right upper")
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format=path.suffix.lstrip("."), dpi=120)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastdraft.export.model_card_sections import best_gamma
 from fastdraft.maths import acceptance
 from fastdraft.report.read import Account
-from fastdraft.report.terminal_run import law
+from fastdraft.report.terminal_run import sampling_text
 from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
 
 # Above this share of texts that repeat themselves a rate says more about loops than about the draft.
@@ -18,14 +18,14 @@ WORDS = {"yes": "pays", "no": "costs time", "open": "no more than noise"}
 
 
 class Pays(NamedTuple):
-    """One task under one law at the gamma to set; `without_loops` is None where all texts loop."""
+    """One task under one distribution at the gamma to set; `without_loops` is None where all texts loop."""
 
     task: str
-    law: str
+    sampling_text: str
     answer: str
     mbsu: Estimate
     block_efficiency: Estimate
-    looping_share: float
+    looping_fraction: float
     without_loops: float | None
 
     @property
@@ -35,7 +35,7 @@ class Pays(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of one run: the gamma to set and what it gives, by task and law."""
+    """Of one run: the gamma to set and what it gives, by task and distribution."""
 
     gamma: int
     rows: tuple[Pays, ...]
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
 
     @property
     def tau(self) -> float:
-        """Block efficiency in the mean over tasks and laws."""
+        """Block efficiency in the mean over tasks and distributions."""
         return fmean(row.block_efficiency.value for row in self.rows)
 
     @property
@@ -75,11 +75,11 @@ def _pays(result: TaskResult, gamma: int) -> Pays:
     tau = found.block_efficiency_without_loops
     return Pays(
         task=result.task,
-        law=law(result.temperature),
+        sampling_text=sampling_text(result.temperature),
         answer="yes" if found.mbsu.low > 1 else "no" if found.mbsu.high < 1 else "open",
         mbsu=found.mbsu,
         block_efficiency=found.block_efficiency,
-        looping_share=result.looping_share,
+        looping_fraction=result.looping_fraction,
         without_loops=None if tau is None else acceptance.mbsu(tau, found.gamma, result.c),
     )
 
@@ -89,15 +89,15 @@ def _sentence(rows: Sequence[Pays]) -> str:
     paying, where = [row for row in rows if row.answer == "yes"], "Where memory bounds the target, it pays on"
     if len(paying) in (0, len(rows)):
         return f"{where} {'everything' if paying else 'nothing'} that was measured."
-    told = ", ".join(f"{row.task} ({row.law})" for row in rows if row.answer != "yes")
+    told = ", ".join(f"{row.task} ({row.sampling_text})" for row in rows if row.answer != "yes")
     return f"{where} {len(paying)} of {len(rows)} kinds of text; not on {told}."
 
 
 def _cautions(account: Account, rows: Sequence[Pays]) -> list[str]:
-    looping = [row for row in rows if row.looping_share > MANY_LOOPS]
+    looping = [row for row in rows if row.looping_fraction > MANY_LOOPS]
     told = []
     if looping:
-        shares = ", ".join(f"{row.looping_share:.0%} of {row.task} ({row.law})" for row in looping)
+        shares = ", ".join(f"{row.looping_fraction:.0%} of {row.task} ({row.sampling_text})" for row in looping)
         told.append(f"Much of what the target wrote repeats itself ({shares}); the last column leaves these texts out.")
     if not account.benches:
         told.append(

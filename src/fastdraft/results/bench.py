@@ -38,8 +38,8 @@ class ArmResult(Result):
 
     Milliseconds a token are those behind the first forward; `speedup` is over `none` in the same repeat. What the
     engine counted: `drafted` tokens, `block_efficiency`, `position_acceptance` (empty where it does not say).
-    `equal_share`: of greedy texts, how many are those of `none`; `widest_gap`: where they part, how far apart the two
-    tokens' logits are, at most.
+    `equal_fraction`: of greedy texts, how many are those of `none`; `widest_gap`: where they part, how far apart the
+    two tokens' logits are, at most.
     """
 
     arm: str
@@ -52,12 +52,12 @@ class ArmResult(Result):
     block_efficiency: float
     position_acceptance: tuple[float, ...]
     predicted: Predicted | None
-    equal_share: float | None
+    equal_fraction: float | None
     widest_gap: float | None
 
 
 class Cell(Result):
-    """Every arm on one task, under one law and one setting of the engine."""
+    """Every arm on one task, under one distribution and one setting of the engine."""
 
     setting: str
     task: str
@@ -101,7 +101,7 @@ class Equality(Result):
 
 
 class Steps(Result):
-    """Seconds of steps where they are taken: while a pair decodes under a setting and a law, in one repeat.
+    """Seconds of steps where they are taken: while a pair decodes under a setting and a distribution, in one repeat.
 
     `target_seconds`: of the target on one token, without a draft. By gamma, `draft_seconds` of a drafted token and
     `block_seconds` of all else that a block takes: the target on gamma + 1 tokens, and the engine's own work.
@@ -140,7 +140,9 @@ class Advice(Result):
 
 
 class BenchResult(Result):
-    """A pair in an engine on a device. `keeps_law`: text sampled with a draft is distributed as without one."""
+    """A pair in an engine on a device. `keeps_distribution`: text sampled with a draft is distributed as without
+    one.
+    """
 
     version: int = VERSION
     engine: str
@@ -151,9 +153,9 @@ class BenchResult(Result):
     target: Model
     draft: Model
     prompts: dict[str, int]
-    completion_tokens: int
+    max_new_tokens: int
     repeats: int
-    keeps_law: bool
+    keeps_distribution: bool
     steps: tuple[Steps, ...]
     equality: Equality | None
     cells: tuple[Cell, ...]

@@ -77,9 +77,10 @@ class Comparison(Result):
 
 
 class TaskResult(Result):
-    """A draft on the completions of one task under one law. `stage` is the phase that made the draft.
+    """A draft on the completions of one task under one distribution. `stage` is the phase that made the draft.
 
-    looping_share: share of completions that loop; repeated_8grams: share of repeated 8-grams, pooled over all of them.
+    looping_fraction: share of completions that loop; repeated_8grams: share of repeated 8-grams, pooled over all of
+    them.
     What is "without loops" is taken over the other completions alone; None where none remains.
     """
 
@@ -94,7 +95,7 @@ class TaskResult(Result):
     alpha: Estimate
     gammas: tuple[GammaResult, ...]
     best_gamma: int
-    looping_share: float
+    looping_fraction: float
     repeated_8grams: float
     alpha_without_loops: float | None
 
@@ -108,7 +109,7 @@ class NearTie(Result):
     between: str
 
 
-class JudgeResult(Result):
+class VerificationResult(Result):
     """Real speculative decoding beside the one-pass evaluation of the same prompts, in agreement.
 
     Greedy: `compared` prompts are equal token for token and forward for forward; the others are near ties.
@@ -125,7 +126,7 @@ class JudgeResult(Result):
 
 
 class EvaluationCard(Card):
-    """Every draft of the run on every task and law, and real speculative decoding with the last one.
+    """Every draft of the run on every task and distribution, and real speculative decoding with the last one.
 
     `precision` is what the target computed in while it wrote.
     """
@@ -133,4 +134,4 @@ class EvaluationCard(Card):
     kind: ClassVar[str] = "evaluation"
     precision: Precision
     results: tuple[TaskResult, ...]
-    judged: dict[str, tuple[JudgeResult, ...]]
+    verified: dict[str, tuple[VerificationResult, ...]]

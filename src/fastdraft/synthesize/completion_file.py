@@ -22,7 +22,7 @@ Index = npt.NDArray[Any]
 
 
 class Place(NamedTuple):
-    """The byte at which a row begins; tokens of prompt and answer; log-probabilities; likeliest tokens of a place."""
+    """The byte at which a row begins; tokens of prompt and answer; log-probabilities; most likely tokens of a place."""
 
     start: int
     prompt: int
@@ -36,7 +36,7 @@ INDEX = np.dtype(list(zip(Place._fields, ("i8", "i4", "i4", "i4", "i4", "f8"), s
 
 
 class Said(NamedTuple):
-    """What the target said of a row: log p of each token, the likeliest tokens; empty where it did not."""
+    """What the target said of a row: log p of each token, the most likely tokens; empty where it did not."""
 
     logp: LogProbabilities
     top: Top
@@ -97,7 +97,7 @@ def _written(shards: Iterable[Sequence[Completion]], file: BinaryIO, said: bool)
 def _sizes(row: Completion, said: bool) -> tuple[int, int, int, int, float]:
     """All of an index row but its start."""
     known = row.top.known_tokens if said and row.top is not None else 0
-    return len(row.prompt), len(row.tokens), len(row.logp) if said else 0, known, row.law.temperature
+    return len(row.prompt), len(row.tokens), len(row.logp) if said else 0, known, row.sampling.temperature
 
 
 def _bytes(row: Completion, said: bool) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ import xxhash
 from fastdraft.data.shards import Tokens
 from fastdraft.system.cards import FILE as CARD
 from fastdraft.system.errors import ShardError
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 
 LogProbabilities = npt.NDArray[np.float32]
 
@@ -41,7 +41,7 @@ SHORT_IDS = 1 << 16
 
 
 def with_top(schema: Any, ids: Any) -> Any:
-    """The schema of rows with the likeliest tokens of each place, one place after the other."""
+    """The schema of rows with the most likely tokens of each place, one place after the other."""
     return schema.append(pa.field("top_ids", pa.list_(ids))).append(pa.field("top_logp", pa.list_(pa.float16())))
 
 
@@ -53,8 +53,10 @@ KNOWN = [
 ]
 
 
-class Law(NamedTuple):
-    """How the next token is chosen. Temperature 0 is greedy decoding, a law of its own; top_k 0 keeps all tokens."""
+class SamplingParams(NamedTuple):
+    """How the next token is chosen. Temperature 0 is greedy decoding, a distribution of its own; top_k 0 keeps all
+    tokens.
+    """
 
     temperature: float
     top_k: int = 0
@@ -67,15 +69,15 @@ class Law(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt to complete under a law; `index` tells repeated samples of one prompt apart."""
+    """A prompt to complete under a distribution; `index` tells repeated samples of one prompt apart."""
 
     prompt: Tokens
-    law: Law
+    sampling: SamplingParams
     index: int = 0
 
 
 class Top(NamedTuple):
-    """(n,k) the likeliest tokens at each place, and their log-probabilities at T = 1, before top-k and top-p."""
+    """(n,k) the most likely tokens at each place, and their log-probabilities at T = 1, before top-k and top-p."""
 
     ids: npt.NDArray[np.uint32]
     logp: npt.NDArray[np.float16]
@@ -92,7 +94,8 @@ LEAST_LOGP = -6e4
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """One completion: (n) tokens and (n) log p of each under the law that it was sampled from, 0.0 where greedy.
+    """One completion: (n) tokens and (n) log p of each under the distribution that it was sampled from, 0.0 where
+    greedy.
 
     `logp` is empty where nobody knows it: rows that were recorded elsewhere. `top` is there where it was asked for.
     """
@@ -101,15 +104,15 @@ class Completion:
     prompt: Tokens
     tokens: Tokens
     logp: LogProbabilities
-    law: Law
+    sampling: SamplingParams
     index: int = 0
     top: Top | None = None
 
 
-def row_key(request: Request, completion_tokens: int, seed: int, target_revision: str) -> str:
+def row_key(request: Request, max_new_tokens: int, seed: int, target_revision: str) -> str:
     """16 hex digits that stand for all that decides a completion."""
-    law = float(request.law.temperature), request.law.top_k, float(request.law.top_p)
-    content = [request.prompt.tolist(), law, completion_tokens, request.index, seed, target_revision]
+    sampling = float(request.sampling.temperature), request.sampling.top_k, float(request.sampling.top_p)
+    content = [request.prompt.tolist(), sampling, max_new_tokens, request.index, seed, target_revision]
     return xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
 
 
@@ -200,7 +203,7 @@ class CompletionStore:
     def write(self, completions: Sequence[Completion]) -> None:
         """Add one shard."""
         name = xxhash.xxh3_64_hexdigest("".join(completion.key for completion in completions).encode())
-        with finished_last(self.folder / f"{name}.parquet") as part:
+        with atomic_write(self.folder / f"{name}.parquet") as part:
             pq.write_table(_table(completions, self._logp), part)
 
     def read(self, keys: Sequence[str] | None = None) -> list[Completion]:
@@ -220,13 +223,13 @@ class CompletionStore:
 
 
 def _table(completions: Sequence[Completion], logp: str) -> Any:
-    """A shard; its rows have the likeliest tokens, all or none."""
+    """A shard; its rows have the most likely tokens, all or none."""
     kept = [row.top for row in completions if row.top is not None]
     if kept and len(kept) < len(completions):
-        raise ValueError(f"{len(kept)} of {len(completions)} rows have their likeliest tokens, wanted all or none")
+        raise ValueError(f"{len(kept)} of {len(completions)} rows have their most likely tokens, wanted all or none")
     rows = [
         {"key": row.key, "index": row.index, "prompt": row.prompt, "tokens": row.tokens, "logp": _kept(row.logp, logp)}
-        | row.law._asdict()
+        | row.sampling._asdict()
         for row in completions
     ]
     table = pa.Table.from_pylist(rows, SCHEMAS[logp])
@@ -265,16 +268,16 @@ def _rows(table: Any, path: Path) -> Iterator[Completion]:
     lists = [_arrays(table[name]) for name in ("prompt", "tokens", "logp")]
     tops = _tops(table, lists[1])
     for key, index, temperature, top_k, top_p, prompt, tokens, logp, top in zip(*scalars, *lists, tops, strict=True):
-        fault = _fault(len(prompt), len(tokens), logp) or _fault_of_top(len(tokens), top)
+        fault = _fault(len(prompt), len(tokens), logp) or _top_fault(len(tokens), top)
         if fault:
             raise _broken(path, f"row {key} has {fault}")
-        law = Law(temperature, top_k, top_p)
+        sampling = SamplingParams(temperature, top_k, top_p)
         ids = prompt.astype(np.int64), tokens.astype(np.int64)
-        yield Completion(key, *ids, logp.astype(np.float32), law, index, top)
+        yield Completion(key, *ids, logp.astype(np.float32), sampling, index, top)
 
 
 def _tops(table: Any, tokens: Sequence[npt.NDArray[Any]]) -> list[Top | None]:
-    """The likeliest tokens of each row, where the shard has them."""
+    """The most likely tokens of each row, where the shard has them."""
     if "top_ids" not in table.column_names:
         return [None] * len(tokens)
     pairs = zip(_arrays(table["top_ids"]), _arrays(table["top_logp"]), tokens, strict=True)
@@ -287,12 +290,12 @@ def _top(ids: npt.NDArray[Any], logp: npt.NDArray[np.float16], tokens: int) -> T
     return Top(ids.reshape(lines, -1), logp.reshape(lines, -1))
 
 
-def _fault_of_top(tokens: int, top: Top | None) -> str | None:
-    """What is wrong with a row's likeliest tokens, if anything is."""
+def _top_fault(tokens: int, top: Top | None) -> str | None:
+    """What is wrong with a row's most likely tokens, if anything is."""
     if top is None:
         return None
     if top.ids.shape != top.logp.shape or len(top.ids) != tokens:
-        return f"{top.ids.size} likeliest tokens and {top.logp.size} log-probabilities for {tokens} tokens"
+        return f"{top.ids.size} most likely tokens and {top.logp.size} log-probabilities for {tokens} tokens"
     wrong = top.logp[~(np.isfinite(top.logp) & (top.logp <= 0))]
     return f"the log-probability {wrong[0]}, wanted a finite one, at most 0" if len(wrong) else None
 

@@ -9,9 +9,9 @@ from fastdraft.system.cards import Card
 from fastdraft.system.precision import Precision
 
 LOGP = {
-    "law": "under the law sampled from, by the engine",
-    "raw": "under the law sampled from: rescored by the target where the engine's were raw",
-    "none": "under the law sampled from: rescored by the target, the engine gave none",
+    "processed": "under the distribution sampled from, by the engine",
+    "raw": "under the distribution sampled from: rescored by the target where the engine's were raw",
+    "none": "under the distribution sampled from: rescored by the target, the engine gave none",
 }
 
 
@@ -26,7 +26,7 @@ class CompletionsCard(Card):
     completions: int
     tokens: int
     engine: str = "transformers"
-    log_probabilities: str = LOGP["law"]
+    log_probabilities: str = LOGP["processed"]
     precision: Precision
     ids: str = "as the engine produced them"
     top_logprobs: int = 0

@@ -1,6 +1,6 @@
 """Batched decoding of a target in this process: a place in the cache for each row, filled anew when a row ends.
 
-Dimensions: B rows in hand, R rows in all, N tokens of a completion, V vocabulary, K likeliest tokens.
+Dimensions: B rows in hand, R rows in all, N tokens of a completion, V vocabulary, K most likely tokens.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Law, LogProbabilities, Top
+from fastdraft.synthesize.completions import LogProbabilities, SamplingParams, Top
 from fastdraft.synthesize.kv_cache import reader_of
 from fastdraft.synthesize.token_sampling import choose, likeliest
 from fastdraft.system.errors import TargetError
 
 
 class Written(NamedTuple):
-    """(n) tokens of a completion, the end-of-text token included, and (n) log p of each under its law.
+    """(n) tokens of a completion, the end-of-text token included, and (n) log p of each under its distribution.
 
-    `top`: the likeliest tokens of each place, where they were asked for.
+    `top`: the most likely tokens of each place, where they were asked for.
     """
 
     tokens: Tokens
@@ -35,8 +35,8 @@ class Written(NamedTuple):
 def generate(
     target: PreTrainedModel,
     prompts: Sequence[Tokens],
-    law: Law,
-    completion_tokens: int,
+    sampling: SamplingParams,
+    max_new_tokens: int,
     eos: frozenset[int],
     coins_RN: Tensor,
     rows_at_once: int | None = None,
@@ -44,11 +44,12 @@ def generate(
 ) -> list[Written]:
     """What the target writes after each prompt, up to and including its first end-of-text token.
 
-    coins_RN: uniform on [0, 1), float64, one for every token of every row; not looked at where the law is greedy.
+    coins_RN: uniform on [0, 1), float64, one for every token of every row; not looked at where the distribution is
+    greedy.
     `rows_at_once`: otherwise all. TargetError where a text exceeds the context, or where logits are NaN.
     """
-    _refuse_too_long(target, max(map(len, prompts)) + completion_tokens)
-    texts = _Texts(prompts, law, completion_tokens, eos, coins_RN.to(target.device), top_logprobs)
+    _refuse_too_long(target, max(map(len, prompts)) + max_new_tokens)
+    texts = _Texts(prompts, sampling, max_new_tokens, eos, coins_RN.to(target.device), top_logprobs)
     # Rows of similar lengths are read together: less padding.
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     with reader_of(target, texts) as reader:
@@ -69,20 +70,20 @@ class _Texts:
     def __init__(
         self,
         prompts: Sequence[Tokens],
-        law: Law,
-        completion_tokens: int,
+        sampling: SamplingParams,
+        max_new_tokens: int,
         eos: frozenset[int],
         coins_RN: Tensor,
         top_logprobs: int,
     ) -> None:
         rows, device = len(prompts), coins_RN.device
-        self.prompts, self.completion_tokens = prompts, completion_tokens
-        self._law, self._coins_RN = law, coins_RN
+        self.prompts, self.max_new_tokens = prompts, max_new_tokens
+        self._sampling, self._coins_RN = sampling, coins_RN
         self._ends_V = torch.tensor(sorted(eos), dtype=torch.long, device=device)
-        self._tokens_RN = torch.zeros(rows, completion_tokens, dtype=torch.long, device=device)
-        self._logp_RN = torch.zeros(rows, completion_tokens, device=device)
+        self._tokens_RN = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
+        self._logp_RN = torch.zeros(rows, max_new_tokens, device=device)
         self._lengths_R = torch.zeros(rows, dtype=torch.long, device=device)
-        places = rows, completion_tokens, top_logprobs
+        places = rows, max_new_tokens, top_logprobs
         self._top_ids_RNK = torch.zeros(places, dtype=torch.int32, device=device)
         self._top_logp_RNK = torch.zeros(places, dtype=torch.float16, device=device)
 
@@ -90,13 +91,13 @@ class _Texts:
         """One more token for each of these rows; the places, among them, of those that have ended."""
         row_B = torch.tensor(rows, device=logits_BV.device)
         at_B = self._lengths_R[row_B]
-        token_B, logp_B = choose(logits_BV, self._law, self._coins_RN[row_B, at_B])
+        token_B, logp_B = choose(logits_BV, self._sampling, self._coins_RN[row_B, at_B])
         self._tokens_RN[row_B, at_B], self._logp_RN[row_B, at_B] = token_B, logp_B
         if known_tokens := self._top_ids_RNK.shape[-1]:
             ids_BK, logp_BK = likeliest(logits_BV, known_tokens)
             self._top_ids_RNK[row_B, at_B], self._top_logp_RNK[row_B, at_B] = ids_BK, logp_BK
         self._lengths_R[row_B] += 1
-        ended_B = torch.isin(token_B, self._ends_V) | (at_B + 1 == self.completion_tokens)
+        ended_B = torch.isin(token_B, self._ends_V) | (at_B + 1 == self.max_new_tokens)
         return [place for place, ended in enumerate(ended_B.tolist()) if ended]
 
     def last(self, rows: Sequence[int]) -> Tensor:
@@ -126,5 +127,5 @@ def _refuse_too_long(target: PreTrainedModel, tokens: int) -> None:
     if context is not None and tokens > context:
         raise TargetError(
             f"a prompt and its completion take {tokens} tokens, the target's context holds {context}\n"
-            f"  do: lower `prompt_tokens` or `completion_tokens` to a sum of {context} at most"
+            f"  do: lower `max_prompt_tokens` or `max_new_tokens` to a sum of {context} at most"
         )

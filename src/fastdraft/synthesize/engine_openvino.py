@@ -17,12 +17,12 @@ import numpy as np
 from fastdraft.models.target import false_alarms
 from fastdraft.synthesize.completions import Completion, Keys
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 from fastdraft.system.optional_packages import need
-from fastdraft.system.progress import unsaid
+from fastdraft.system.progress import suppressed_logs
 
 MODEL = "openvino_model.xml"
-# The law is that of float32 arithmetic; the defaults (bf16, 8-bit cache) are another model's.
+# The distribution is that of float32 arithmetic; the defaults (bf16, 8-bit cache) are another model's.
 STRICT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 CACHE_GIGABYTES = 2
 # Logged in every export. optimum-intel 2.1 asks a configuration for its type by its name before transformers 5.0, and
@@ -43,7 +43,7 @@ class OpenVino:
     def __init__(self, folder: Path, device: str, decoding: Decoding) -> None:
         genai = need("openvino_genai", "openvino")
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size, scheduler.max_num_seqs = CACHE_GIGABYTES, decoding.batch_prompts
+        scheduler.cache_size, scheduler.max_num_seqs = CACHE_GIGABYTES, decoding.batch_size
         scheduler.dynamic_split_fuse = False
         self._decoding, self._genai = decoding, genai
         self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, device, STRICT)
@@ -54,7 +54,7 @@ class OpenVino:
         running: dict[int, tuple[Keyed, Any]] = {}
         rows: list[Completion] = []
         for number in range(1 << 62):
-            while len(running) < 2 * self._decoding.batch_prompts and (row := next(waiting, None)) is not None:
+            while len(running) < 2 * self._decoding.batch_size and (row := next(waiting, None)) is not None:
                 identity = number << 16 | len(running)
                 running[identity] = row, self._asked(identity, row)
             if not running:
@@ -72,22 +72,22 @@ class OpenVino:
         return self._pipeline.add_request(identity, tensor, self._settings(row))
 
     def _settings(self, row: Keyed) -> Any:
-        law, settings = row.request.law, self._genai.GenerationConfig()
-        settings.max_new_tokens, settings.logprobs = self._decoding.completion_tokens, 1
+        sampling, settings = row.request.sampling, self._genai.GenerationConfig()
+        settings.max_new_tokens, settings.logprobs = self._decoding.max_new_tokens, 1
         settings.stop_token_ids = set(self._decoding.eos)
-        settings.do_sample = not law.greedy
-        if not law.greedy:
-            settings.temperature, settings.top_p = law.temperature, law.top_p
+        settings.do_sample = not sampling.greedy
+        if not sampling.greedy:
+            settings.temperature, settings.top_p = sampling.temperature, sampling.top_p
             settings.rng_seed = int(row.key, 16) % 2**31
-            if law.top_k:
-                settings.top_k = law.top_k
+            if sampling.top_k:
+                settings.top_k = sampling.top_k
         return settings
 
     def _answer(self, row: Keyed, handle: Any) -> Completion:
         (output,) = handle.read_all()
         tokens = np.array(output.generated_ids, np.int64)
         logp = np.minimum(np.array(output.generated_log_probs, np.float32), 0)
-        return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index)
+        return Completion(row.key, row.request.prompt, tokens, logp, row.request.sampling, row.request.index)
 
 
 def exported(target: Path, scratch: Path) -> Path:
@@ -99,7 +99,7 @@ def exported(target: Path, scratch: Path) -> Path:
         optimum = need("optimum.intel", "openvino")
         with tracing(target):
             model = optimum.OVModelForCausalLM.from_pretrained(target, export=True, compile=False, load_in_8bit=False)
-        with finished_last(folder) as part:
+        with atomic_write(folder) as part:
             model.save_pretrained(part)
     return folder
 
@@ -107,7 +107,7 @@ def exported(target: Path, scratch: Path) -> Path:
 @contextmanager
 def tracing(folder: Path) -> Iterator[None]:
     """Without torch's and transformers' words to exporters, which tell users nothing; the model lies in `folder`."""
-    with warnings.catch_warnings(), unsaid("transformers", *OF_TRACING, *false_alarms(folder)):
+    with warnings.catch_warnings(), suppressed_logs("transformers", *OF_TRACING, *false_alarms(folder)):
         warnings.simplefilter("ignore")
         yield
 

@@ -20,7 +20,7 @@ AHEAD = 2  # groups given to a worker at once, so that it never waits for the ne
 class OnRay:
     """Workers that each hold the target; on the cluster at RAY_ADDRESS, otherwise on one that is started here."""
 
-    logp: Logp = "law"
+    logp: Logp = "processed"
 
     def __init__(self, part: TargetPart, dtype: torch.dtype, workers: int, decoding: Decoding) -> None:
         self._part, self._dtype, self._workers, self._decoding = part, dtype, workers, decoding

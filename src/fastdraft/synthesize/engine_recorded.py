@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from fastdraft.config import RecordedPart
 from fastdraft.data.record_files import Row, local_rows, sound_text
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Completion, Keys, Law, LogProbabilities
+from fastdraft.synthesize.completions import Completion, Keys, LogProbabilities, SamplingParams
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
 from fastdraft.synthesize.server_responses import NO_LOGP, tokens_of_text
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
@@ -27,27 +27,27 @@ DUPLICATE = "exact duplicates"
 
 
 class Recorded:
-    """Rows of files. Their law is unknown; they count as sampled at the temperature that the recipe states."""
+    """Rows of files. Their distribution is unknown; they count as sampled at the temperature that the recipe states."""
 
-    logp: Logp = "law"
+    logp: Logp = "processed"
 
     def __init__(
         self,
         part: RecordedPart,
         decoding: Decoding,
         tokenizer: PreTrainedTokenizerFast,
-        law: Law,
+        sampling: SamplingParams,
         context_tokens: int,
-        rows_at_most: int,
+        max_records: int,
     ) -> None:
-        self._part, self._decoding, self._tokenizer, self._law = part, decoding, tokenizer, law
-        self._context_tokens, self._rows_at_most = context_tokens, rows_at_most
+        self._part, self._decoding, self._tokenizer, self._sampling = part, decoding, tokenizer, sampling
+        self._context_tokens, self._max_records = context_tokens, max_records
 
     def shards(self, _requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
         """All sound rows of the files, up to so many; requests are not looked at."""
         seen, rows, refused = Keys(), list[Completion](), Counter[str]()
         for row in local_rows(self._part.path, (self._part.start_marker, self._part.end_marker)):
-            if len(seen) == self._rows_at_most:
+            if len(seen) == self._max_records:
                 break
             try:
                 completion = self._completion(row)
@@ -72,9 +72,9 @@ class Recorded:
         if len(prompt) + len(tokens) > self._context_tokens:
             raise Unusable("prompt and answer longer than the target's context")
         logp = self._logp(row, len(tokens))
-        tokens, logp = tokens[: self._decoding.completion_tokens], logp[: self._decoding.completion_tokens]
+        tokens, logp = tokens[: self._decoding.max_new_tokens], logp[: self._decoding.max_new_tokens]
         content = json.dumps([prompt.tolist(), tokens.tolist(), self._decoding.target_revision])
-        return Completion(xxhash.xxh3_64_hexdigest(content.encode()), prompt, tokens, logp, self._law)
+        return Completion(xxhash.xxh3_64_hexdigest(content.encode()), prompt, tokens, logp, self._sampling)
 
     def _prompt(self, given: Any) -> Tokens:
         if is_messages(given):

@@ -44,7 +44,7 @@ Answer = Completion | Refused | BaseException | None
 
 
 class Servers:
-    """The target on servers, which are asked for `decoding.top_logprobs` likeliest tokens too."""
+    """The target on servers, which are asked for `decoding.top_logprobs` most likely tokens too."""
 
     def __init__(self, part: ServerPart, decoding: Decoding, tokenizer: PreTrainedTokenizerFast) -> None:
         self.logp: Logp = "none" if part.text_only else "raw"
@@ -100,7 +100,7 @@ class _Server:
         self.url = url.rstrip("/")
         self.reachable = asyncio.Event()
         self.down_since: float | None = None
-        limits = httpx.Limits(max_connections=part.requests_at_once + 1, max_keepalive_connections=None)
+        limits = httpx.Limits(max_connections=part.concurrent_requests + 1, max_keepalive_connections=None)
         key = os.environ.get(part.key_variable or "", "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.AsyncClient(timeout=part.timeout_seconds, limits=limits, headers=headers, trust_env=False)
@@ -148,7 +148,7 @@ class _Work:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._watch(server, servers)) for server in servers]
-                for server in servers * self._part.requests_at_once:
+                for server in servers * self._part.concurrent_requests:
                     tasks.append(group.create_task(self._worker(server)))
                 # Not the end of all workers: those of a server that is gone wait for it.
                 await self._done.wait()
@@ -264,7 +264,7 @@ class _Work:
         """ServerError where a server says no so many log-probabilities: it would of every request."""
         if self._decoding.top_logprobs and "logprobs" in answer.text:
             raise ServerError(
-                f"{server.url} gives no {self._decoding.top_logprobs} likeliest tokens: {answer.text[:200]}\n"
+                f"{server.url} gives no {self._decoding.top_logprobs} most likely tokens: {answer.text[:200]}\n"
                 f"  do: raise the server's limit (vLLM: --max-logprobs), lower synthesize.top_logprobs, or set "
                 f"synthesize.top_logprobs_from=target"
             )
@@ -291,17 +291,17 @@ class _Work:
 
     def _body(self, row: Keyed) -> dict[str, Any]:
         """What is asked. All that a server may have a default of its own for is said."""
-        law = row.request.law
+        sampling = row.request.sampling
         prompt = row.request.prompt
         return {
             "model": self._part.model,
             "prompt": text_of_prompt(prompt, self._tokenizer) if self._part.text_only else prompt.tolist(),
             "add_special_tokens": False,  # to a text: a prompt has those that it wants
-            "max_tokens": self._decoding.completion_tokens,
+            "max_tokens": self._decoding.max_new_tokens,
             "stop_token_ids": sorted(self._decoding.eos),
-            "temperature": law.temperature,
-            "top_p": law.top_p,
-            "top_k": law.top_k or -1,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
             "min_p": 0.0,
             # llama-server's own order cuts before it divides by the temperature.
             "samplers": ["temperature", "top_k", "top_p"],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Law, Request
+from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Request, SamplingParams
 from fastdraft.synthesize.decode import generate
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, as_given, keyed, write
 from fastdraft.system.progress import Bar
@@ -24,7 +24,7 @@ __all__ = ["Decoding", "InProcess", "complete", "generate"]
 class InProcess:
     """The target in this process."""
 
-    logp: Logp = "law"
+    logp: Logp = "processed"
 
     def __init__(self, target: PreTrainedModel, decoding: Decoding) -> None:
         self._target, self._decoding = target, decoding
@@ -40,12 +40,12 @@ class InProcess:
 
 def answered(target: PreTrainedModel, group: Sequence[Keyed], how: Decoding) -> list[Completion]:
     """The completions of one group."""
-    law, prompts = group[0].request.law, [row.request.prompt for row in group]
-    coins_RN = torch.from_numpy(np.stack([coins(row.key, how.seed, how.completion_tokens) for row in group]))
-    given = law, how.completion_tokens, how.eos, coins_RN, how.batch_prompts, how.top_logprobs
+    sampling, prompts = group[0].request.sampling, [row.request.prompt for row in group]
+    coins_RN = torch.from_numpy(np.stack([coins(row.key, how.seed, how.max_new_tokens) for row in group]))
+    given = sampling, how.max_new_tokens, how.eos, coins_RN, how.batch_size, how.top_logprobs
     rows = generate(target, prompts, *given)
     return [
-        Completion(row.key, row.request.prompt, written.tokens, written.logp, law, row.request.index, written.top)
+        Completion(row.key, row.request.prompt, written.tokens, written.logp, sampling, row.request.index, written.top)
         for row, written in zip(group, rows, strict=True)
     ]
 
@@ -69,11 +69,11 @@ def complete(
 
 
 def groups(requests: Iterable[Keyed], group_rows: int) -> Iterator[list[Keyed]]:
-    """Groups of one law each, in an order that the requests alone decide."""
-    waiting: dict[Law, list[Keyed]] = {}
+    """Groups of one distribution each, in an order that the requests alone decide."""
+    waiting: dict[SamplingParams, list[Keyed]] = {}
     for row in requests:
-        group = waiting.setdefault(row.request.law, [])
+        group = waiting.setdefault(row.request.sampling, [])
         group.append(row)
         if len(group) == group_rows:
-            yield waiting.pop(row.request.law)
+            yield waiting.pop(row.request.sampling)
     yield from waiting.values()

@@ -1,7 +1,7 @@
-"""The engine `vllm`: vLLM offline. Token ids in, token ids out; log-probabilities of the processed law.
+"""The engine `vllm`: vLLM offline. Token ids in, token ids out; log-probabilities of the processed distribution.
 
-vLLM has one mode for all that it says, and the likeliest tokens are kept raw: where they are asked for, all is raw, and
-rows whose law is another are rescored.
+vLLM has one mode for all that it says, and the most likely tokens are kept raw: where they are asked for, all is raw,
+and rows whose distribution is another are rescored.
 
 It is opened for rows that are missing, and closed behind them: it takes most of a GPU, which training wants next.
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastdraft.synthesize.completions import Completion, Keys
-from fastdraft.synthesize.top_logprobs import likeliest_of
+from fastdraft.synthesize.top_logprobs import top_logprobs_of
 from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
 from fastdraft.system.optional_packages import need
 
@@ -36,7 +36,7 @@ class Vllm:
     ) -> None:
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # its log; results are printed to stdout
         self._vllm, self._decoding = need("vllm", "vllm"), decoding
-        self.logp: Logp = "raw" if decoding.top_logprobs else "law"
+        self.logp: Logp = "raw" if decoding.top_logprobs else "processed"
         self._read_again = read_again
         self._asked: dict[str, Any] = {
             "model": str(folder),
@@ -76,12 +76,12 @@ class Vllm:
         return _shard(answers, self._decoding.top_logprobs)
 
     def _settings(self, row: Keyed) -> Any:
-        law = row.request.law
+        sampling = row.request.sampling
         return self._vllm.SamplingParams(
-            temperature=law.temperature,
-            top_k=law.top_k or -1,
-            top_p=law.top_p,
-            max_tokens=self._decoding.completion_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or -1,
+            top_p=sampling.top_p,
+            max_tokens=self._decoding.max_new_tokens,
             stop_token_ids=sorted(self._decoding.eos),
             seed=int(row.key, 16) % 2**31,
             logprobs=self._decoding.top_logprobs,  # beside the sampled token's
@@ -102,7 +102,7 @@ def _shard(answers: Iterable[tuple[Keyed, Any]], top_logprobs: int) -> Shard:
 
 def _answer(row: Keyed, output: Any, top_logprobs: int) -> Completion:
     tokens = np.array(output.token_ids, np.int64)
-    if row.request.law.greedy:
+    if row.request.sampling.greedy:
         logp = np.zeros(len(tokens), np.float32)
     else:
         pairs = zip(output.token_ids, output.logprobs, strict=True)
@@ -111,5 +111,5 @@ def _answer(row: Keyed, output: Any, top_logprobs: int) -> Completion:
         raise Unusable("log-probabilities above zero, infinite or NaN")
     top = None
     if top_logprobs:
-        top = likeliest_of([{i: of.logprob for i, of in step.items()} for step in output.logprobs], top_logprobs)
-    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index, top)
+        top = top_logprobs_of([{i: of.logprob for i, of in step.items()} for step in output.logprobs], top_logprobs)
+    return Completion(row.key, row.request.prompt, tokens, logp, row.request.sampling, row.request.index, top)

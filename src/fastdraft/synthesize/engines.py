@@ -14,7 +14,7 @@ from fastdraft.config import SynthesizePart, TargetPart
 from fastdraft.config.synthesis import CACHE_BYTES, MOST_PROMPTS
 from fastdraft.models import target
 from fastdraft.models.shape.target_sizes import sizes
-from fastdraft.synthesize.completions import Law
+from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.engine_openvino import OpenVino, exported
 from fastdraft.synthesize.engine_ray import OnRay
 from fastdraft.synthesize.engine_recorded import Recorded
@@ -42,16 +42,16 @@ class Setup:
         return target.open_model(self.target, self.device, self.precision.dtype)
 
 
-def batch_prompts(part: SynthesizePart, whose: TargetPart, context_tokens: int, dtype: torch.dtype) -> int:
+def batch_size(part: SynthesizePart, whose: TargetPart, context_tokens: int, dtype: torch.dtype) -> int:
     """Prompts answered at once: as many as CACHE_BYTES hold the keys and values of, where the recipe does not say it.
 
     Each counts with all tokens that it may come to.
     """
-    if part.batch_prompts:
-        return part.batch_prompts
+    if part.batch_size:
+        return part.batch_size
     instructions = part.own_sources & part.mix.keys()
-    longest = max(part.prompt_tokens, part.longest_prompt_tokens) if instructions else part.prompt_tokens
-    tokens, known = min(longest + part.completion_tokens, context_tokens), sizes(target.open_config(whose))
+    longest = max(part.max_prompt_tokens, part.max_instruction_tokens) if instructions else part.max_prompt_tokens
+    tokens, known = min(longest + part.max_new_tokens, context_tokens), sizes(target.open_config(whose))
     bytes_a_prompt = 2 * known.layers * known.kv_heads * known.head_size * tokens * dtype.itemsize
     return max(1, min(MOST_PROMPTS, CACHE_BYTES // bytes_a_prompt))
 
@@ -77,7 +77,7 @@ def vllm(setup: Setup) -> Engine:
 
 
 def server(setup: Setup) -> Engine:
-    """OpenAI-compatible servers; they are asked for likeliest tokens where the recipe says that theirs are raw."""
+    """OpenAI-compatible servers; they are asked for most likely tokens where the recipe says that theirs are raw."""
     assert setup.part.server is not None, "the recipe says so"
     decoding = setup.decoding
     if setup.part.top_logprobs_from != "server":
@@ -89,9 +89,13 @@ def recorded(setup: Setup) -> Engine:
     """Answers that exist already."""
     part = setup.part
     assert part.recorded is not None, "the recipe says so"
-    law = Law(next(iter(part.temperatures)), part.top_k, part.top_p) if len(part.temperatures) == 1 else Law(1.0)
+    sampling = (
+        SamplingParams(next(iter(part.temperatures)), part.top_k, part.top_p)
+        if len(part.temperatures) == 1
+        else SamplingParams(1.0)
+    )
     tokenizer = target.open_tokenizer(setup.target)
-    make = partial(Recorded, part.recorded, setup.decoding, tokenizer, law)
+    make = partial(Recorded, part.recorded, setup.decoding, tokenizer, sampling)
     return make(setup.context_tokens, part.prompts)
 
 

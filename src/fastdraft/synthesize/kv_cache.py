@@ -36,7 +36,7 @@ class Texts(Protocol):
     """All rows: their prompts, and how long their completions may be."""
 
     prompts: Sequence[Tokens]
-    completion_tokens: int
+    max_new_tokens: int
 
     def last(self, rows: Sequence[int]) -> Tensor:
         """(B) the newest token of each of these rows."""
@@ -91,7 +91,7 @@ class _Places(Cache):
         super().__init__(layers=[])
         self._target, self._texts = target, texts
         self._cached = {cache_name(target): self, "use_cache": True}
-        tokens = max(map(len, texts.prompts)) + texts.completion_tokens
+        tokens = max(map(len, texts.prompts)) + texts.max_new_tokens
         self._block_tokens = CACHE_BLOCK_TOKENS.get(target.device.type, CACHE_BLOCK_TOKENS_ELSEWHERE)
         self._blocks = -(-tokens // self._block_tokens)
         self.rows: list[int] = []
@@ -219,7 +219,7 @@ def _attend_one(
     weights_BHGT = weights.view(rows, heads, -1, blocks * tokens).masked_fill(~mask_B11T, -torch.inf)
     shares = weights_BHGT.softmax(-1).to(values_KBHSD.dtype).view(rows * heads, -1, blocks, tokens)
     pieces = zip(shares.permute(2, 0, 1, 3).contiguous(), values_KBHSD, strict=True)
-    found: Tensor = torch.stack([share @ values.flatten(0, 1) for share, values in pieces]).sum(0)
+    found: Tensor = torch.stack([fraction @ values.flatten(0, 1) for fraction, values in pieces]).sum(0)
     return found.view(rows, -1, size)
 
 

@@ -15,7 +15,7 @@ import xxhash
 from fastdraft.data.shards import Tokens
 
 Runs = npt.NDArray[np.uint64]
-LEAKED_SHARE = 0.5
+LEAKED_FRACTION = 0.5
 REASON = "prompts that stand in evaluation texts"
 
 
@@ -33,7 +33,7 @@ class Leaks:
         """Whether half of a prompt's runs stand in the evaluation texts."""
         own = runs(prompt, self._run_tokens)
         own = own[~_among(own, self._common)]
-        return len(own) > 0 and float(_among(own, self._runs).mean()) >= LEAKED_SHARE
+        return len(own) > 0 and float(_among(own, self._runs).mean()) >= LEAKED_FRACTION
 
 
 def _among(some: Runs, table: Runs) -> npt.NDArray[np.bool_]:

@@ -14,12 +14,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Completion, Keys, Law, Request
+from fastdraft.synthesize.completions import Completion, Keys, Request, SamplingParams
 from fastdraft.synthesize.prompts import prompt_key
 from fastdraft.system.errors import TargetError
 
 MARK = "What stands here is the user's"
-LAW = Law(1.0)
+SAMPLING = SamplingParams(1.0)
 SHORTEST_TOKENS = 3
 
 
@@ -56,7 +56,7 @@ def turn_of(tokenizer: PreTrainedTokenizerFast) -> Turn:
 
 def instruction_requests(turn: Turn, count: int) -> Iterator[Request]:
     """Requests for instructions, all alike but for their index."""
-    return (Request(turn.opening, LAW, index) for index in range(count))
+    return (Request(turn.opening, SAMPLING, index) for index in range(count))
 
 
 def magpie_prompts(

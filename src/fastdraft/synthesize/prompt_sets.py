@@ -20,7 +20,7 @@ from fastdraft.synthesize.completions import Keys
 from fastdraft.synthesize.prompts import SEEN, prompt_key
 from fastdraft.system.errors import CorpusError, TargetError
 
-UNSOUND_SHARE = 0.01
+UNSOUND_FRACTION = 0.01
 
 
 def instruction_prompts(
@@ -47,10 +47,10 @@ def instruction_prompts(
         else:
             seen.add([key])
             yield tokens
-    if broken > UNSOUND_SHARE * rows or not len(seen):
+    if broken > UNSOUND_FRACTION * rows or not len(seen):
         raise CorpusError(
             f"{part.path}: {broken:,} of {rows:,} rows give no prompt; left out are {_listed(refused)}\n"
-            f"  wanted: at most 1 % of the rows broken, and one prompt\n  do: mend the file, or name another `field`"
+            f"  wanted: at most 1 % of the rows broken, and one prompt\n  do: fix the file, or name another `field`"
         )
 
 

@@ -16,33 +16,34 @@ import numpy as np
 import xxhash
 
 from fastdraft.data.shards import Shards, Tokens
-from fastdraft.synthesize.completions import Keys, Law, Request
+from fastdraft.synthesize.completions import Keys, Request, SamplingParams
 from fastdraft.system.errors import CorpusError
 
 SEEN = "prompts that were there before"
 
 
 def document_prompts(
-    shards: Shards, count: int, prompt_tokens: int, completion_tokens_at_least: int, generator: np.random.Generator
+    shards: Shards, count: int, max_prompt_tokens: int, min_new_tokens: int, generator: np.random.Generator
 ) -> Iterator[Tokens]:
-    """`count` distinct prompts of `prompt_tokens` tokens, each followed by as many more of its own document as asked.
+    """`count` distinct prompts of `max_prompt_tokens` tokens, each followed by as many more of its own document as
+    asked.
 
     The documents come in random order, one window each, then all other windows; CorpusError where all are too few.
     Prompts given out are remembered at 8 bytes each.
     """
     found = Keys()
-    for start in _starts(shards.document_starts(), prompt_tokens + completion_tokens_at_least, generator):
+    for start in _starts(shards.document_starts(), max_prompt_tokens + min_new_tokens, generator):
         if len(found) == count:
             return
-        prompt = shards[start : start + prompt_tokens]
+        prompt = shards[start : start + max_prompt_tokens]
         if (key := prompt_key(prompt)) not in found:
             found.add([key])
             yield prompt
     if len(found) < count:
         raise CorpusError(
             f"{shards.folder}: {shards.documents:,} documents ({shards.tokens:,} tokens) give {len(found):,} distinct "
-            f"prompts of {prompt_tokens} tokens with {completion_tokens_at_least} behind them, wanted {count:,}\n"
-            f"  do: lower `prompts`, `prompt_tokens` or `completion_tokens`, or add documents to the source"
+            f"prompts of {max_prompt_tokens} tokens with {min_new_tokens} behind them, wanted {count:,}\n"
+            f"  do: lower `prompts`, `max_prompt_tokens` or `max_new_tokens`, or add documents to the source"
         )
 
 
@@ -62,20 +63,22 @@ def prompt_key(prompt: Tokens) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(prompt, np.int64).tobytes())
 
 
-def over_laws(prompts: Iterable[Tokens], weights: Mapping[Law, float]) -> Iterator[Request]:
-    """One request for each prompt; the laws share the prompts by weight, at every moment to within one prompt."""
-    laws, share = list(weights), np.array(list(weights.values())) / sum(weights.values())
-    given = np.zeros(len(laws))
+def over_sampling(prompts: Iterable[Tokens], weights: Mapping[SamplingParams, float]) -> Iterator[Request]:
+    """One request for each prompt; the distributions share the prompts by weight, at every moment to within one
+    prompt.
+    """
+    sampling_settings, fraction = list(weights), np.array(list(weights.values())) / sum(weights.values())
+    given = np.zeros(len(sampling_settings))
     for i, prompt in enumerate(prompts):
-        law = int((share * (i + 1) - given).argmax())
-        given[law] += 1
-        yield Request(prompt, laws[law])
+        sampling = int((fraction * (i + 1) - given).argmax())
+        given[sampling] += 1
+        yield Request(prompt, sampling_settings[sampling])
 
 
-def repeated(requests: Iterable[Request], answers_per_prompt: int) -> Iterator[Request]:
+def repeated(requests: Iterable[Request], samples_per_prompt: int) -> Iterator[Request]:
     """Each request so many times, told apart by `index`; greedy ones once, for they would say the same."""
     for request in requests:
-        for index in range(1 if request.law.greedy else answers_per_prompt):
+        for index in range(1 if request.sampling.greedy else samples_per_prompt):
             yield replace(request, index=index)
 
 

@@ -17,7 +17,7 @@ from fastdraft.synthesize.repetition import loops, repeats
 from fastdraft.synthesize.write import Decoding, Shard
 from fastdraft.system.errors import CorpusError
 
-NEAR_RUN_TOKENS, NEAR_SHARE = 8, 0.5
+NEAR_RUN_TOKENS, NEAR_FRACTION = 8, 0.5
 # Near duplicates and languages are looked for among so many rows: what they need grows with each.
 ROWS_LOOKED_AT = 100_000
 ROWS_DECODED = 2_000
@@ -37,16 +37,16 @@ class Quality(BaseModel):
     prompts_left_out: dict[str, int]
     tokens: int
     # Of all tokens of prompts and answers, those that the draft is trained on.
-    trained_share: float
+    trained_fraction: float
     lengths: dict[str, int]
-    cut_share: float
-    empty_share: float
+    truncated_fraction: float
+    empty_fraction: float
     exact_duplicates: int
     near_duplicates: int
-    looping_share: float
+    looping_fraction: float
     # Of all runs of 8 tokens, those that occurred before in the same answer.
     repeated_8grams: float
-    # Mean of -log p under the law, in nats a token, over sampled rows whose log-probabilities are known.
+    # Mean of -log p under the distribution, in nats a token, over sampled rows whose log-probabilities are known.
     entropy_nats: dict[str, float]
     without_logp: int
     # Of the first answers, by the code of the language (ISO 639-1).
@@ -83,16 +83,16 @@ class _Counts:
 
     def _entropy(self, row: Completion) -> None:
         self.without_logp += not len(row.logp)
-        if not row.law.greedy and len(row.logp):
-            self.nats[row.law.temperature] -= float(row.logp.sum(dtype=np.float64))
-            self.sampled[row.law.temperature] += len(row.logp)
+        if not row.sampling.greedy and len(row.logp):
+            self.nats[row.sampling.temperature] -= float(row.logp.sum(dtype=np.float64))
+            self.sampled[row.sampling.temperature] += len(row.logp)
 
     def _duplicates(self, row: Completion) -> None:
         answer = xxhash.xxh3_64_intdigest(row.tokens.tobytes())
         own = np.unique(runs(row.tokens, NEAR_RUN_TOKENS))
         if answer in self._answers:
             self.exact += 1
-        elif len(own) and self._runs.known(own).mean() >= NEAR_SHARE:
+        elif len(own) and self._runs.known(own).mean() >= NEAR_FRACTION:
             self.near += 1
         self._answers.add([answer])
         self._runs.add(own.tolist())
@@ -111,8 +111,8 @@ def quality(
     for shard in shards:
         for row in shard:
             counts.add(row, decoding, tokenizer)
-    share = counts.tokens / max(counts.tokens + counts.prompt_tokens, 1)
-    if not 0 < share < 1:
+    fraction = counts.tokens / max(counts.tokens + counts.prompt_tokens, 1)
+    if not 0 < fraction < 1:
         raise CorpusError(
             f"{counts.rows} rows with {counts.tokens} tokens of answers, {counts.prompt_tokens} of prompts; "
             f"refused: {dict(refused)}; prompts left out: {dict(left_out)}\n  wanted: some of each\n"
@@ -125,13 +125,13 @@ def quality(
         refused=dict(refused),
         prompts_left_out=dict(left_out),
         tokens=counts.tokens,
-        trained_share=share,
+        trained_fraction=fraction,
         lengths={f"<= {length}": counts.lengths[length] for length in sorted(counts.lengths)},
-        cut_share=counts.cut / rows,
-        empty_share=counts.empty / rows,
+        truncated_fraction=counts.cut / rows,
+        empty_fraction=counts.empty / rows,
         exact_duplicates=counts.exact,
         near_duplicates=counts.near,
-        looping_share=counts.looping / rows,
+        looping_fraction=counts.looping / rows,
         repeated_8grams=counts.repeated / max(counts.runs, 1),
         entropy_nats={f"{t:g}": counts.nats[t] / counts.sampled[t] for t in sorted(counts.sampled)},
         without_logp=counts.without_logp,
@@ -147,7 +147,7 @@ def without_loops(shard: Shard) -> Shard:
 
 
 def language(text: str) -> str:
-    """The likeliest language of a text, by its ISO 639-1 code; a program is in that of its names and comments."""
+    """The most likely language of a text, by its ISO 639-1 code; a program is in that of its names and comments."""
     if sum(map(str.isalpha, text)) < FEWEST_LETTERS:
         return UNTOLD
     code: str = py3langid.classify(text)[0]

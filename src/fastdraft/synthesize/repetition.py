@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fastdraft.data.shards import Tokens
 
 # Of 128 tokens: a stretch of 38 that was said before holds 31 of the 121 8-grams, 0.256.
-LOOPING_SHARE = 0.25
+LOOPING_FRACTION = 0.25
 
 
 class Repeats(NamedTuple):
@@ -18,7 +18,7 @@ class Repeats(NamedTuple):
     ngrams: int
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Repeated over all; 0 for a text without n-grams."""
         return self.repeated / max(self.ngrams, 1)
 
@@ -32,15 +32,15 @@ def repeats(tokens: Tokens, n: int = 8) -> Repeats:
 
 def repeated_ngrams(tokens: Tokens, n: int = 8) -> float:
     """Share of a text's n-grams that occurred earlier in it."""
-    return repeats(tokens, n).share
+    return repeats(tokens, n).fraction
 
 
 def pooled_repeats(texts: Sequence[Tokens], n: int = 8) -> float:
     """Share of repeated n-grams over several texts, each looked at on its own."""
     counts = [repeats(text, n) for text in texts]
-    return Repeats(sum(count.repeated for count in counts), sum(count.ngrams for count in counts)).share
+    return Repeats(sum(count.repeated for count in counts), sum(count.ngrams for count in counts)).fraction
 
 
 def loops(tokens: Tokens) -> bool:
     """Whether a text loops: more than a quarter of its 8-grams occurred earlier in it."""
-    return repeated_ngrams(tokens) > LOOPING_SHARE
+    return repeated_ngrams(tokens) > LOOPING_FRACTION

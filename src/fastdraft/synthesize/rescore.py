@@ -1,4 +1,5 @@
-"""One teacher-forced forward of the target over rows that something else wrote: log p of each token under its law.
+"""One teacher-forced forward of the target over rows that something else wrote: log p of each token under its
+distribution.
 
 Dimensions: B rows, N tokens of a completion, T tokens of a text, V vocabulary.
 """
@@ -21,24 +22,25 @@ from fastdraft.synthesize.write import Logp, Rescore, Shard, as_given
 
 # Texts in one forward: 8 x 128 tokens of a vocabulary of 128 256 are 0.5 GB of logits.
 BATCH_TEXTS = 8
-OUTSIDE = "a token that its law gives no chance to, by the target in this process"
+OUTSIDE = "a token that its distribution gives no chance to, by the target in this process"
 CONTEXT = "prompt and answer longer than the target's context"
 
 
 def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel], top_logprobs: int = 0) -> Rescore:
     """What to do with an engine's rows: nothing, or ask the target, which is opened when the first row needs it.
 
-    It is asked for what the engine did not say: log p under the law, where `wanted`, and so many likeliest tokens.
+    It is asked for what the engine did not say: log p under the distribution, where `wanted`, and so many most likely
+    tokens.
     """
-    if not top_logprobs and (logp == "law" or (logp == "none" and not wanted)):
+    if not top_logprobs and (logp == "processed" or (logp == "none" and not wanted)):
         return as_given
     opened: list[PreTrainedModel] = []
 
     def complete(row: Completion) -> bool:
-        return (row.top is not None or not top_logprobs) and (not wanted or logp == "law" or len(row.logp) > 0)
+        return (row.top is not None or not top_logprobs) and (not wanted or logp == "processed" or len(row.logp) > 0)
 
     def rescore(rows: Sequence[Completion]) -> Shard:
-        given = list(rows) if logp == "law" else [under_law(row, logp) for row in rows]
+        given = list(rows) if logp == "processed" else [as_processed(row, logp) for row in rows]
         known, asked = [row for row in given if complete(row)], [row for row in given if not complete(row)]
         if asked and not opened:
             opened.append(target())
@@ -48,17 +50,22 @@ def rescorer(logp: Logp, wanted: bool, target: Callable[[], PreTrainedModel], to
     return rescore
 
 
-def under_law(row: Completion, logp: Logp) -> Completion:
-    """A row without log-probabilities, unless they are raw, numbers, and its law changes nothing; greedy ones are 0."""
-    if row.law.greedy:
+def as_processed(row: Completion, logp: Logp) -> Completion:
+    """A row without log-probabilities, unless they are raw, numbers, and its distribution changes nothing; greedy ones
+    are 0.
+    """
+    if row.sampling.greedy:
         return replace(row, logp=np.zeros(len(row.tokens), np.float32))
-    raw_is_law = logp == "raw" and row.law.temperature == 1 and row.law.top_k == 0 and row.law.top_p == 1
-    known = raw_is_law and len(row.logp) == len(row.tokens) and np.isfinite(row.logp).all()
+    raw_is_processed = (
+        logp == "raw" and row.sampling.temperature == 1 and row.sampling.top_k == 0 and row.sampling.top_p == 1
+    )
+    known = raw_is_processed and len(row.logp) == len(row.tokens) and np.isfinite(row.logp).all()
     return row if known else replace(row, logp=np.empty(0, np.float32))
 
 
 def rescored(target: PreTrainedModel, rows: Sequence[Completion], top_logprobs: int = 0) -> Shard:
-    """Rows with log p under their law; a row with a token that the law excludes, or too long, is refused.
+    """Rows with log p under their distribution; a row with a token that the distribution excludes, or too long, is
+    refused.
 
     A greedy row's are 0, as if each token were the target's best one: an engine of another precision may differ in near
     ties, and the row is still what a greedy engine says.
@@ -68,7 +75,7 @@ def rescored(target: PreTrainedModel, rows: Sequence[Completion], top_logprobs: 
     refused = Counter({CONTEXT: len(rows) - len(kept)})
     scored: dict[int, Completion] = {}
     for place, logits_NV in completion_logits(target, kept):
-        logp = law_logp(kept[place], logits_NV)
+        logp = sampled_logp(kept[place], logits_NV)
         if np.isfinite(logp).all():
             scored[place] = replace(kept[place], logp=logp, top=_top(logits_NV, top_logprobs))
         else:
@@ -83,12 +90,12 @@ def _top(logits_NV: Tensor, known_tokens: int) -> Top | None:
     return Top(ids_NK.cpu().numpy().astype(np.uint32), logp_NK.cpu().numpy())
 
 
-def law_logp(row: Completion, logits_NV: Tensor) -> LogProbabilities:
-    """(n) log p of a row's tokens under its law, from the target's logits."""
-    if row.law.greedy:
+def sampled_logp(row: Completion, logits_NV: Tensor) -> LogProbabilities:
+    """(n) log p of a row's tokens under its distribution, from the target's logits."""
+    if row.sampling.greedy:
         return np.zeros(len(row.tokens), np.float32)
     token_N1 = torch.from_numpy(row.tokens).to(logits_NV.device)[:, None]
-    found: LogProbabilities = warp(logits_NV, *row.law).gather(1, token_N1)[:, 0].cpu().numpy()
+    found: LogProbabilities = warp(logits_NV, *row.sampling).gather(1, token_N1)[:, 0].cpu().numpy()
     return found
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from fastdraft.config import ServerPart
 from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import Completion, LogProbabilities, Top
-from fastdraft.synthesize.top_logprobs import likeliest_of
+from fastdraft.synthesize.top_logprobs import top_logprobs_of
 from fastdraft.synthesize.write import Decoding, Keyed, Unusable
 from fastdraft.system.errors import ServerError
 
@@ -62,10 +62,10 @@ def _answer_of(
         _refuse_unsound(tokens, logp)
         top = _top(choice, tokens, decoding.top_logprobs, url)
         _refuse_unknown(tokens, top, decoding.vocab_rows)
-    wanted = _wanted_tokens(tokens, decoding)
+    wanted = _expected_tokens(tokens, decoding)
     tokens, logp = _with_end(tokens[:wanted], logp[:wanted], stopped, decoding)
     top = _of_first(top, len(tokens))
-    return Completion(row.key, row.request.prompt, tokens, logp, row.request.law, row.request.index, top)
+    return Completion(row.key, row.request.prompt, tokens, logp, row.request.sampling, row.request.index, top)
 
 
 def tokens_of_text(text: str, tokenizer: PreTrainedTokenizerFast) -> Tokens:
@@ -122,16 +122,16 @@ def _logp(choice: dict[str, Any], url: str) -> LogProbabilities:
 
 
 def _top(choice: dict[str, Any], tokens: Tokens, known_tokens: int, url: str) -> Top | None:
-    """The likeliest tokens at each place, by their ids; None where the server gives too few, which is warned of."""
+    """The most likely tokens at each place, by their ids; None where the server gives too few, which is warned of."""
     if not known_tokens or not len(tokens):
         return None
     places = _alternatives(choice, url)
     if len(places) != len(tokens):
-        raise Unusable("likeliest tokens that are not there for each token")
-    top = likeliest_of(places, known_tokens)
+        raise Unusable("most likely tokens that are not there for each token")
+    top = top_logprobs_of(places, known_tokens)
     if top is None:
         warnings.warn(
-            f"{url} gives fewer than {known_tokens} likeliest tokens at some places: the target reads those rows",
+            f"{url} gives fewer than {known_tokens} most likely tokens at some places: the target reads those rows",
             stacklevel=2,
         )
     return top
@@ -146,13 +146,13 @@ def _alternatives(choice: dict[str, Any], url: str) -> list[dict[int, float]]:
         places = [[(_id(name), of[name]) for name in of or {}] for of in logprobs.get("top_logprobs") or []]
     if not any(places) or any(name is None for place in places for name, _ in place):
         raise ServerError(
-            f"{url} gives no likeliest tokens by their ids, and several ids may share a text\n"
+            f"{url} gives no most likely tokens by their ids, and several ids may share a text\n"
             f"  do: use a server that names ids (vLLM, llama-server), or set synthesize.top_logprobs_from=target"
         )
     try:
         return [{int(name): float(logp) for name, logp in place} for place in places]
     except (TypeError, ValueError, OverflowError):
-        raise Unusable("likeliest tokens that are no numbers") from None
+        raise Unusable("most likely tokens that are no numbers") from None
 
 
 def _id(name: str) -> str | None:
@@ -179,10 +179,10 @@ def _refuse_unknown(tokens: Tokens, top: Top | None, vocab_rows: int | None) -> 
         raise Unusable("token ids that the target's vocabulary has not")
 
 
-def _wanted_tokens(tokens: Tokens, decoding: Decoding) -> int:
+def _expected_tokens(tokens: Tokens, decoding: Decoding) -> int:
     """Those up to the first end-of-text token, which a server may not take for one, and not too many."""
     ends = np.flatnonzero(np.isin(tokens, sorted(decoding.eos)))
-    return min(decoding.completion_tokens, int(ends[0]) + 1 if len(ends) else len(tokens))
+    return min(decoding.max_new_tokens, int(ends[0]) + 1 if len(ends) else len(tokens))
 
 
 def _with_end(
@@ -190,7 +190,7 @@ def _with_end(
 ) -> tuple[Tokens, LogProbabilities]:
     """With the end-of-text token that many servers leave out; its log-probability is then unknown, and so the row's."""
     ended = len(tokens) > 0 and tokens[-1] in decoding.eos
-    if stopped and not ended and len(tokens) < decoding.completion_tokens and decoding.end is not None:
+    if stopped and not ended and len(tokens) < decoding.max_new_tokens and decoding.end is not None:
         return np.append(tokens, decoding.end), NO_LOGP
     if not len(tokens):
         raise Unusable("empty answers")

@@ -1,6 +1,6 @@
-"""The next token of each row, from its logits: the likeliest, or the one that a coin falls on.
+"""The next token of each row, from its logits: the most likely, or the one that a coin falls on.
 
-Dimensions: B rows in hand, X any leading dimensions, V vocabulary, K blocks or likeliest tokens, S tokens of a block.
+Dimensions: B rows in hand, X any leading dimensions, V vocabulary, K blocks or most likely tokens, S tokens of a block.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastdraft.maths.sampling import scores
-from fastdraft.synthesize.completions import LEAST_LOGP, Law
+from fastdraft.synthesize.completions import LEAST_LOGP, SamplingParams
 from fastdraft.system.errors import TargetError
 
 # Tokens of the vocabulary whose probabilities are summed before the place of a coin is looked for among the sums.
@@ -18,19 +18,19 @@ BLOCK_TOKENS = 64
 
 
 def likeliest(logits_XV: Tensor, known_tokens: int) -> tuple[Tensor, Tensor]:
-    """(X,K) ids of the likeliest tokens, and their log-probabilities at temperature 1 as they are kept, float16."""
+    """(X,K) ids of the most likely tokens, and their log-probabilities at temperature 1 as they are kept, float16."""
     best_XK, ids_XK = logits_XV.topk(known_tokens, dim=-1)
     logp_XK = (best_XK - logits_XV.logsumexp(-1, keepdim=True)).clamp(min=LEAST_LOGP, max=0)
     return ids_XK.int(), logp_XK.half()
 
 
-def choose(logits_BV: Tensor, law: Law, coin_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(B) the next tokens, and (B) log p of each under the law; TargetError where logits are NaN."""
-    if law.greedy:
+def choose(logits_BV: Tensor, sampling: SamplingParams, coin_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(B) the next tokens, and (B) log p of each under the distribution; TargetError where logits are NaN."""
+    if sampling.greedy:
         best_B, token_B = logits_BV.max(-1)
         logp_B = best_B - best_B  # 0, or NaN where a logit is: max passes it on
     else:
-        p_BV = scores(logits_BV, *law).softmax(-1)
+        p_BV = scores(logits_BV, *sampling).softmax(-1)
         token_B = draw(p_BV, coin_B)
         logp_B = p_BV.gather(1, token_B[:, None])[:, 0].log()
     if logp_B.isnan().any():

@@ -1,6 +1,6 @@
-"""The likeliest tokens of each place as an engine says them: ids with their log-probabilities, in any order.
+"""The most likely tokens of each place as an engine says them: ids with their log-probabilities, in any order.
 
-Dimensions: N tokens of a completion, W tokens that an engine says of a place at most, K likeliest tokens.
+Dimensions: N tokens of a completion, W tokens that an engine says of a place at most, K most likely tokens.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fastdraft.synthesize.write import Unusable
 ROUNDING = 1e-3
 
 
-def likeliest_of(places: Sequence[Mapping[int, float]], known_tokens: int) -> Top | None:
-    """The K likeliest of each place; None where a place has fewer, so that the target reads the row for them.
+def top_logprobs_of(places: Sequence[Mapping[int, float]], known_tokens: int) -> Top | None:
+    """The K most likely of each place; None where a place has fewer, so that the target reads the row for them.
 
-    An engine may say one more, the sampled token. Unusable where they cannot be log-probabilities of one law.
+    An engine may say one more, the sampled token. Unusable where they cannot be log-probabilities of one distribution.
     """
     if not places or min(map(len, places)) < known_tokens:
         return None
@@ -42,8 +42,8 @@ def _side_by_side(places: Sequence[Mapping[int, float]]) -> tuple[npt.NDArray[np
 
 def _refuse_unsound(ids_NW: npt.NDArray[np.int64], logp_NW: npt.NDArray[np.float64]) -> None:
     if np.isnan(logp_NW).any() or (logp_NW > 0).any():
-        raise Unusable("log-probabilities of likeliest tokens above zero or NaN")
+        raise Unusable("log-probabilities of most likely tokens above zero or NaN")
     if (np.exp(logp_NW).sum(1) > 1 + ROUNDING).any():
-        raise Unusable("likeliest tokens whose probabilities sum to more than 1")
+        raise Unusable("most likely tokens whose probabilities sum to more than 1")
     if (ids_NW < 0).any():
         raise Unusable("token ids that the target's vocabulary has not")

@@ -1,6 +1,6 @@
 """Completions as training rows: the draft learns what the target wrote, never the prompt.
 
-Dimensions: T tokens of a row, K tokens of a stored law.
+Dimensions: T tokens of a row, K tokens of a offline distribution.
 """
 
 from __future__ import annotations
@@ -81,6 +81,6 @@ def _fitting(index: Index, sequence_tokens: int) -> Index:
         longest = int(index["prompt"].max())
         found = f"a prompt of {longest} tokens leaves no place for its completion in a sequence of {sequence_tokens}"
         if not len(fitting):
-            raise CorpusError(f"{found}\n  do: raise `align.sequence_tokens` or lower `synthesize.prompt_tokens`")
+            raise CorpusError(f"{found}\n  do: raise `align.sequence_tokens` or lower `synthesize.max_prompt_tokens`")
         warnings.warn(f"{found}: {left_out} of {len(index)} completions are left out", stacklevel=4)
     return fitting

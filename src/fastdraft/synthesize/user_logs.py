@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from fastdraft.data.record_files import Row, local_rows, sound_text
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
 from fastdraft.system.errors import CorpusError
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 
 
 class Log(NamedTuple):
@@ -42,7 +42,7 @@ class Logs(NamedTuple):
         return self.rows[0].answer is not None
 
 
-def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int, completion_tokens: int) -> Logs:
+def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int, max_new_tokens: int) -> Logs:
     """Rows with `prompt` or `messages`, and `completion`; messages may end in the assistant's.
 
     Where some rows have an answer, those without are left out. CorpusError where no row is sound.
@@ -54,8 +54,8 @@ def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int
             refused[found] += 1
         elif found.prompt_tokens + found.answer_tokens >= context_tokens:
             refused["rows longer than the target's context"] += 1
-        elif found.answer is None and found.prompt_tokens + completion_tokens > context_tokens:
-            refused[f"rows that leave no {completion_tokens:,} tokens for an answer in the target's context"] += 1
+        elif found.answer is None and found.prompt_tokens + max_new_tokens > context_tokens:
+            refused[f"rows that leave no {max_new_tokens:,} tokens for an answer in the target's context"] += 1
         else:
             rows.append(found)
     answered = [row for row in rows if row.answer is not None]
@@ -71,7 +71,7 @@ def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int
     return Logs(answered or rows, refused)
 
 
-def parted(logs: Logs, held_out_share: float) -> tuple[list[Log], list[Log]]:
+def parted(logs: Logs, held_out_fraction: float) -> tuple[list[Log], list[Log]]:
     """Rows to align on, and rows held out: a share of the distinct prompts, the same for the same prompts.
 
     CorpusError where there are not two distinct prompts.
@@ -79,7 +79,7 @@ def parted(logs: Logs, held_out_share: float) -> tuple[list[Log], list[Log]]:
     digests = sorted({row.digest for row in logs.rows})
     if len(digests) < 2:
         raise CorpusError("one distinct prompt, wanted one to align on and one to measure on\n  do: give more rows")
-    count = min(max(round(held_out_share * len(digests)), 1), len(digests) - 1)
+    count = min(max(round(held_out_fraction * len(digests)), 1), len(digests) - 1)
     held_out = set(digests[:count])
     train = [row for row in logs.rows if row.digest not in held_out]
     first = {row.digest: row for row in reversed(logs.rows) if row.digest in held_out}
@@ -88,7 +88,7 @@ def parted(logs: Logs, held_out_share: float) -> tuple[list[Log], list[Log]]:
 
 def write_logs(rows: Sequence[Log], file: Path, messages_field: str = "prompt") -> None:
     """The rows as .jsonl with `prompt` and `completion`; a prompt of messages under a name of its own."""
-    with finished_last(file) as part, part.open("w", encoding="utf-8") as lines:
+    with atomic_write(file) as part, part.open("w", encoding="utf-8") as lines:
         for row in rows:
             name = "prompt" if isinstance(row.prompt, str) else messages_field
             content = {name: row.prompt} | ({} if row.answer is None else {"completion": row.answer})

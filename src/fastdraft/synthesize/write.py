@@ -15,21 +15,22 @@ from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, 
 from fastdraft.system.errors import TargetError
 from fastdraft.system.progress import Bar
 
-# What an engine's log-probabilities are: under the law sampled from, before temperature, top-k and top-p, or not given.
-Logp = Literal["law", "raw", "none"]
+# What an engine's log-probabilities are: under the distribution sampled from, before temperature, top-k and top-p, or
+# not given.
+Logp = Literal["processed", "raw", "none"]
 
 
 class Decoding(NamedTuple):
     """How requests are answered; `end` is the one of `eos` that is put where an engine leaves it out.
 
-    `top_logprobs`: so many likeliest tokens are kept for each token of an answer. `vocab_rows`: ids are below it.
+    `top_logprobs`: so many most likely tokens are kept for each token of an answer. `vocab_rows`: ids are below it.
     """
 
-    completion_tokens: int
+    max_new_tokens: int
     eos: frozenset[int]
     seed: int
     target_revision: str
-    batch_prompts: int
+    batch_size: int
     end: int | None = None
     top_logprobs: int = 0
     vocab_rows: int | None = None
@@ -37,7 +38,7 @@ class Decoding(NamedTuple):
     @property
     def shard_prompts(self) -> int:
         """Rows of a shard: what a kill may cost. Of fewer, more places would stand empty at the end of each."""
-        return 4 * self.batch_prompts
+        return 4 * self.batch_size
 
 
 class Unusable(Exception):
@@ -71,7 +72,7 @@ class Engine(Protocol):
         """
 
 
-# Rows under their law, from rows without: what cannot be scored is counted.
+# Rows under their distribution, from rows without: what cannot be scored is counted.
 Rescore = Callable[[Sequence[Completion]], Shard]
 
 
@@ -79,7 +80,7 @@ def keyed(requests: Iterable[Request], decoding: Decoding) -> Iterator[Keyed]:
     """Requests with their keys; ValueError where two have the same."""
     seen = Keys()
     for request in requests:
-        key = row_key(request, decoding.completion_tokens, decoding.seed, decoding.target_revision)
+        key = row_key(request, decoding.max_new_tokens, decoding.seed, decoding.target_revision)
         if key in seen:
             raise ValueError("two requests have one key; wanted another `index` for each sample of one prompt")
         seen.add([key])
@@ -108,12 +109,12 @@ def write(
 
 
 def as_given(rows: Sequence[Completion]) -> Shard:
-    """Rows whose log-probabilities are those of their law, or which have none: nothing is done."""
+    """Rows whose log-probabilities are those of their distribution, or which have none: nothing is done."""
     return Shard(rows)
 
 
 def _refuse_silence(rows: Sequence[Completion], decoding: Decoding) -> None:
-    if decoding.completion_tokens > 1 and all(len(row.tokens) == 1 and row.tokens[0] in decoding.eos for row in rows):
+    if decoding.max_new_tokens > 1 and all(len(row.tokens) == 1 and row.tokens[0] in decoding.eos for row in rows):
         raise TargetError(
             f"the target answered each of the first {len(rows)} prompts with the end-of-text token alone\n"
             f"  do: check the target's weights and its end-of-text ids {sorted(decoding.eos)}, and how prompts begin"

@@ -203,7 +203,7 @@ def _told(part: str, told: int, of: int) -> str:
     return part if told == of else f"{part} in {told} of {of} stages" if told else f"not {part}"
 
 
-def in_words(joules: float) -> str:
+def energy_text(joules: float) -> str:
     """In the unit that fits."""
     unit, size = next((each for each in UNITS if joules >= each[1]), UNITS[-1])
     return f"{joules / size:,.1f} {unit}"

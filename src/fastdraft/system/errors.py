@@ -1,7 +1,7 @@
 """Every way to fail, one class each.
 
 FastDraftError                 something of ours went wrong; exit code 1
-├── UserError                  the user can mend it; printed without a traceback, exit code 2
+├── UserError                  the user can fix it; printed without a traceback, exit code 2
 │   ├── RecipeError            a recipe's key, type or value
 │   ├── TargetError            a target that cannot be opened or used
 │   ├── CorpusError            a source with nothing, or too little that is sound, in it
@@ -26,7 +26,7 @@ FastDraftError                 something of ours went wrong; exit code 1
 ├── UnequalOutput              greedy text with a draft that is not the target's own
 ├── CheckpointError            no sound checkpoint where one must be
 ├── MainProcessFailed          raised in the other processes of a command, where the main one failed and says why
-└── JudgeError                 real speculative decoding disagrees with the one-pass evaluation
+└── VerificationError                 real speculative decoding disagrees with the one-pass evaluation
 
 Stopped, a KeyboardInterrupt, is no failure: the command was asked to end (SIGTERM), and ends with exit code 0.
 
@@ -41,7 +41,7 @@ class FastDraftError(Exception):
 
 
 class UserError(FastDraftError):
-    """Something that the user can mend; printed without a traceback."""
+    """Something that the user can fix; printed without a traceback."""
 
     exit_code = 2
 
@@ -151,7 +151,7 @@ class MainProcessFailed(FastDraftError):
     exit_code = 0
 
 
-class JudgeError(FastDraftError):
+class VerificationError(FastDraftError):
     """Real speculative decoding disagrees with the one-pass evaluation."""
 
 

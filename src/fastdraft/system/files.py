@@ -24,7 +24,7 @@ SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|iostream error")
 
 
 @contextmanager
-def finished_last(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place to write a file or folder that appears at `path` whole, or not at all.
 
     DiskFull where the space ends; what was there before stays.
@@ -33,7 +33,7 @@ def finished_last(path: Path) -> Iterator[Path]:
     remove(part)
     recover(path)
     try:
-        with full_disk_named(path):
+        with disk_full_explained(path):
             part.parent.mkdir(parents=True, exist_ok=True)
             yield part
             _sync(part)
@@ -58,7 +58,7 @@ def cache_folder(*names: str) -> Path:
 
 
 @contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
+def disk_full_explained(path: Path) -> Iterator[None]:
     """DiskFull, which says what to do, in place of the system's error."""
     try:
         yield
@@ -73,7 +73,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def short_writes_named() -> Iterator[None]:
+def short_writes_explained() -> Iterator[None]:
     """The system's error for a full disk where numpy and C++'s streams say only that not all was written."""
     try:
         yield
@@ -85,7 +85,7 @@ def short_writes_named() -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     """One JSON file, whole or not at all."""
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -102,7 +102,7 @@ def claim(folder: Path, key: str) -> str | None:
         moved = next(name for name in names if not (folder.parent / name).exists())
         (folder.parent / "stale").mkdir(exist_ok=True)
         folder.rename(folder.parent / moved)
-    with finished_last(claim_file) as part:
+    with atomic_write(claim_file) as part:
         part.write_text(key)
     return moved
 
@@ -177,7 +177,7 @@ def _flush(path: Path) -> None:
 
 
 def _swap(part: Path, path: Path) -> None:
-    """Rename; a kill between the two renames of a folder's replacement is mended by `recover`."""
+    """Rename; a kill between the two renames of a folder's replacement is fixed by `recover`."""
     if path.is_dir():
         path.rename(path.with_name(path.name + OLD))
         part.rename(path)

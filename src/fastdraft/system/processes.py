@@ -86,7 +86,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def led(work: Callable[[], Value]) -> Value:
+def on_rank0(work: Callable[[], Value]) -> Value:
     """What `work` returns in the main process, in every process; the others wait for it.
 
     Where it fails, the others raise MainProcessFailed; where it was asked to end, Stopped.

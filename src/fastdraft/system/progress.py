@@ -75,7 +75,7 @@ class Bar:
 
 
 @contextmanager
-def unsaid(library: str, *texts: str) -> Iterator[None]:
+def suppressed_logs(library: str, *texts: str) -> Iterator[None]:
     """A library's log without the lines in which one of these texts stands; all others are shown."""
     handlers = list(logging.getLogger(library).handlers)
 
@@ -91,7 +91,7 @@ def unsaid(library: str, *texts: str) -> Iterator[None]:
             handler.removeFilter(is_shown)
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """One line about what happens, beside the results."""
     if processes.is_main():
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -19,7 +19,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_noted() -> Iterator[Callable[[], bool]]:
+def sigterm_recorded() -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM ends nothing; what is yielded says whether it came."""
     came: list[int] = []
     with _handled(lambda number, _: came.append(number)):

@@ -76,7 +76,7 @@ class _ByBlocks(torch.autograd.Function):
         out_GTD = torch.empty(query_BHTD.shape, dtype=query_BHTD.dtype).flatten(0, 1)
         for query, key, value, out in _groups(query_BHTD, key_BHTD, value_BHTD, out_GTD):
             for block, seen in _blocks(query.shape[1]):
-                out[:, block] = _law(query[:, block], key[:, seen], scale) @ value[:, seen]
+                out[:, block] = _attention_weights(query[:, block], key[:, seen], scale) @ value[:, seen]
         return out_GTD.view(query_BHTD.shape)
 
     @staticmethod
@@ -109,17 +109,17 @@ def _backward(
     by_key, by_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (key_GTD, value_GTD))
     for block, seen in _blocks(query_GTD.shape[1]):
         query, key, grad_out = query_GTD[:, block], key_GTD[:, seen], grad_out_GTD[:, block]
-        law_GCK = _law(query, key, scale)
-        by_value[:, seen] += law_GCK.transpose(1, 2) @ grad_out
-        by_law_GCK = grad_out @ value_GTD[:, seen].transpose(1, 2)
-        by_score_GCK = torch._softmax_backward_data(by_law_GCK, law_GCK, -1, law_GCK.dtype)
+        weights_GCK = _attention_weights(query, key, scale)
+        by_value[:, seen] += weights_GCK.transpose(1, 2) @ grad_out
+        by_weights_GCK = grad_out @ value_GTD[:, seen].transpose(1, 2)
+        by_score_GCK = torch._softmax_backward_data(by_weights_GCK, weights_GCK, -1, weights_GCK.dtype)
         torch.mul(by_score_GCK @ key, scale, out=grad_query_GTD[:, block])
         by_key[:, seen] += by_score_GCK.transpose(1, 2) @ query
     grad_key_GTD.copy_(by_key.mul_(scale))
     grad_value_GTD.copy_(by_value)
 
 
-def _law(query_GCD: Tensor, key_GKD: Tensor, scale: float) -> Tensor:
+def _attention_weights(query_GCD: Tensor, key_GKD: Tensor, scale: float) -> Tensor:
     """(G,C,K) the share that each query gives to each key; 0 for keys behind it."""
     scores_GCK = (query_GCD @ key_GKD.transpose(1, 2)).mul_(scale)
     queries = scores_GCK.shape[1]

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from fastdraft.system import processes
 from fastdraft.system.energy import Joules
 from fastdraft.system.errors import CheckpointError
-from fastdraft.system.files import OLD, PART, finished_last, recover, remove
+from fastdraft.system.files import OLD, PART, atomic_write, recover, remove
 from fastdraft.train.optimizers import OptimizerSet
 from fastdraft.train.parallel import laid_like, whole
 
@@ -56,14 +56,14 @@ def save(folder: Path, model: nn.Module, optimizers: OptimizerSet, progress: Pro
     """Write checkpoint-STEP below `folder` and drop all but the last two, and those of the best steps they know."""
     weights, (tensors, settings) = _weights(model), _flatten(optimizers)
     tensors |= _generators(model)
-    processes.led(lambda: _write(folder, weights, tensors, settings, progress))
+    processes.on_rank0(lambda: _write(folder, weights, tensors, settings, progress))
 
 
 def _write(
     folder: Path, weights: dict[str, Tensor], tensors: dict[str, Tensor], settings: dict[str, Any], progress: Progress
 ) -> None:
     path = _place(folder, progress.step)
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         part.mkdir()
         save_file(weights, part / "model.safetensors")
         save_file(tensors, part / "optimizer.safetensors")
@@ -80,7 +80,7 @@ def _write(
 def bring_back(folder: Path, step: int, model: nn.Module) -> None:
     """Load the weights that a step left into a whole model; CheckpointError where its checkpoint is not sound."""
     path = _place(folder, step)
-    if problem := processes.led(lambda: _damage(path)):
+    if problem := processes.on_rank0(lambda: _damage(path)):
         raise CheckpointError(
             f"{path}, the best of this phase, is damaged ({problem})\n  do: remove {folder} to start this phase anew"
         )
@@ -92,7 +92,7 @@ def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progres
 
     CheckpointError where there are checkpoints and none is sound, or where they are of another model.
     """
-    path = processes.led(lambda: _newest(folder))
+    path = processes.on_rank0(lambda: _newest(folder))
     return _load(path, model, optimizers) if path else None
 
 

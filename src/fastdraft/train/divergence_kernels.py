@@ -1,4 +1,4 @@
-"""Divergences of two laws given by their logits, with the gradient that is known in closed form.
+"""Divergences of two distributions given by their logits, with the gradient that is known in closed form.
 
 With g = dL / dlog q of a token, the gradient for the draft's logits is g - q sum(g) (docs/maths.md, "Losses"). Autograd
 keeps each of a dozen matrices of tokens times vocabulary; this keeps one, and works on rows that stay in the cache.
@@ -36,10 +36,10 @@ class _Divergences(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, target_logits: TargetLogits, weights: Mapping[str, float]) -> Tensor:
         gradient_NV, losses = torch.empty_like(logits_NV), []
         for rows in _pieces(logits_NV):
-            laws = _laws(target_logits(rows), logits_NV[rows])
-            loss_N, slope = _weighted(laws, weights)
+            distributions = _distributions(target_logits(rows), logits_NV[rows])
+            loss_N, slope = _weighted(distributions, weights)
             losses.append(loss_N)
-            torch.addcmul(slope, laws.q, slope.sum(-1, keepdim=True), value=-1, out=gradient_NV[rows])
+            torch.addcmul(slope, distributions.q, slope.sum(-1, keepdim=True), value=-1, out=gradient_NV[rows])
         ctx.save_for_backward(gradient_NV)
         return torch.cat(losses)
 
@@ -97,7 +97,7 @@ def _coarse_in_cache(
     outcomes_NC = torch.cat([known_scores_NK, rest_score_N1], 1)
     total_N1 = outcomes_NC.logsumexp(1, keepdim=True)
     logp_NC, logq_NC = logp_NC.clamp_(min=LEAST_LOGP), outcomes_NC - total_N1
-    loss_N, slope_NC = _weighted(_Laws(logp_NC, logq_NC, logp_NC.exp(), logq_NC.exp()), weights)
+    loss_N, slope_NC = _weighted(_Distributions(logp_NC, logq_NC, logp_NC.exp(), logq_NC.exp()), weights)
     slope_NC = slope_NC.where(known_N1, 0)
     by_outcome_NC = slope_NC - logq_NC.exp() * (slope_NC.sum(1, keepdim=True) - text_N1)
     scores_NV.mul_(by_outcome_NC[:, -1:]).scatter_(1, ids_NK, by_outcome_NC[:, :-1])
@@ -107,17 +107,17 @@ def _coarse_in_cache(
     return loss_N.where(known_N1[:, 0], 0) + text_N * (total_N1 - label_score_N1)[:, 0]
 
 
-def _weighted(laws: _Laws, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+def _weighted(distributions: _Distributions, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """(N) the weighted sum of the losses, and (N,V) that of their slopes."""
-    found = [(weight, *_graded(name, laws)) for name, weight in weights.items()]
+    found = [(weight, *_graded(name, distributions)) for name, weight in weights.items()]
     slope_NV = found[0][0] * found[0][2]
     for weight, _, more in found[1:]:
         slope_NV.add_(more, alpha=weight)
     return torch.stack([weight * loss_N for weight, loss_N, _ in found]).sum(0), slope_NV
 
 
-class _Laws(NamedTuple):
-    """(N,V) the target's law p and the draft's q, with their logarithms."""
+class _Distributions(NamedTuple):
+    """(N,V) the target's distribution p and the draft's q, with their logarithms."""
 
     logp: Tensor
     logq: Tensor
@@ -125,9 +125,9 @@ class _Laws(NamedTuple):
     q: Tensor
 
 
-def _laws(target_NV: Tensor, draft_NV: Tensor) -> _Laws:
+def _distributions(target_NV: Tensor, draft_NV: Tensor) -> _Distributions:
     logp, logq = target_NV.log_softmax(-1).clamp_(min=LEAST_LOGP), draft_NV.log_softmax(-1)
-    return _Laws(logp, logq, logp.exp(), logq.exp())
+    return _Distributions(logp, logq, logp.exp(), logq.exp())
 
 
 def _pieces(logits_NV: Tensor) -> list[slice]:
@@ -138,13 +138,13 @@ def _pieces(logits_NV: Tensor) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
 
 
-def _graded(name: str, laws: _Laws) -> tuple[Tensor, Tensor]:
+def _graded(name: str, distributions: _Distributions) -> tuple[Tensor, Tensor]:
     """(N) a loss and (N,V) its g; autograd finds that of a loss for which nobody wrote it down."""
     if name in GRADED:
-        return GRADED[name](laws)
+        return GRADED[name](distributions)
     with torch.enable_grad():
-        leaf = laws.logq.detach().requires_grad_()
-        loss = DISTRIBUTION_LOSSES[name](laws.logp, leaf)
+        leaf = distributions.logq.detach().requires_grad_()
+        loss = DISTRIBUTION_LOSSES[name](distributions.logp, leaf)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return loss.detach(), slope
 
@@ -152,27 +152,27 @@ def _graded(name: str, laws: _Laws) -> tuple[Tensor, Tensor]:
 # (N) the loss, as `maths.divergence` has it, and (N,V) g, up to a multiple of q.
 
 
-def _forward_kl(laws: _Laws) -> tuple[Tensor, Tensor]:
-    return (laws.logp - laws.logq).mul_(laws.p).sum(-1), -laws.p
+def _forward_kl(distributions: _Distributions) -> tuple[Tensor, Tensor]:
+    return (distributions.logp - distributions.logq).mul_(distributions.p).sum(-1), -distributions.p
 
 
-def _reverse_kl(laws: _Laws) -> tuple[Tensor, Tensor]:
-    terms = (laws.logq - laws.logp).mul_(laws.q)
+def _reverse_kl(distributions: _Distributions) -> tuple[Tensor, Tensor]:
+    terms = (distributions.logq - distributions.logp).mul_(distributions.q)
     return terms.sum(-1), terms
 
 
-def _jensen_shannon(laws: _Laws) -> tuple[Tensor, Tensor]:
-    logm = laws.logp.logaddexp(laws.logq) - math.log(2)
-    of_q = (laws.logq - logm).mul_(laws.q).div_(2)
-    return of_q.sum(-1) + (laws.logp - logm).mul_(laws.p).sum(-1) / 2, of_q
+def _jensen_shannon(distributions: _Distributions) -> tuple[Tensor, Tensor]:
+    logm = distributions.logp.logaddexp(distributions.logq) - math.log(2)
+    of_q = (distributions.logq - logm).mul_(distributions.q).div_(2)
+    return of_q.sum(-1) + (distributions.logp - logm).mul_(distributions.p).sum(-1) / 2, of_q
 
 
-def _total_variation(laws: _Laws) -> tuple[Tensor, Tensor]:
-    difference = laws.q - laws.p
-    return difference.abs().sum(-1) / 2, difference.sign_().mul_(laws.q).div_(2)
+def _total_variation(distributions: _Distributions) -> tuple[Tensor, Tensor]:
+    difference = distributions.q - distributions.p
+    return difference.abs().sum(-1) / 2, difference.sign_().mul_(distributions.q).div_(2)
 
 
-GRADED: dict[str, Callable[[_Laws], tuple[Tensor, Tensor]]] = {
+GRADED: dict[str, Callable[[_Distributions], tuple[Tensor, Tensor]]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jensen_shannon": _jensen_shannon,

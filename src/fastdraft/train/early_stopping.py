@@ -13,16 +13,16 @@ from fastdraft.config import TrainPart
 from fastdraft.train.checkpoint import Progress
 
 
-def judged(progress: Progress, block_efficiency: float, part: TrainPart) -> Progress:
+def after_validation(progress: Progress, block_efficiency: float, part: TrainPart) -> Progress:
     """Progress that knows what its last step was measured at; the first of equals is the best."""
     if block_efficiency > progress.best_block_efficiency:
         best_step = progress.step if part.keep == "best" else 0
         return replace(progress, best_step=best_step, best_block_efficiency=block_efficiency, measures_since_best=0)
     progress = replace(progress, measures_since_best=progress.measures_since_best + 1)
-    patience = part.early_stop_measures
+    patience = part.early_stopping_patience
     if patience is None or progress.measures_since_best < patience or progress.end_step is not None:
         return progress
-    return replace(progress, end_step=_end(progress.step, part.decay_share))
+    return replace(progress, end_step=_end(progress.step, part.decay_fraction))
 
 
 def steps_in_all(progress: Progress, planned_steps: int) -> int:
@@ -35,9 +35,9 @@ def kept_step(progress: Progress) -> int:
     return progress.best_step or progress.step
 
 
-def _end(step: int, decay_share: float) -> int:
+def _end(step: int, decay_fraction: float) -> int:
     """The last step of a phase whose decay begins now: a rate that never fell leaves acceptance lying.
 
     Where the decay has begun already, this is behind the planned end.
     """
-    return math.ceil(step / (1 - decay_share) - 1e-6) if decay_share < 1 else 2**62
+    return math.ceil(step / (1 - decay_fraction) - 1e-6) if decay_fraction < 1 else 2**62

@@ -43,7 +43,9 @@ class KnownGradient(ABC):
 
 
 class CrossEntropy(KnownGradient):
-    """-log q of the label, the sum over a chunk: a loss whose gradient is known, the law less one at the label."""
+    """-log q of the label, the sum over a chunk: a loss whose gradient is known, the distribution less one at the
+    label.
+    """
 
     def __init__(self, labels_N: Tensor) -> None:
         self._labels_N = labels_N
@@ -57,13 +59,13 @@ class CrossEntropy(KnownGradient):
         """() the same, and the logits are replaced by its gradient; in one compiled kernel, on an accelerator."""
         labels_N = self._labels_N[place]
         if logits_NV.device.type != "cpu":
-            return (_fused() if compiled else graded_at_once)(logits_NV, labels_N)
+            return (_fused() if compiled else loss_with_gradient)(logits_NV, labels_N)
         rows = max(1, torch.get_num_threads() * CACHED_BYTES // (4 * logits_NV.shape[1]))
         pieces = zip(logits_NV.split(rows), labels_N.split(rows), strict=True)
         return torch.stack([_graded_in_cache(logits, labels) for logits, labels in pieces]).sum()
 
 
-def graded_at_once(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+def loss_with_gradient(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """() the summed cross entropy of a chunk, whose logits become its gradient; written so that a compiler fuses it.
 
     It then reads and writes bf16 alone. Step by step it moves some 50 bytes for each logit: by calculation 0.4 us a
@@ -80,7 +82,7 @@ def graded_at_once(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 @cache
 def _fused() -> Callable[[Tensor, Tensor], Tensor]:
-    return torch.compile(graded_at_once)  # chunks of answers differ in length
+    return torch.compile(loss_with_gradient)  # chunks of answers differ in length
 
 
 def _graded_in_cache(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def _graded_in_cache(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     mask_N1 = (labels_N != IGNORED)[:, None]
     label_N1 = labels_N[:, None].where(mask_N1, 0)
     scores_NV = logits_NV.float()
-    # log q(label) by way of the likeliest token, whose probability is at least 1/V: the label's own may be 0 in fp32.
+    # log q(label) by way of the most likely token, whose probability is at least 1/V: the label's own may be 0 in fp32.
     logq_N1 = scores_NV.gather(1, label_N1) - scores_NV.amax(1, keepdim=True)
     torch.softmax(scores_NV, 1, out=scores_NV)
     logq_N1 += scores_NV.amax(1, keepdim=True).log_()

@@ -26,7 +26,7 @@ from fastdraft.maths.schedule import SCHEDULES
 from fastdraft.system import energy, processes
 from fastdraft.system.errors import Stopped
 from fastdraft.system.progress import Bar
-from fastdraft.system.signals import sigterm_noted
+from fastdraft.system.signals import sigterm_recorded
 from fastdraft.train import checkpoint, early_stopping, malloc, nonfinite, parallel
 from fastdraft.train import optimizers as optimizers_module
 from fastdraft.train.checkpoint import Progress
@@ -63,7 +63,7 @@ class Phase:
     total_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
-        steps = self.part.train_tokens / (self.part.batch_sequences * self.mixture.labels_per_row)
+        steps = self.part.train_tokens / (self.part.batch_size * self.mixture.labels_per_row)
         self.planned_steps = math.ceil(steps - 1e-6)  # the mean is rounded: a millionth of a step is none
         self.total_steps = self.planned_steps
 
@@ -127,14 +127,14 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
     begun, saved = time.monotonic() - progress.seconds, time.monotonic()
     phase.total_steps = early_stopping.steps_in_all(progress, phase.planned_steps)
     before, meter = progress.joules, energy.Meter(energy.counters(phase.device))
-    with meter, sigterm_noted() as asked_to_stop:
+    with meter, sigterm_recorded() as asked_to_stop:
         while progress.step < phase.total_steps:
             row = _metered_step(training, progress.step)
             progress = _after(progress, row, phase.mixture, time.monotonic() - begun)
             last = progress.step == phase.total_steps
             if _crosses(part.held_out_every_tokens, progress.tokens, row["tokens"]) or last:
                 row |= held_out_loss(training) | block_efficiency(training)
-                progress = _judged(training, progress, row)
+                progress = _after_validation(training, progress, row)
                 last = progress.step == phase.total_steps
             metrics.write({"step": progress.step} | row | {"tokens": progress.tokens, "seconds": progress.seconds})
             bar.advance(row["tokens"], row.get("skipped") or f"loss {row['loss_nats']:.3f}")
@@ -157,11 +157,11 @@ def _metered_step(training: Training, step: int) -> dict[str, Any]:
     return row | training.meter.row(time.monotonic() - began)
 
 
-def _judged(training: Training, progress: Progress, row: dict[str, Any]) -> Progress:
+def _after_validation(training: Training, progress: Progress, row: dict[str, Any]) -> Progress:
     """Progress that knows what was measured; the phase's end moves where that has stopped rising."""
     phase = training.phase
     if "block_efficiency" in row:
-        progress = early_stopping.judged(progress, row["block_efficiency"], phase.part)
+        progress = early_stopping.after_validation(progress, row["block_efficiency"], phase.part)
         phase.total_steps = early_stopping.steps_in_all(progress, phase.planned_steps)
     return progress
 
@@ -202,17 +202,17 @@ def block_efficiency(training: Training) -> dict[str, float]:
         model = parallel.gathered(phase.model)
     found = phase.measure(model.to(phase.device).eval())  # type: ignore[arg-type]
     training.learner.train()
-    return processes.led(lambda: found)
+    return processes.on_rank0(lambda: found)
 
 
 def _step(training: Training, step: int) -> dict[str, Any]:
     """One optimizer step: sums over micro-batches and processes, one division by the step's tokens."""
     phase, part, started = training.phase, training.phase.part, time.monotonic()
-    batch = phase.mixture.next_batch(part.batch_sequences, Portion(processes.rank(), processes.count()))
+    batch = phase.mixture.next_batch(part.batch_size, Portion(processes.rank(), processes.count()))
     tokens = int(processes.summed(_tokens(batch))[0])
     loss = parallel.over_processes(_backward(training, batch, tokens)).item()
     norm = parallel.clipped(phase.model.parameters(), part.gradient_clip).item()
-    factor = SCHEDULES[part.schedule](step, phase.total_steps, part.warmup_steps, part.decay_share)
+    factor = SCHEDULES[part.schedule](step, phase.total_steps, part.warmup_steps, part.decay_fraction)
     row = {"learning_rate": part.learning_rate * factor}
     rows, weight = phase.model.config.get_text_config().vocab_size, sum(part.objectives.values())
     if wrong := nonfinite.fault(loss, norm, rows, weight):
@@ -227,10 +227,10 @@ def _step(training: Training, step: int) -> dict[str, Any]:
 def _backward(training: Training, batch: Batch, tokens: int) -> Tensor:
     """() this process's part of the step's loss; its gradients, summed over all processes, lie at the weights."""
     phase, (sequences, length) = training.phase, batch.inputs_BT.shape
-    size = min(phase.part.micro_batch_sequences or sequences, sequences)
+    size = min(phase.part.micro_batch_size or sequences, sequences)
     micros = batch.split(size)
     total = torch.zeros((), device=phase.device)
-    with nonfinite.lack_of_memory_named(phase.name, size, length):
+    with nonfinite.out_of_memory_explained(phase.name, size, length):
         for number, micro in enumerate(_on(phase.device, micros), start=1):
             with parallel.summing(training.learner, last=number == len(micros)):
                 loss = training.learner(micro, phase.objective) / max(tokens, 1)

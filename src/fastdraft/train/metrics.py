@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fastdraft.system import processes
-from fastdraft.system.files import finished_last
+from fastdraft.system.files import atomic_write
 from fastdraft.train.trackers import logged
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Metrics:
 def _reopened(path: Path, step: int) -> Path:
     """The metrics file without the lines of steps that will be taken again, nor what a kill or a full disk left."""
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-    with finished_last(path) as part:
+    with atomic_write(path) as part:
         part.write_text("".join(line for line in lines if 1 <= _step_of(line) <= step))
     return path
 

@@ -56,7 +56,7 @@ def _named(places: Sequence[Place]) -> str:
 
 
 @contextmanager
-def lack_of_memory_named(phase: str, sequences: int, sequence_tokens: int) -> Iterator[None]:
+def out_of_memory_explained(phase: str, sequences: int, sequence_tokens: int) -> Iterator[None]:
     """OutOfMemory, which says what to try, where a forward and backward pass over so many sequences does not fit."""
     try:
         yield
@@ -73,5 +73,5 @@ def lack_of_memory_named(phase: str, sequences: int, sequence_tokens: int) -> It
 
 def _smaller(sequences: int) -> str:
     if sequences > 1:
-        return f"micro_batch_sequences={sequences // 2} (the same steps, in smaller pieces)"
+        return f"micro_batch_size={sequences // 2} (the same steps, in smaller pieces)"
     return "activation_checkpointing=true, or parallel=fsdp on several devices"

@@ -1,11 +1,12 @@
-"""What a token's loss is: on the token itself, against the target's law at its place, or on its recorded probability.
+"""What a token's loss is: on the token itself, against the target's distribution at its place, or on its recorded
+probability.
 
 A phase's loss is a weighted sum of such terms; terms of one kind share the target's forward and the softmaxes. Where a
-term wants what a token has not (a record, of text of a corpus; a law, in rows that no teacher reads), cross entropy
-stands in for it with the term's weight.
+term wants what a token has not (a record, of text of a corpus; a distribution, in rows that no teacher reads), cross
+entropy stands in for it with the term's weight.
 
-Dimensions: N tokens of a batch, of a chunk where a chunk's loss is taken; V vocabulary, K tokens of a stored law, C
-outcomes of a law, E hidden size.
+Dimensions: N tokens of a batch, of a chunk where a chunk's loss is taken; V vocabulary, K tokens of a offline
+distribution, C outcomes of a distribution, E hidden size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.config import OF_THE_SAMPLE, TrainPart
+from fastdraft.config import SAMPLE_OBJECTIVES, TrainPart
 from fastdraft.data.order import IGNORED, Batch, Record
 from fastdraft.maths import divergence
 from fastdraft.maths.bucketed import coarse_draft, coarse_target
@@ -36,7 +37,7 @@ TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def objective(part: TrainPart, teacher: PreTrainedModel | None) -> Objective:
-    """The objective of a phase; the teacher, most often the target itself, is there where `part.asks_target`."""
+    """The objective of a phase; the teacher, most often the target itself, is there where `part.needs_teacher`."""
     if part.objectives == {"cross_entropy": 1.0}:
         return cross_entropy
     return partial(weighted, part, teacher)
@@ -49,7 +50,7 @@ def cross_entropy(batch: Batch) -> ChunkLoss:
 
 def weighted(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> ChunkLoss | TwoPass:
     """The weighted sum of a phase's terms, at every trained place."""
-    if part.target_law == "stored" and part.objectives.keys() <= DISTRIBUTION_LOSSES.keys() | {"cross_entropy"}:
+    if part.teacher_logits == "offline" and part.objectives.keys() <= DISTRIBUTION_LOSSES.keys() | {"cross_entropy"}:
         return StoredLoss(part, batch)
     mask_N = batch.labels_BT.flatten() != IGNORED
     terms = list(_terms(part, teacher, batch))
@@ -67,20 +68,20 @@ def weighted(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> 
 def _terms(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> Iterator[TokenLoss]:
     """The terms of single tokens, those of one kind as one."""
     weights, text_N = part.objectives, torch.zeros(batch.labels_BT.numel(), device=batch.labels_BT.device)
-    if of_law := {name: weight for name, weight in weights.items() if name in DISTRIBUTION_LOSSES}:
-        law = _law(part, teacher, batch)
-        yield partial(law.loss, of_law)
-        text_N += sum(of_law.values()) * ~law.known_N
+    if distribution_weights := {name: weight for name, weight in weights.items() if name in DISTRIBUTION_LOSSES}:
+        target_logits = _teacher(part, teacher, batch)
+        yield partial(target_logits.loss, distribution_weights)
+        text_N += sum(distribution_weights.values()) * ~target_logits.known_N
     if sampled := weights.get("sampled_total_variation"):
         yield partial(_sampled, sampled, _record(batch), batch.labels_BT.flatten().clamp(min=0))
     text_N += weights.get("cross_entropy", 0.0)
-    if unrecorded := sum(weights.get(name, 0.0) for name in OF_THE_SAMPLE):
+    if unrecorded := sum(weights.get(name, 0.0) for name in SAMPLE_OBJECTIVES):
         text_N += unrecorded * _record(batch).logp_BT.flatten().isnan()
     yield partial(_on_text, text_N.where(batch.labels_BT.flatten() != IGNORED, 0), batch)
 
 
-def _law(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> Live | Stored:
-    if part.target_law == "stored":
+def _teacher(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> Live | Stored:
+    if part.teacher_logits == "offline":
         return Stored(batch)
     assert teacher is not None, "the stage opens the teacher for objectives that need it"
     return Live(part, teacher, batch)
@@ -103,23 +104,25 @@ def _sampled(weight: float, record: Record, labels_N: Tensor, logits_NV: Tensor,
 
 
 def _temperatures(part: TrainPart, batch: Batch) -> Tensor | None:
-    """(N) the temperature of both laws at each token; None where it is 1 throughout."""
-    if part.temperature == "rows":
+    """(N) the temperature of both distributions at each token; None where it is 1 throughout."""
+    if part.temperature == "per_sequence":
         return None if batch.record is None else served(batch.record)
     labels_N = batch.labels_BT.flatten()
     return None if part.temperature == 1 else torch.full(labels_N.shape, part.temperature, device=labels_N.device)
 
 
 class Live:
-    """The law of a teacher that is asked now, by one forward of it over the rows that it reads.
+    """The distribution of a teacher that is asked now, by one forward of it over the rows that it reads.
 
-    Both laws are taken at each token's temperature. Rows of the draft for no token, of which the teacher may have fewer
-    or more, have no chance in it.
+    Both distributions are taken at each token's temperature. Rows of the draft for no token, of which the teacher may
+    have fewer or more, have no chance in it.
     """
 
     def __init__(self, part: TrainPart, teacher: PreTrainedModel, batch: Batch) -> None:
-        self._reads_all, inputs_BT = part.law_share == 1, batch.inputs_BT
-        rows_B = inputs_BT.new_ones(len(inputs_BT)).bool() if self._reads_all else coins(batch)[0] < part.law_share
+        self._reads_all, inputs_BT = part.teacher_fraction == 1, batch.inputs_BT
+        rows_B = (
+            inputs_BT.new_ones(len(inputs_BT)).bool() if self._reads_all else coins(batch)[0] < part.teacher_fraction
+        )
         self.known_N = rows_B.repeat_interleave(inputs_BT.shape[1])
         self._place_N = self.known_N.cumsum(0) - 1
         with torch.no_grad():
@@ -157,7 +160,7 @@ def _hidden(model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
 
 
 class Stored:
-    """The law that was stored with what the target wrote: its K tokens one by one, all others as one."""
+    """The distribution that was stored with what the target wrote: its K tokens one by one, all others as one."""
 
     def __init__(self, batch: Batch) -> None:
         record = _record(batch)
@@ -169,7 +172,7 @@ class Stored:
         return self._logp_NK[place], self._ids_NK[place]
 
     def loss(self, weights: dict[str, float], logits_NV: Tensor, place: Tensor) -> Tensor:
-        """(N) a weighted sum of divergences; 0 where no law was stored."""
+        """(N) a weighted sum of divergences; 0 where no distribution was stored."""
         known_N = self.known_N[place]
         logp_NC = coarse_target(self._logp_NK[place][known_N].float(), logits_NV.shape[-1])
         logq_NC = coarse_draft(logits_NV[known_N], self._ids_NK[place][known_N])
@@ -209,7 +212,9 @@ class StoredLoss(KnownGradient):
 
 
 def served(record: Record) -> Tensor:
-    """(N) the temperature that a draft's law is taken at: the row's; 1 where it is greedy, a law without a slope."""
+    """(N) the temperature that a draft's distribution is taken at: the row's; 1 where it is greedy, a distribution
+    without a slope.
+    """
     temperature_N = record.temperature_BT.flatten()
     return temperature_N.where(temperature_N > 0, 1.0)
 

@@ -18,14 +18,14 @@ from fastdraft.models.target import cache_name
 from fastdraft.train.sampling_rng import coins
 
 
-def continued(model: PreTrainedModel, batch: Batch, share: float) -> Batch:
+def continued(model: PreTrainedModel, batch: Batch, fraction: float) -> Batch:
     """About this share of the rows go on with the draft's own words, at temperature 1, behind the prompt.
 
     The prompt reaches up to the first trained place; a text of a corpus has its first quarter for one. The same places
     are trained on as before.
     """
     chosen_B, coin_BT = coins(batch)
-    rows = chosen_B < share
+    rows = chosen_B < fraction
     if not rows.any():
         return batch
     trained_BT, tokens = batch.labels_BT != IGNORED, batch.inputs_BT.shape[1]
@@ -53,7 +53,7 @@ def _written(model: PreTrainedModel, text_BT: Tensor, given_B: Tensor, coin_BT: 
     return text_BT
 
 
-def _drawn(law_BV: Tensor, coin_B: Tensor) -> Tensor:
-    """(B) the token at which the summed law first exceeds the coin."""
-    cdf_BV = law_BV.double().cumsum(-1)
+def _drawn(probs_BV: Tensor, coin_B: Tensor) -> Tensor:
+    """(B) the token at which the summed distribution first exceeds the coin."""
+    cdf_BV = probs_BV.double().cumsum(-1)
     return (cdf_BV <= coin_B[:, None] * cdf_BV[:, -1:]).sum(-1)

@@ -69,9 +69,9 @@ def summing(module: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-def clipped(parameters: Iterable[nn.Parameter], norm_at_most: float) -> Tensor:
-    """() the global norm of the gradients, before they are scaled down to `norm_at_most`."""
-    return whole(nn.utils.clip_grad_norm_(parameters, norm_at_most))
+def clipped(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """() the global norm of the gradients, before they are scaled down to `max_norm`."""
+    return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def over_processes(total: Tensor) -> Tensor:

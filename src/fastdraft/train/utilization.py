@@ -27,7 +27,7 @@ class Meter:
     """
 
     def __init__(self, config: PretrainedConfig, part: TrainPart, device: torch.device, dtype: torch.dtype) -> None:
-        tokens, self._device = part.batch_sequences * part.sequence_tokens, device
+        tokens, self._device = part.batch_size * part.sequence_tokens, device
         self._flops = training_flops(ModelSize.of_config(config), tokens, part.sequence_tokens)
         rate = _rate(device, dtype, torch.get_num_threads())
         self._flops_per_second = processes.summed(rate)[0]

@@ -19,7 +19,7 @@ FEWEST, USUAL = 3, 5
 # The paper's drafts are 1/76 and 1/32 of Phi-3-mini and 1/54 of Llama-3.1-8B; it names 1/50 to 1/75.
 TARGET_SHARE = 1 / 60
 # A draft narrower than this share of its target predicts little more than pairs of words (paper's: 1/6 to 1/4).
-NARROWEST_SHARE = 1 / 8
+NARROWEST_FRACTION = 1 / 8
 # One of two layers did not learn to copy what its context repeats (docs/shapes.md).
 FEWEST_LAYERS = 3
 
@@ -32,10 +32,10 @@ def around(target: PretrainedConfig, part: DraftPart) -> list[DraftShape]:
     best = derive(target, part)
     budget = part.params_millions or best.parameters / 1e6
     found = {_key(best): best}
-    for number, (share, slimness) in enumerate(NEIGHBOURS):
+    for number, (fraction, slimness) in enumerate(NEIGHBOURS):
         if number >= USUAL - 1 and len(found) >= FEWEST:
             break
-        free = DraftPart(params_millions=budget * share, context_tokens=part.context_tokens)
+        free = DraftPart(params_millions=budget * fraction, context_tokens=part.context_tokens)
         try:
             shape = derive(target, free, ASPECT * slimness)
         except ShapeError:
@@ -55,14 +55,14 @@ def smallest(target: PretrainedConfig) -> DraftShape:
     (docs/shapes.md, "A draft that copies"). A smaller one can be made, but is hardly more than its vocabulary.
     """
     part = DraftPart(params_millions=1e6)
-    wanted = min(max(sizes(target).hidden_size * NARROWEST_SHARE, KERNEL_STEP), K_QUANT_STEP)
+    wanted = min(max(sizes(target).hidden_size * NARROWEST_FRACTION, KERNEL_STEP), K_QUANT_STEP)
     width = next((width for width in widths(target, part) if width >= wanted), widths(target, part)[-1])
     return shape_of(target, part, width, max(FEWEST_LAYERS, round(width / ASPECT), layers_to_whole(target)))
 
 
 def default_budget_millions(target_parameters: int, smallest: int) -> float:
     """The paper's share of the target, to two digits; no less than `smallest`, the parameters of the smallest draft."""
-    share, floor = target_parameters * TARGET_SHARE / 1e6, smallest / 1e6
-    digits = 1 - math.floor(math.log10(max(share, floor)))
-    rounded = round(share, digits)
+    fraction, floor = target_parameters * TARGET_SHARE / 1e6, smallest / 1e6
+    digits = 1 - math.floor(math.log10(max(fraction, floor)))
+    rounded = round(fraction, digits)
     return rounded if rounded >= floor else math.ceil(floor * 10**digits) / 10**digits

@@ -16,14 +16,14 @@ from transformers.configuration_utils import PretrainedConfig
 from fastdraft.config import DraftPart
 from fastdraft.models.shape.draft_shape import K_QUANT_STEP, KERNEL_STEP, DraftShape
 from fastdraft.models.shape.families import FAMILIES, Family
-from fastdraft.models.shape.target_sizes import Sizes, beginning, sizes
+from fastdraft.models.shape.target_sizes import Sizes, base_config, sizes
 from fastdraft.models.target import parameters
 from fastdraft.system.errors import ShapeError
 
 # Width over depth that a budget aims at: the paper's 50M draft for Phi-3-mini is 512 wide and 10 deep.
 ASPECT = 51.0
 # A width in steps of k-quants is taken if it is this near to that aspect, and leaves at most this share of a budget.
-NEAR_ASPECT, UNUSED_SHARE = 4 / 3, 0.05
+NEAR_ASPECT, UNUSED_FRACTION = 4 / 3, 0.05
 # An MLP's width is rounded to a step of k-quants where that changes it by no more than this.
 MLP_ROUNDING = 0.05
 # A draft with a layer that sees the whole context is taken if it is this near to that aspect.
@@ -75,8 +75,8 @@ def _chosen(target: PretrainedConfig, part: DraftPart, budget: float, aspect: fl
     seeing = [one for one in found if one.layers >= layers_to_whole(target) and off(one) <= math.log(SEEING_ASPECT)]
     found = seeing or found
     best = min(found, key=off)
-    near = off(best) - math.log(1 - UNUSED_SHARE) if part.layers else math.log(NEAR_ASPECT)
-    full = best.parameters * (1 - UNUSED_SHARE)
+    near = off(best) - math.log(1 - UNUSED_FRACTION) if part.layers else math.log(NEAR_ASPECT)
+    full = best.parameters * (1 - UNUSED_FRACTION)
     liked = [one for one in found if one.width % K_QUANT_STEP == 0 and off(one) <= near and one.parameters >= full]
     return min(liked, key=off, default=best)
 
@@ -104,7 +104,7 @@ def layers_to_whole(target: PretrainedConfig) -> int:
 
     The kinds of layers stay in the target's order: llama.cpp has the order of Gemma's written into its code.
     """
-    kinds = beginning(target)[0].get("layer_types") or []
+    kinds = base_config(target)[0].get("layer_types") or []
     return kinds.index("full_attention") + 1 if "full_attention" in kinds else 1
 
 
@@ -133,7 +133,7 @@ def widths(target: PretrainedConfig, part: DraftPart) -> list[int]:
     if part.hidden_size is not None:
         return [part.hidden_size]
     known, budget = sizes(target), part.params_millions
-    tuned = part.head_size is None and part.heads is None and _tuned(beginning(target)[0])
+    tuned = part.head_size is None and part.heads is None and _tuned(base_config(target)[0])
     step = math.lcm(KERNEL_STEP, known.head_size) if tuned else KERNEL_STEP
     # Wider than this, the embedding alone is beyond the budget.
     widest = min(known.hidden_size, math.inf if budget is None else budget * 1e6 / known.vocab_rows)
@@ -142,7 +142,7 @@ def widths(target: PretrainedConfig, part: DraftPart) -> list[int]:
 
 def shape_of(target: PretrainedConfig, part: DraftPart, width: int, layers: int) -> DraftShape:
     """The shape with this width and depth, counted exactly."""
-    config, notes = beginning(target)
+    config, notes = base_config(target)
     family, known = FAMILIES[config["model_type"]], sizes(target)
     heads, kv_heads, head_size = _heads(config, known, part, width)
     config |= family.names.filled(

@@ -88,7 +88,7 @@ def read(text: PretrainedConfig, what: str) -> int | None:
     return None
 
 
-def beginning(target: PretrainedConfig) -> tuple[dict[str, Any], list[str]]:
+def base_config(target: PretrainedConfig) -> tuple[dict[str, Any], list[str]]:
     """The configuration that a draft's sizes are put into, and what there is to say: the target's own, or a stand-in's.
 
     By way of JSON, so that a shape is the same when its card has been read: keys such as those of id2label are text.
