@@ -99,6 +99,10 @@ class TaskResult(Result):
     repeated_8grams: float
     alpha_without_loops: float | None
 
+    def at(self, gamma: int) -> GammaResult:
+        """The rates at one gamma."""
+        return next(result for result in self.gammas if result.gamma == gamma)
+
 
 class NearTie(Result):
     """Two runs of one model that part where its two best tokens are closer than rounding can tell apart."""
