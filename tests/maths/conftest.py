@@ -1,4 +1,4 @@
-"""Speculative decoding on Markov models, token by token: the verification of every formula.
+"""Speculative decoding on Markov models, token by token: the reference for every formula.
 
 Dimensions: V vocabulary, G drafted tokens (gamma), N positions of a text.
 """
@@ -14,7 +14,7 @@ from fastdraft.maths.verification import accept_sampled
 
 
 class Decoded(NamedTuple):
-    """What one run emitted after token 0, and what an engine would have counted."""
+    """The tokens that one run emitted after token 0, and the counts that an engine reports."""
 
     text_N: Tensor
     forwards: int
@@ -25,7 +25,7 @@ Speculate = Callable[[Tensor, Tensor, int, int, int], Decoded]
 
 
 def _draw_block(q_VV: Tensor, last: int, coins: Tensor) -> list[int]:
-    """The draft's tokens after the last one, one per coin."""
+    """Draft tokens after `last`, one per coin."""
     drafted = [last]
     for coin in coins.tolist():
         drafted.append(int((q_VV[drafted[-1]].cumsum(0) <= coin).sum().clamp(max=len(q_VV) - 1)))
@@ -34,7 +34,7 @@ def _draw_block(q_VV: Tensor, last: int, coins: Tensor) -> list[int]:
 
 @pytest.fixture(scope="session")
 def speculate() -> Speculate:
-    """Sampled speculative decoding of at least `tokens` tokens, with p and q given as transition matrices."""
+    """Sampled speculative decoding of at least `tokens` tokens. p and q are transition matrices."""
 
     def run(p_VV: Tensor, q_VV: Tensor, gamma: int, tokens: int, seed: int) -> Decoded:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""One pass over recorded texts says what speculative decoding would have done, for every gamma.
+"""One pass over recorded texts gives the counts of speculative decoding for every gamma.
 
 Dimensions: B texts, N positions, V vocabulary, G drafted tokens (gamma), R resamples.
 """
@@ -44,7 +44,7 @@ def _markov_pair() -> tuple[Tensor, Tensor]:
 
 
 def _walk(outcomes: tuple[bool, ...], gamma: int) -> tuple[int, list[int], list[int]]:
-    """Forwards, reached and accepted per drafted token, when each position is known to be accepted or not."""
+    """Forwards, reached and accepted counts per drafted token, for one outcome per position."""
     forwards, reached, accepted, state = 0, [0] * gamma, [0] * gamma, 0
     for outcome in outcomes:
         forwards += state == 0
@@ -124,7 +124,7 @@ def test_a_block_cut_off_by_the_end_counts_as_one_forward_and_gamma_proposed_tok
 
 
 def test_every_token_is_accepted_or_ends_a_block() -> None:
-    """tokens = accepted + forwards, but for a last block that the end cut off before the target's own token."""
+    """tokens = accepted + forwards, except for a last block that the end cut off before the target's own token."""
     accept_BN = _random(B, N + 1)
     for gamma in (1, 2, 3):
         counts, one_longer = chain(accept_BN, LENGTHS_B, gamma), chain(accept_BN, LENGTHS_B + 1, gamma)
@@ -133,7 +133,7 @@ def test_every_token_is_accepted_or_ends_a_block() -> None:
         torch.testing.assert_close(counts.accepted_B + counts.forwards_B - cut_off_B, LENGTHS_B.double())
 
 
-def test_padding_is_not_looked_at() -> None:
+def test_padding_is_ignored() -> None:
     accept_BN = _random(B, N)
     padding_BN = torch.arange(N) >= LENGTHS_B[:, None]
     padded_BN = accept_BN.masked_fill(padding_BN, torch.nan).requires_grad_()
@@ -145,7 +145,7 @@ def test_padding_is_not_looked_at() -> None:
     assert (padded_BN.grad[padding_BN] == 0).all()
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+def test_a_text_does_not_depend_on_the_other_texts_of_the_batch() -> None:
     accept_BN = _random(B, N)
     together = chain(accept_BN, LENGTHS_B, 2)
     for row, length in enumerate(LENGTHS_B.tolist()):
@@ -155,7 +155,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
-def test_the_chain_has_the_gradient_of_its_values(gamma: int) -> None:
+def test_the_gradient_of_the_chain_is_correct(gamma: int) -> None:
     accept_BN = _random(B, N).requires_grad_()
 
     def counts(accept_BN: Tensor) -> tuple[Tensor, ...]:
@@ -226,14 +226,14 @@ def test_mbsu_is_the_speedup_of_a_device_that_only_reads_weights() -> None:
     assert mbsu(2.5, 5, 0.02) == pytest.approx(speedup(2.5, 5, 0.02 * 0.3, 0.3, 0.3))
 
 
-def test_a_larger_block_is_worth_it_only_while_the_draft_is_cheap() -> None:
+def test_the_best_gamma_is_large_only_for_a_cheap_draft() -> None:
     tau_by_gamma = {5: 2.9, 1: 1.7, 3: 2.5}
     assert best_gamma(tau_by_gamma, c=0.01) == 5
     assert best_gamma(tau_by_gamma, c=0.5) == 1
     assert best_gamma({3: 2.0, 2: 2.0}, c=0.0) == 2
 
 
-def test_the_bootstrap_interval_is_that_of_pooled_resamples() -> None:
+def test_the_bootstrap_interval_is_a_percentile_of_pooled_resamples() -> None:
     numerator_B, denominator_B = _random(7, seed=1), 1 + _random(7, seed=2)
     resample_RB = torch.randint(7, (41, 7), generator=torch.Generator().manual_seed(3))
     ratios = sorted(
@@ -248,15 +248,15 @@ def test_the_bootstrap_interval_of_one_prompt_is_a_point() -> None:
     assert low == high == 1.5
 
 
-def test_a_block_needs_a_drafted_token() -> None:
-    with pytest.raises(ValueError, match="gamma is 0, wanted at least 1"):
+def test_gamma_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="gamma is 0"):
         chain(torch.ones(1, 3), torch.tensor([3]), 0)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 5, 11])
 @pytest.mark.parametrize("alpha_", [0.0, 0.3, 0.77, 1.0])
-def test_where_every_token_has_the_same_chance_the_chain_has_a_closed_form(alpha_: float, gamma: int) -> None:
-    """Leviathan et al. 2023, equation 1: the mean over a long text, whose ends weigh nothing."""
+def test_the_chain_has_a_closed_form_for_constant_acceptance(alpha_: float, gamma: int) -> None:
+    """Leviathan et al. 2023, equation 1, on a text so long that its ends do not matter."""
     n = 4001
     counts = chain(torch.full((1, n), alpha_, dtype=torch.float64), torch.tensor([n]), gamma)
     expected = expected_block_efficiency(alpha_, gamma)
@@ -266,7 +266,7 @@ def test_where_every_token_has_the_same_chance_the_chain_has_a_closed_form(alpha
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 8])
-def test_the_acceptance_of_a_block_efficiency_is_its_inverse(gamma: int) -> None:
+def test_alpha_of_block_efficiency_inverts_expected_block_efficiency(gamma: int) -> None:
     for alpha_ in (0.0, 0.13, 0.5, 0.97, 1.0):
         found = alpha_of_block_efficiency(expected_block_efficiency(alpha_, gamma), gamma)
         assert found == pytest.approx(alpha_, abs=1e-12)

@@ -1,4 +1,4 @@
-"""The sampling distribution is the one that transformers samples from."""
+"""`warp` gives the distribution that transformers samples from."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def _logits(ties: bool) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5, V, V + 1])
 @pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.9, 1.0])
-def test_the_distribution_is_the_one_of_transformers(ties: bool, temperature: float, top_k: int, top_p: float) -> None:
+def test_the_distribution_equals_that_of_transformers(ties: bool, temperature: float, top_k: int, top_p: float) -> None:
     logits_BTV = _logits(ties)
     expected_BTV = _transformers(logits_BTV, temperature, top_k, top_p)
     assert torch.equal(warp(logits_BTV, temperature, top_k, top_p), expected_BTV)
@@ -44,7 +44,7 @@ def test_top_p_keeps_the_smallest_set_whose_mass_reaches_it() -> None:
     assert warp(logits_V, 1.0, top_p=0.75).isfinite().tolist() == [True, True, True, False, False]
 
 
-def test_top_p_looks_at_what_top_k_left() -> None:
+def test_top_p_applies_to_the_tokens_that_top_k_kept() -> None:
     logits_V = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1]).log()
     assert warp(logits_V, 1.0, top_k=2, top_p=0.55).isfinite().tolist() == [True, False, False, False, False]
 
@@ -60,7 +60,7 @@ def test_half_precision_logits_are_warped_in_float32() -> None:
     assert torch.equal(warp(logits_BTV, 0.6), warp(logits_BTV.float(), 0.6))
 
 
-def test_gradients_pass_the_tokens_that_were_removed() -> None:
+def test_gradients_are_finite_and_zero_at_removed_tokens() -> None:
     logits_BTV = _logits(ties=False).requires_grad_()
     logp_BTV = warp(logits_BTV, 0.6, top_k=3)
     kept_BTV = logp_BTV.isfinite()
@@ -72,7 +72,7 @@ def test_gradients_pass_the_tokens_that_were_removed() -> None:
 
 
 def test_temperature_zero_is_not_a_sampling_distribution() -> None:
-    with pytest.raises(ValueError, match=r"temperature is 0, wanted more than 0.*accept_greedy"):
+    with pytest.raises(ValueError, match=r"temperature is 0.*accept_greedy"):
         warp(torch.zeros(V), 0)
 
 

@@ -1,4 +1,4 @@
-"""What every learning-rate schedule keeps to."""
+"""Properties of every learning-rate schedule."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Speculative decoding emits what the target alone would have emitted.
+"""Speculative decoding emits what the target alone would emit.
 
 Dimensions: V vocabulary, G drafted tokens (gamma), N positions of a text.
 """
@@ -20,7 +20,7 @@ COIN_12 = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
 
 @pytest.mark.parametrize("gamma", [1, 2])
 def test_one_sampled_block_keeps_the_target_distribution(gamma: int) -> None:
-    """Exact: over every drafted sequence and every outcome of the coins; a short block is completed by the target."""
+    """Exact, over all drafted sequences and all outcomes of the coins; the target completes a short block."""
     vocabulary = range(len(P_VV))
     joint = torch.zeros([len(P_VV)] * (gamma + 1), dtype=torch.float64)
     for draft in itertools.product(vocabulary, repeat=gamma):
@@ -35,7 +35,7 @@ def test_one_sampled_block_keeps_the_target_distribution(gamma: int) -> None:
 
 
 def _complete(joint: Tensor, emitted: tuple[int, ...], weight: Tensor) -> None:
-    """Adds the weight of an emitted block, continued by the target up to the joint's length."""
+    """Add the weight of an emitted block, completed by the target to the length of the joint distribution."""
     joint[emitted] += weight * _target_joint(joint.dim() - len(emitted), emitted[-1])
 
 
@@ -54,7 +54,7 @@ def test_long_sampled_runs_keep_the_target_distribution(speculate: Callable[...,
     assert ((pairs_VV / seen_V1 - P_VV).abs() <= 4 * deviation_VV).all()
 
 
-def test_greedy_blocks_emit_the_targets_own_text() -> None:
+def test_greedy_blocks_emit_the_greedy_text_of_the_target() -> None:
     generator = torch.Generator().manual_seed(5)
     for gamma in (1, 2, 3, 5):
         target_VV, draft_VV = torch.randint(7, (2, 7, 7), generator=generator)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastdraft.config import DISTRIBUTION_OBJECTIVES
-from fastdraft.maths.bucketed import coarse_draft, coarse_target
+from fastdraft.maths.bucketed import bucketed_draft, bucketed_target
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
-from fastdraft.train.divergence_kernels import GRADED, _pieces, coarse_divergences, divergences
+from fastdraft.train.divergence_kernels import GRADED, _pieces, bucketed_divergences, divergences
 
 N, V = 17, 70_001
 
@@ -92,14 +92,14 @@ def test_stored_tokens_and_a_bucket_have_the_loss_and_gradient_of_the_textbook(
     wanted_N = text_N * torch.nn.functional.cross_entropy(plain_NV, labels_N, reduction="none")
     has_N = ~logp_NK[:, 0].isnan()
     sampling_settings = (
-        coarse_target(logp_NK[has_N].double(), vocabulary),
-        coarse_draft(plain_NV[has_N], ids_NK[has_N].long()),
+        bucketed_target(logp_NK[has_N].double(), vocabulary),
+        bucketed_draft(plain_NV[has_N], ids_NK[has_N].long()),
     )
     for name, weight in weights.items():
         wanted_N = wanted_N.index_put((has_N,), weight * DISTRIBUTION_LOSSES[name](*sampling_settings), accumulate=True)
     (wanted_NV,) = torch.autograd.grad(wanted_N.sum(), plain_NV)
 
-    found_N = coarse_divergences(logits_NV, logp_NK, ids_NK, weights, labels_N, text_N)
+    found_N = bucketed_divergences(logits_NV, logp_NK, ids_NK, weights, labels_N, text_N)
     # Logits of up to 600 are rounded by 3e-5.
     torch.testing.assert_close(found_N.double(), wanted_N.detach(), rtol=1e-5, atol=1e-5 * largest / 3)
     torch.testing.assert_close(logits_NV.double(), wanted_NV, rtol=1e-3, atol=1e-6 * largest / 3)
@@ -107,7 +107,7 @@ def test_stored_tokens_and_a_bucket_have_the_loss_and_gradient_of_the_textbook(
 
 def test_of_no_tokens_there_are_no_losses():
     nothing = torch.zeros(0, 11), torch.zeros(0, 3), torch.zeros(0, 3).int(), {"forward_kl": 1.0}
-    assert coarse_divergences(*nothing, torch.zeros(0).long(), torch.zeros(0)).tolist() == []
+    assert bucketed_divergences(*nothing, torch.zeros(0).long(), torch.zeros(0)).tolist() == []
 
 
 def test_logits_in_bf16_become_the_rounded_gradient():
@@ -116,6 +116,6 @@ def test_logits_in_bf16_become_the_rounded_gradient():
     top, labels_N = torch.randn(11, 31, generator=draw).log_softmax(-1).topk(5), torch.arange(11)
     given = top.values, top.indices, {"forward_kl": 0.5, "total_variation": 0.5}, labels_N, torch.full((11,), 0.3)
     exact_NV = logits_NV.float()
-    wanted_N, found_N = coarse_divergences(exact_NV, *given), coarse_divergences(logits_NV, *given)
+    wanted_N, found_N = bucketed_divergences(exact_NV, *given), bucketed_divergences(logits_NV, *given)
     assert torch.equal(found_N, wanted_N)
     assert torch.equal(logits_NV, exact_NV.bfloat16())

@@ -15,11 +15,10 @@ from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.order import IGNORED, ShardRows
 from fastdraft.data.package_licences import licensed_packages
 from fastdraft.data.shards import Shards
-from fastdraft.maths.divergence import cross_entropy
-from fastdraft.maths.reduction import masked_sum
+from fastdraft.maths.divergence import cross_entropy, masked_sum
 from fastdraft.models.draft import DraftCard
 from fastdraft.synthesize.completions import SamplingParams
-from fastdraft.synthesize.engine_transformers import generate
+from fastdraft.synthesize.generate import generate
 from fastdraft.synthesize.prompts import document_prompts
 from fastdraft.synthesize.repetition import loops, pooled_repeats
 from fastdraft.system.cards import read_card
@@ -95,10 +94,10 @@ def held_out_nats(model: PreTrainedModel, shards: Shards) -> float:
     rows = ShardRows(shards, CONTEXT_TOKENS)
     total, tokens = 0.0, 0
     for start in range(0, rows.rows, 8):
-        pairs = [rows.row(i) for i in range(start, min(start + 8, rows.rows))]
+        pairs = [rows[i) for i in range(start, min(start + 8, rows.rows))]
         labels_BT: Tensor = torch.stack([labels for _, labels in pairs])
         logits_BTV = model(input_ids=torch.stack([inputs for inputs, _ in pairs]), use_cache=False).logits
         mask_BT = labels_BT != IGNORED
-        summed = masked_sum(cross_entropy(logits_BTV, labels_BT.where(mask_BT, 0)), mask_BT)
-        total, tokens = total + float(summed.total), tokens + int(summed.tokens)
+        total += float(masked_sum(cross_entropy(logits_BTV, labels_BT.where(mask_BT, 0)), mask_BT))
+        tokens += int(mask_BT.sum())
     return total / tokens

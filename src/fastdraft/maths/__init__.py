@@ -1,1 +1,4 @@
-"""The mathematics of drafting, torch only: no files, no models, no randomness of its own; see docs/maths.md."""
+"""The mathematics of speculative decoding and draft training, in torch alone: no files, models or random state.
+
+docs/maths.md has the definitions and proofs.
+"""

@@ -1,7 +1,8 @@
-"""How well a draft serves its target: alpha, the chain of blocks, block efficiency for every gamma, speed-up.
+"""How well a draft predicts its target: acceptance, block efficiency for every gamma, and speed-up.
 
-All of it follows from one number per position of a text that the target itself emitted: the chance that this token,
-had it been drafted, was accepted. No speculative decoding is run. Proof: docs/maths.md, "All gammas from one pass".
+Everything is computed from one number per position of a text that the target generated: the probability that the
+token would have been accepted if the draft had proposed it. No speculative decoding is run.
+Proof: docs/maths.md, "All gammas from one pass".
 
 Dimensions: X any shape, B texts (one per prompt), N positions of a text, G drafted tokens of a block (gamma),
 S = G + 1 states, R resamples.
@@ -15,30 +16,34 @@ from torch import Tensor
 
 
 def acceptance_sampled(logp_X: Tensor, logq_X: Tensor) -> Tensor:
-    """(X) min(1, q/p): the chance that the token which the target sampled came from an acceptance, had it been drafted.
+    """(X) min(1, q/p): the probability that the token the target sampled would have been accepted from the draft.
 
-    Leviathan et al. 2023 (arXiv:2211.17192), conditioned on the emitted token. Wants p > 0: the target did sample it.
+    Leviathan et al. 2023 (arXiv:2211.17192), conditioned on the emitted token. Requires p > 0.
     """
     return (logq_X - logp_X).clamp(max=0).exp()
 
 
 def acceptance_greedy(target_X: Tensor, draft_X: Tensor) -> Tensor:
-    """(X) 1.0 where the draft's most likely token is the one that greedy decoding of the target emitted, else 0.0."""
+    """(X) 1.0 where the draft's most likely token equals the token that the target emitted greedily, else 0.0."""
     return (target_X == draft_X).float()
 
 
 def accept_sums(accept_BN: Tensor, lengths_B: Tensor) -> Tensor:
-    """(B) acceptance summed over the positions of each text; what lies past a text's length is not looked at."""
-    return accept_BN.where(_inside(accept_BN, lengths_B), 0).sum(1)
+    """(B) acceptance summed over the positions of each text; values past a text's length are ignored."""
+    return accept_BN.where(_length_mask(accept_BN, lengths_B), 0).sum(1)
 
 
 def alpha(accept_BN: Tensor, lengths_B: Tensor) -> Tensor:
-    """() mean acceptance over all positions of all texts: an estimate of 1 - TVD(p, q), free of gamma."""
+    """() mean acceptance over all positions of all texts: an estimate of 1 - TVD(p, q), independent of gamma."""
     return accept_sums(accept_BN, lengths_B).sum() / lengths_B.sum()
 
 
 class Chain(NamedTuple):
-    """Expected counts of speculative sampling at one gamma, per text; pool rows before dividing."""
+    """Expected counts of speculative sampling at one gamma, per text. To get a rate, sum over texts before dividing.
+
+    tokens_B: emitted tokens. forwards_B: target forwards. reached_BG, position_accepted_BG: blocks in which drafted
+    token j was verified, and in which it was accepted.
+    """
 
     tokens_B: Tensor
     forwards_B: Tensor
@@ -47,27 +52,27 @@ class Chain(NamedTuple):
 
     @property
     def accepted_B(self) -> Tensor:
-        """(B) drafted tokens that were accepted."""
+        """(B) accepted drafted tokens."""
         return self.position_accepted_BG.sum(1)
 
     @property
     def gamma(self) -> int:
-        """Drafted tokens proposed in a block."""
+        """Drafted tokens per block."""
         return self.position_accepted_BG.shape[1]
 
 
 def chain(accept_BN: Tensor, lengths_B: Tensor, gamma: int) -> Chain:
-    """Expected counts over given texts, exact and differentiable in the acceptances, in O(N gamma).
+    """Expected counts over the given texts, exact and differentiable in the acceptances, in O(N gamma).
 
-    docs/maths.md, "All gammas from one pass". A block that the end of the text cuts off counts as one whole target
-    forward and gamma proposed tokens, as in an engine, which has run both before it sees the end; what it accepts past
-    the end does not count.
+    docs/maths.md, "All gammas from one pass". A block that the end of the text cuts off counts as one target forward
+    and gamma proposed tokens, because an engine runs both before it sees the end. Tokens accepted past the end do not
+    count. ValueError if gamma is below 1.
     """
     if gamma < 1:
         raise ValueError(f"gamma is {gamma}, wanted at least 1 drafted token in a block")
-    inside_BN = _inside(accept_BN, lengths_B)
-    accept_BN = accept_BN.where(inside_BN, 0)
-    state_BNS = _states(accept_BN[:, :, None], gamma) * inside_BN[:, :, None]
+    mask_BN = _length_mask(accept_BN, lengths_B)
+    accept_BN = accept_BN.where(mask_BN, 0)
+    state_BNS = _states(accept_BN[:, :, None], gamma) * mask_BN[:, :, None]
     drafted_BNG = state_BNS[:, :, :gamma]
     return Chain(
         tokens_B=lengths_B,
@@ -77,17 +82,17 @@ def chain(accept_BN: Tensor, lengths_B: Tensor, gamma: int) -> Chain:
     )
 
 
-def forwards_by_place(accept_BNG: Tensor, lengths_B: Tensor) -> Tensor:
-    """(B) expected target forwards as `chain` has them, of acceptances that differ with the place in the block."""
-    inside_BN = _inside(accept_BNG[:, :, 0], lengths_B)
-    state_BNS = _states(accept_BNG.where(inside_BN[:, :, None], 0), accept_BNG.shape[2])
-    return (state_BNS[:, :, 0] * inside_BN).sum(1)
+def forwards_by_block_position(accept_BNG: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B) the expected target forwards of `chain`, with an acceptance for each position that a token has in a block."""
+    mask_BN = _length_mask(accept_BNG[:, :, 0], lengths_B)
+    state_BNS = _states(accept_BNG.where(mask_BN[:, :, None], 0), accept_BNG.shape[2])
+    return (state_BNS[:, :, 0] * mask_BN).sum(1)
 
 
 def _states(accept_BNX: Tensor, gamma: int) -> Tensor:
-    """(B,N,S) chance that each position is token j of its block: 0 opens it, gamma is the bonus token of a full one.
+    """(B,N,S) probability that each position is token j of its block. Token 0 opens it; token gamma is the bonus token.
 
-    X is 1, or G where a token's place in the block matters.
+    X is 1, or G if the acceptance of a token depends on its position in the block.
     """
     state_BS = accept_BNX.new_zeros(len(accept_BNX), gamma + 1)
     state_BS[:, 0] = 1
@@ -100,8 +105,8 @@ def _states(accept_BNX: Tensor, gamma: int) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-def _inside(accept_BN: Tensor, lengths_B: Tensor) -> Tensor:
-    """(B,N) whether a position belongs to its text."""
+def _length_mask(accept_BN: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B,N) true at the positions of each text, false at padding."""
     return torch.arange(accept_BN.shape[1], device=accept_BN.device) < lengths_B[:, None]
 
 
@@ -111,25 +116,25 @@ def block_efficiency(counts: Chain) -> Tensor:
 
 
 def acceptance_rate(counts: Chain) -> Tensor:
-    """() accepted over proposed tokens, pooled over the texts; it falls with gamma by arithmetic alone."""
+    """() accepted over proposed tokens, pooled over the texts. It falls as gamma grows, for any draft."""
     return counts.accepted_B.sum() / (counts.gamma * counts.forwards_B.sum())
 
 
 def position_acceptance(counts: Chain) -> Tensor:
-    """(G) share of blocks in which drafted token j is reached and accepted, pooled over the texts."""
+    """(G) fraction of blocks in which drafted token j is reached and accepted, pooled over the texts."""
     return counts.position_accepted_BG.sum(0) / counts.forwards_B.sum()
 
 
 def expected_block_efficiency(alpha: float, gamma: int) -> float:
-    """tau where each drafted token is accepted with chance alpha, independently: 1 + alpha + .. + alpha^gamma.
+    """tau if each drafted token is accepted independently with probability alpha: 1 + alpha + .. + alpha^gamma.
 
-    Leviathan et al. 2023 (arXiv:2211.17192), equation 1. On real texts acceptances cluster, and `chain` counts them.
+    Leviathan et al. 2023 (arXiv:2211.17192), equation 1. On real texts acceptances cluster: use `chain` there.
     """
     return sum(alpha**j for j in range(gamma + 1))
 
 
 def alpha_of_block_efficiency(tau: float, gamma: int) -> float | None:
-    """The alpha in [0, 1] with this expected_block_efficiency; 0 where tau is below 1, None where above gamma + 1."""
+    """The alpha in [0, 1] with this expected_block_efficiency; 0 if tau is below 1, None if it is above gamma + 1."""
     if tau > gamma + 1:
         return None
     low, high = 0.0, 1.0
@@ -139,33 +144,33 @@ def alpha_of_block_efficiency(tau: float, gamma: int) -> float | None:
 
 
 def mbsu(tau: float, gamma: int, c: float) -> float:
-    """Memory-bound speed-up: reading weights is the whole cost, c = draft parameters / target parameters."""
+    """Memory-bound speed-up: assumes that reading weights is the whole cost. c = draft / target parameters."""
     return tau / (c * gamma + 1)
 
 
 def speedup(
     tau: float, gamma: int, draft_step_seconds: float, target_step_seconds: float, target_block_seconds: float
 ) -> float:
-    """Speed-up over plain decoding, from times measured on the device; a target block is a step on gamma + 1 tokens."""
+    """Speed-up over plain decoding, from measured times. A target block is a target step on gamma + 1 tokens."""
     return tau * target_step_seconds / (gamma * draft_step_seconds + target_block_seconds)
 
 
 def best_gamma(tau_by_gamma: Mapping[int, float], c: float) -> int:
-    """The gamma with the highest mbsu; the smallest of equals."""
+    """The gamma with the highest mbsu; the smallest if several are equal."""
     return max(sorted(tau_by_gamma), key=lambda gamma: mbsu(tau_by_gamma[gamma], gamma, c))
 
 
 def bootstrap_interval(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Tensor) -> tuple[float, float]:
-    """95 % interval of the pooled ratio: percentiles over resamples, each B prompt indices drawn with replacement."""
+    """95 % bootstrap interval of the pooled ratio. Each resample is B prompt indices drawn with replacement."""
     return interval(resampled_ratios(numerator_B, denominator_B, resample_RB))
 
 
 def resampled_ratios(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Tensor) -> Tensor:
-    """(R) the pooled ratio of each resample; two of the same resamples are paired."""
+    """(R) the pooled ratio of each resample. Ratios over the same resamples are paired."""
     return numerator_B.double()[resample_RB].sum(1) / denominator_B.double()[resample_RB].sum(1)
 
 
 def interval(values_R: Tensor) -> tuple[float, float]:
-    """95 % interval of what was computed from each resample: percentiles."""
+    """95 % interval of a value computed per resample: its 2.5 % and 97.5 % percentiles."""
     low, high = values_R.quantile(values_R.new_tensor([0.025, 0.975])).tolist()
     return low, high

@@ -1,5 +1,6 @@
-"""One block of speculative decoding, verified by the target. Two distributions, two functions; coin tosses are
-arguments.
+"""The target verifies one block of speculative decoding: `accept_greedy` and `accept_sampled`.
+
+Coin tosses are arguments.
 
 Dimensions: G drafted tokens (gamma), G1 = gamma + 1, V vocabulary.
 """
@@ -11,31 +12,31 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """How many drafted tokens the target accepted, and the ids it emits: those, and one token of its own."""
+    """The number of accepted drafted tokens, and the ids the target emits: the accepted ones and one of its own."""
 
     accepted: int
     emitted: Tensor
 
 
 def accept_greedy(target_G1: Tensor, draft_G: Tensor) -> Block:
-    """The block under greedy decoding: drafted tokens are kept while they equal the target's most likely token.
+    """The block under greedy decoding: drafted tokens are accepted while they equal the target's most likely token.
 
-    target_G1[j] is the target's most likely token after draft_G[:j]. The ratio test at temperature 0 is not this
-    distribution.
+    target_G1[j] is the target's most likely token after draft_G[:j]. Full softmaxes in the ratio test of
+    `accept_sampled` would keep tokens that greedy decoding does not emit.
     """
-    accepted = _leading(target_G1[:-1] == draft_G)
+    accepted = _leading_true(target_G1[:-1] == draft_G)
     return Block(accepted, target_G1[: accepted + 1])
 
 
 def accept_sampled(p_G1V: Tensor, q_GV: Tensor, draft_G: Tensor, coin_G1: Tensor) -> Block:
-    """The block under sampling: what it emits is distributed as p, whatever q, given that draft_G[j] ~ q_GV[j].
+    """The block under sampling. The emitted tokens are distributed as p for any q, if draft_G[j] ~ q_GV[j].
 
     Leviathan et al. 2023 (arXiv:2211.17192), algorithm 1. Coins are uniform on [0, 1): one per drafted token, then
     one that draws the corrected or the bonus token.
     """
     p_G = p_G1V[:-1].gather(1, draft_G[:, None]).squeeze(1)
     q_G = q_GV.gather(1, draft_G[:, None]).squeeze(1)
-    accepted = _leading(coin_G1[:-1] * q_G < p_G)
+    accepted = _leading_true(coin_G1[:-1] * q_G < p_G)
     probs_V = p_G1V[-1] if accepted == len(draft_G) else residual(p_G1V[accepted], q_GV[accepted])
     return Block(accepted, torch.cat([draft_G[:accepted], _inverse_cdf(probs_V, coin_G1[-1:])]))
 
@@ -44,17 +45,16 @@ def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
     """(V) the distribution of the token that replaces a rejected one: max(p - q, 0), normalised."""
     surplus_V = (p_V - q_V).clamp(min=0)
     mass = surplus_V.sum()
-    # Nothing is left where p <= q everywhere; only rounding can reject there, and then p is the distribution to draw
-    # from.
+    # The mass is 0 only if p <= q everywhere, where rounding alone can reject a token: draw from p then.
     return surplus_V / mass if mass > 0 else p_V
 
 
-def _leading(kept_G: Tensor) -> int:
-    """How many entries are true before the first false one."""
-    return int(kept_G.long().cumprod(0).sum())
+def _leading_true(accepted_G: Tensor) -> int:
+    """The number of true entries before the first false one."""
+    return int(accepted_G.long().cumprod(0).sum())
 
 
 def _inverse_cdf(probs_V: Tensor, coin: Tensor) -> Tensor:
-    """(one id) the token at which the summed distribution first exceeds the coin; never one of probability 0."""
+    """(1) the token at which the cumulative distribution first exceeds the coin; never one of probability 0."""
     cdf_V = probs_V.double().cumsum(0)
     return (cdf_V <= coin.double() * cdf_V[-1]).sum(0, keepdim=True)

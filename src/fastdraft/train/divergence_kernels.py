@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdraft.maths.bucketed import coarse_target
+from fastdraft.maths.bucketed import bucketed_target
 from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
 from fastdraft.train.head import CACHED_BYTES
 
@@ -50,7 +50,7 @@ class _Divergences(torch.autograd.Function):
         return gradient_NV.mul_(grad_outputs[0][:, None]), None, None
 
 
-def coarse_divergences(
+def bucketed_divergences(
     logits_NV: Tensor,
     logp_NK: Tensor,
     ids_NK: Tensor,
@@ -86,7 +86,7 @@ def _coarse_in_cache(
     known_N1, label_N1, text_N1 = ~logp_NK[:, :1].isnan(), labels_N[:, None], text_N[:, None]
     # Any K distinct tokens and any finite distribution do where none was stored: their slope is set to 0 below.
     ids_NK = ids_NK.where(known_N1, torch.arange(ids_NK.shape[1], device=ids_NK.device))
-    logp_NC = coarse_target(logp_NK.float().where(known_N1, -math.log(logits_NV.shape[1])), logits_NV.shape[1])
+    logp_NC = bucketed_target(logp_NK.float().where(known_N1, -math.log(logits_NV.shape[1])), logits_NV.shape[1])
     scores_NV = logits_NV.float()
     label_score_N1, known_scores_NK = scores_NV.gather(1, label_N1), scores_NV.gather(1, ids_NK)
     # The others alone: 1 - the sum of the known has no digits left where the draft is sure.

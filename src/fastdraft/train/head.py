@@ -21,7 +21,6 @@ from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.data.order import IGNORED
 from fastdraft.maths import divergence
-from fastdraft.maths.reduction import masked_sum
 
 # (chunk's logits_NV, (N) positions of its tokens in the batch) -> (sum of their losses)
 ChunkLoss = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +52,7 @@ class CrossEntropy(KnownGradient):
     def __call__(self, logits_NV: Tensor, place: Tensor) -> Tensor:
         labels_N = self._labels_N[place]
         mask_N = labels_N != IGNORED
-        return masked_sum(divergence.cross_entropy(logits_NV, labels_N.where(mask_N, 0)), mask_N).total
+        return divergence.masked_sum(divergence.cross_entropy(logits_NV, labels_N.where(mask_N, 0)), mask_N)
 
     def graded(self, logits_NV: Tensor, place: Tensor, compiled: bool) -> Tensor:
         """() the same, and the logits are replaced by its gradient; in one compiled kernel, on an accelerator."""

@@ -22,11 +22,10 @@ from transformers import PreTrainedModel
 from fastdraft.config import SAMPLE_OBJECTIVES, TrainPart
 from fastdraft.data.order import IGNORED, Batch, Record
 from fastdraft.maths import divergence
-from fastdraft.maths.bucketed import coarse_draft, coarse_target
-from fastdraft.maths.divergence import DISTRIBUTION_LOSSES
-from fastdraft.maths.reduction import masked_sum
+from fastdraft.maths.bucketed import bucketed_draft, bucketed_target
+from fastdraft.maths.divergence import DISTRIBUTION_LOSSES, masked_sum
 from fastdraft.train.block_loss import Blocks, TwoPass
-from fastdraft.train.divergence_kernels import coarse_divergences, divergences
+from fastdraft.train.divergence_kernels import bucketed_divergences, divergences
 from fastdraft.train.head import ChunkLoss, CrossEntropy, KnownGradient, by_autograd, finished
 from fastdraft.train.sampling_rng import coins
 
@@ -57,7 +56,7 @@ def weighted(part: TrainPart, teacher: PreTrainedModel | None, batch: Batch) -> 
 
     def loss_of(logits_NV: Tensor, place: Tensor) -> Tensor:
         losses = [term(logits_NV, place) for term in terms]
-        return masked_sum(torch.stack(losses).sum(0), mask_N[place]).total
+        return masked_sum(torch.stack(losses).sum(0), mask_N[place])
 
     weight = part.objectives.get("block_length")
     if weight is None:
@@ -174,8 +173,8 @@ class Stored:
     def loss(self, weights: dict[str, float], logits_NV: Tensor, place: Tensor) -> Tensor:
         """(N) a weighted sum of divergences; 0 where no distribution was stored."""
         known_N = self.known_N[place]
-        logp_NC = coarse_target(self._logp_NK[place][known_N].float(), logits_NV.shape[-1])
-        logq_NC = coarse_draft(logits_NV[known_N], self._ids_NK[place][known_N])
+        logp_NC = bucketed_target(self._logp_NK[place][known_N].float(), logits_NV.shape[-1])
+        logq_NC = bucketed_draft(logits_NV[known_N], self._ids_NK[place][known_N])
         losses = [weight * DISTRIBUTION_LOSSES[name](logp_NC, logq_NC) for name, weight in weights.items()]
         return logits_NV.new_zeros(len(logits_NV)).index_put((known_N,), torch.stack(losses).sum(0))
 
@@ -197,7 +196,7 @@ class StoredLoss(KnownGradient):
 
     def __call__(self, logits_NV: Tensor, place: Tensor) -> Tensor:
         losses_N = self._stored.loss(self._weights, logits_NV, place) + self._on_text(logits_NV, place)
-        return masked_sum(losses_N, self._trained_N[place]).total
+        return masked_sum(losses_N, self._trained_N[place])
 
     def graded(self, logits_NV: Tensor, place: Tensor, compiled: bool) -> Tensor:  # noqa: ARG002
         """() the same, and the logits are replaced by its gradient."""
@@ -208,7 +207,7 @@ class StoredLoss(KnownGradient):
             return loss
         logp_NK = logp_NK.where(self._trained_N[place, None], torch.nan)
         labels_N, text_N = self._labels_N[place], self._text_N[place]
-        return coarse_divergences(logits_NV, logp_NK, ids_NK, self._weights, labels_N, text_N).sum()
+        return bucketed_divergences(logits_NV, logp_NK, ids_NK, self._weights, labels_N, text_N).sum()
 
 
 def served(record: Record) -> Tensor:
