@@ -1,4 +1,4 @@
-"""A recipe is its file, then the command line, then the defaults; and its errors speak its own words."""
+"""Resolving a recipe: the command line overrides the file, the file overrides the defaults; errors name the key."""
 
 import json
 import re
@@ -25,12 +25,12 @@ pretrain:
   learning_rate: 5e-3
   compile: yes
 """
-Written = Callable[..., Resolved]
+ResolveText = Callable[..., Resolved]
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Written:
-    """Resolve a text as small.yaml, under overrides."""
+def resolve_text(tmp_path: Path) -> ResolveText:
+    """Write a text to small.yaml and resolve it with overrides."""
 
     def write(*overrides: str, text: str | bytes = SMALL) -> Resolved:
         path = tmp_path / "small.yaml"
@@ -45,58 +45,58 @@ def _pretrain(resolved: Resolved) -> TrainPart:
     return resolved.recipe.pretrain
 
 
-def test_a_value_knows_where_it_came_from(written: Written) -> None:
-    resolved = written("seed=11", "pretrain.mix.code=0.5", "synthesize={mix: {code: 1}, prompts: 3}")
+def test_origins_name_the_file_the_command_line_or_the_default(resolve_text: ResolveText) -> None:
+    resolved = resolve_text("seed=11", "pretrain.mix.code=0.5", "synthesize={mix: {code: 1}, prompts: 3}")
     assert {key: resolved.origins[key] for key in ("name", "pretrain.mix.text", "pretrain.learning_rate")} == {
         "name": "small.yaml",
         "pretrain.mix.text": "small.yaml",
         "pretrain.learning_rate": "small.yaml",
     }
-    commanded = {key for key, origin in resolved.origins.items() if origin == "command line"}
-    assert commanded == {"seed", "pretrain.mix.code", "synthesize.mix.code", "synthesize.prompts"}
+    overridden = {key for key, origin in resolved.origins.items() if origin == "command line"}
+    assert overridden == {"seed", "pretrain.mix.code", "synthesize.mix.code", "synthesize.prompts"}
     assert resolved.origins["synthesize.max_prompt_tokens"] == resolved.origins["align"] == "default"
     assert not any("continue_" in key for key in resolved.origins)
 
 
-def test_an_override_changes_its_own_key_only(written: Written) -> None:
-    before, after = written().recipe, written("corpus.code.path=other.txt").recipe
+def test_an_override_changes_only_its_key(resolve_text: ResolveText) -> None:
+    before, after = resolve_text().recipe, resolve_text("corpus.code.path=other.txt").recipe
     assert after.corpus["code"].path == "other.txt"
     corpus = {**before.corpus, "code": before.corpus["code"].model_copy(update={"path": "other.txt"})}
     assert after == before.model_copy(update={"corpus": corpus})
 
 
-def test_the_last_override_wins(written: Written) -> None:
-    assert written("seed=11", "seed=13").recipe.seed == 13
-    assert written("seed=11", "pretrain=null", "seed=17").recipe.pretrain is None
+def test_the_last_override_wins(resolve_text: ResolveText) -> None:
+    assert resolve_text("seed=11", "seed=13").recipe.seed == 13
+    assert resolve_text("seed=11", "pretrain=null", "seed=17").recipe.pretrain is None
 
 
-def test_an_override_of_its_keys_makes_a_part(written: Written) -> None:
-    made = written("continue.mix={code: 1}", "continue.train_tokens=5e5").recipe.continue_
-    assert made == TrainPart(mix={"code": 1.0}, train_tokens=500_000)
+def test_overrides_of_its_keys_create_a_missing_part(resolve_text: ResolveText) -> None:
+    part = resolve_text("continue.mix={code: 1}", "continue.train_tokens=5e5").recipe.continue_
+    assert part == TrainPart(mix={"code": 1.0}, train_tokens=500_000)
 
 
-def test_parts_that_fraction_an_anchor_change_apart(written: Written) -> None:
+def test_an_override_changes_only_one_of_two_parts_with_one_anchor(resolve_text: ResolveText) -> None:
     text = SMALL.replace("pretrain:\n", "pretrain: &phase\n") + "continue: *phase\n"
-    recipe = written("continue.mix.code=0.9", text=text).recipe
+    recipe = resolve_text("continue.mix.code=0.9", text=text).recipe
     assert recipe.pretrain is not None
     assert recipe.continue_ is not None
     assert (recipe.pretrain.mix["code"], recipe.continue_.mix["code"]) == (0.3, 0.9)
 
 
 @pytest.mark.parametrize("number", ["500000", "500_000", "5e5", "5.0e5", "5E+5", "500_000.0"])
-def test_a_number_may_be_written_as_people_do(written: Written, number: str) -> None:
-    from_file = _pretrain(written(text=SMALL.replace("1_000_000", number)))
-    commanded = _pretrain(written(f"pretrain.train_tokens={number}", f"pretrain.gradient_clip={number}"))
-    assert from_file.train_tokens == commanded.train_tokens == commanded.gradient_clip == 500_000
+def test_all_notations_of_a_number_are_read(resolve_text: ResolveText, number: str) -> None:
+    from_file = _pretrain(resolve_text(text=SMALL.replace("1_000_000", number)))
+    overridden = _pretrain(resolve_text(f"pretrain.train_tokens={number}", f"pretrain.gradient_clip={number}"))
+    assert from_file.train_tokens == overridden.train_tokens == overridden.gradient_clip == 500_000
 
 
 @pytest.mark.parametrize("text", ["yes", "true", "2026-01-02", "'12'", "a=b", ""])
-def test_text_stays_text(written: Written, text: str) -> None:
-    assert written(f"target.revision={text}").recipe.target.revision == (text.strip("'") or None)
+def test_text_stays_text(resolve_text: ResolveText, text: str) -> None:
+    assert resolve_text(f"target.revision={text}").recipe.target.revision == (text.strip("'") or None)
 
 
-def test_flow_collections_are_values(written: Written) -> None:
-    recipe = written("evaluate={tasks: [code, text], gammas: [2, 5]}", "evaluate.temperatures=[0, 7e-1]").recipe
+def test_an_override_may_be_a_flow_collection(resolve_text: ResolveText) -> None:
+    recipe = resolve_text("evaluate={tasks: [code, text], gammas: [2, 5]}", "evaluate.temperatures=[0, 7e-1]").recipe
     assert recipe.evaluate is not None
     assert (recipe.evaluate.tasks, recipe.evaluate.gammas) == (("code", "text"), (2, 5))
     assert recipe.evaluate.temperatures == (0.0, 0.7)
@@ -105,10 +105,10 @@ def test_flow_collections_are_values(written: Written) -> None:
 @pytest.mark.parametrize(
     "name", ["plain", "5e5", "true", "7", "null", "~", "a: b # c", "a\nb\u2028c", "é '\"\\", " ", ""]
 )
-def test_the_resolved_recipe_loads_back_as_its_equal(written: Written, tmp_path: Path, name: str) -> None:
+def test_resolved_yaml_loads_back_to_an_equal_recipe(resolve_text: ResolveText, tmp_path: Path, name: str) -> None:
     overrides = ["continue={mix: {text: 1}, train_tokens: 3}", "synthesize={mix: {code: 1}, prompts: 3}"]
     sources = json.dumps({name: {"source": "text"}, "code": {"source": "text"}, "text": {"source": "text"}})
-    resolved = written(*overrides, f"target.path={json.dumps(name)}", f"corpus={sources}")
+    resolved = resolve_text(*overrides, f"target.path={json.dumps(name)}", f"corpus={sources}")
     again = tmp_path / "resolved.yaml"
     again.write_text(resolved_yaml(resolved, {"draft.layers": "4, width first,\nthen depth"}), encoding="utf-8")
     assert resolve(again).recipe == resolved.recipe
@@ -116,13 +116,13 @@ def test_the_resolved_recipe_loads_back_as_its_equal(written: Written, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden", "two words"])
-def test_a_name_that_is_no_folder_of_runs_stops(written: Written, name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_is_an_error(resolve_text: ResolveText, name: str) -> None:
     with pytest.raises(RecipeError, match="name"):
-        written(f"name={json.dumps(name)}")
+        resolve_text(f"name={json.dumps(name)}")
 
 
-def test_the_resolved_recipe_shows_origins_and_derived_values_in_place(written: Written) -> None:
-    text = resolved_yaml(written("seed=11"), {"draft.layers": "4, width first, then depth"})
+def test_resolved_yaml_comments_each_value_with_its_origin_or_derivation(resolve_text: ResolveText) -> None:
+    text = resolved_yaml(resolve_text("seed=11"), {"draft.layers": "4, width first, then depth"})
     lines = text.splitlines()
     assert lines[:2] == ["name: small  # small.yaml", "seed: 11  # command line"]
     assert "  layers: null  # derived: 4, width first, then depth" in lines
@@ -130,11 +130,11 @@ def test_the_resolved_recipe_shows_origins_and_derived_values_in_place(written: 
     assert "continue: null  # default" in lines
     assert all(line.endswith(":") or "  # " in line for line in lines)
     with pytest.raises(AssertionError, match=re.escape("not keys of this recipe: {'draft.depth'}")):
-        resolved_yaml(written(), {"draft.depth": 4})
+        resolved_yaml(resolve_text(), {"draft.depth": 4})
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("draft.layer=3", "draft.layer: no such key in draft, the nearest is draft.layers (command line)"),
         ("continue_={}", "continue_: no such key, the nearest is continue (command line)"),
@@ -162,23 +162,20 @@ def test_the_resolved_recipe_shows_origins_and_derived_values_in_place(written: 
         (f"seed={'9a' * 99}", f"seed: found {'9a' * 50} ..., wanted a whole number"),
         ("draft.params_millions=null", "draft: give params_millions, or both hidden_size and layers"),
         ("pretrain.mix.news=1", "recipe: pretrain.mix names news; this recipe has code, text"),
-        ("synthesize.prompts=3", "synthesize.mix: missing, wanted: Share of the prompts that each source gives"),
-        (
-            "seed",
-            "command line: found `seed`, wanted key=value with dots between the names of parts\n  do: write it like",
-        ),
+        ("synthesize.prompts=3", "synthesize.mix: missing, wanted: Fraction of the prompts from each source"),
+        ("seed", "command line: found `seed`, wanted key=value with a dotted key\n  do: write it like"),
         ("draft..layers=3", "command line: found `draft..layers=3`, wanted key=value"),
         ("name=*.txt", "command line, `name=*.txt`, line 1: expected alphabetic or numeric character"),
     ],
 )
-def test_a_wrong_override_is_explained(written: Written, override: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(said)) as caught:
-        written(override)
+def test_a_wrong_override_is_explained(resolve_text: ResolveText, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        resolve_text(override)
     assert str(caught.value).splitlines()[-1].startswith("  do: ")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (SMALL + "sed: 3\n", "small.yaml: 1 problem\n  sed: no such key, the nearest is seed\n  do: "),
         (SMALL + "continue_: {}\n", "continue_: no such key, the nearest is continue\n"),
@@ -186,8 +183,8 @@ def test_a_wrong_override_is_explained(written: Written, override: str, said: st
             SMALL + "seed: x\nevaluate: {}\n",
             "2 problems\n  seed: found x, wanted a whole number\n  evaluate.tasks: missing",
         ),
-        (SMALL + "name: again\n", "small.yaml, line 12: the key `name` is there twice, wanted YAML\n  do: "),
-        (SMALL + "synthesize: {temperatures: {1: 1, 1.0: 2}}", "line 12: the key `1.0` is there twice"),
+        (SMALL + "name: again\n", "small.yaml, line 12: the key `name` is repeated, wanted YAML\n  do: "),
+        (SMALL + "synthesize: {temperatures: {1: 1, 1.0: 2}}", "line 12: the key `1.0` is repeated"),
         (SMALL + "evaluate:\n  tasks: [code\nalign: null\n", "small.yaml, line 14: expected ',' or ']', but got ':'"),
         (SMALL + "? [a]\n: 3\n", "small.yaml, line 12: found unhashable key"),
         (SMALL + "seed: \0\n", "small.yaml: unacceptable character #x0000"),
@@ -197,19 +194,19 @@ def test_a_wrong_override_is_explained(written: Written, override: str, said: st
         (b"name: \xe9t\xe9", "small.yaml: byte 6 is not UTF-8, wanted a YAML file in UTF-8\n  do: "),
     ],
 )
-def test_a_wrong_file_is_explained(written: Written, text: str | bytes, said: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(said)):
-        written(text=text)
+def test_a_wrong_file_is_explained(resolve_text: ResolveText, text: str | bytes, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        resolve_text(text=text)
 
 
-def test_every_problem_of_file_and_command_line_is_listed(written: Written) -> None:
+def test_every_problem_of_file_and_command_line_is_listed(resolve_text: ResolveText) -> None:
     with pytest.raises(RecipeError, match=r"small\.yaml: 4 problems") as caught:
-        written("drat=3", "seed=-1", text=SMALL.replace("name: small\n", "nam: small\n"))
+        resolve_text("drat=3", "seed=-1", text=SMALL.replace("name: small\n", "nam: small\n"))
     keys = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
     assert sorted(keys) == ["do", "drat", "nam", "name", "seed"]
 
 
-def test_a_missing_file_names_those_near(tmp_path: Path) -> None:
+def test_a_missing_file_names_similar_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=re.escape(f"no such file, {tmp_path} has no YAML file\n  do: ")):
         resolve(tmp_path / "demo.yaml")
     for name in ("demo.yaml", "phi3-mini-50m.yaml", "notes.txt"):
@@ -222,16 +219,16 @@ def test_a_missing_file_names_those_near(tmp_path: Path) -> None:
         resolve(tmp_path)
 
 
-def test_a_digest_is_that_of_the_values(written: Written) -> None:
-    recipe = written().recipe
+def test_the_digest_depends_on_values_only(resolve_text: ResolveText) -> None:
+    recipe = resolve_text().recipe
     assert re.fullmatch("[0-9a-f]{16}", digest(recipe))
-    assert digest(recipe) == digest(written("seed=7", "pretrain.mix={text: 7e-1, code: 0.30}").recipe)
-    digests = {digest(part) for part in (None, recipe, written("seed=8").recipe, recipe.target, recipe.draft)}
+    assert digest(recipe) == digest(resolve_text("seed=7", "pretrain.mix={text: 7e-1, code: 0.30}").recipe)
+    digests = {digest(part) for part in (None, recipe, resolve_text("seed=8").recipe, recipe.target, recipe.draft)}
     assert len(digests) == 5
     assert digest(None) == "b785b6ec423c44e1"
 
 
-def test_the_reference_has_every_key_as_users_write_it() -> None:
+def test_the_reference_page_has_every_key_as_users_write_it() -> None:
     page = schema_markdown()
     schema = schema_json()
     parts = [schema, *schema["$defs"].values()]
@@ -239,5 +236,5 @@ def test_the_reference_has_every_key_as_users_write_it() -> None:
     assert sum(line.startswith("| `") for line in page.splitlines()) == sum(len(part["properties"]) for part in parts)
     assert "## `pretrain`, `continue`, `align`" in page
     assert "continue_" not in page
-    assert "| `seed` | whole number >= 0 | `7` | Every generator starts from it. |" in page
+    assert "| `seed` | whole number >= 0 | `7` | Seed of all random generators. |" in page
     assert schema["properties"].keys() == {field.alias or name for name, field in Recipe.model_fields.items()}

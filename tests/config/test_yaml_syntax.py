@@ -1,4 +1,4 @@
-"""A recipe's text, edited: the draft gets its sizes, and every other line stays as it was written."""
+"""Replacing the draft's sizes in the text of a recipe: every other line stays as written."""
 
 import pytest
 import yaml
@@ -18,7 +18,7 @@ SIZES = {"hidden_size": 96, "layers": 7}
 )
 @pytest.mark.parametrize("before", ["", "# first\nname: x # the name\n\n"])
 @pytest.mark.parametrize("after", ["", "\n", "\n\n# of the corpus\n\ncorpus: {a: {source: text}} # here\n"])
-def test_only_the_drafts_sizes_change(draft, kept, before, after):
+def test_only_the_sizes_of_the_draft_change(draft, kept, before, after):
     text = with_draft(before + draft + after, SIZES)
     assert text.startswith(before)
     assert text.endswith(after)

@@ -1,7 +1,7 @@
-"""A recipe is a whole run: YAML plus `key=value` overrides, one strict and frozen `Recipe`.
+"""The recipe of a run: the schema of its YAML file, strict and frozen.
 
-The schema below is the one source of keys, types, defaults and descriptions: `fastdraft recipe schema` and
-docs/recipe.md are printed from it, and a stage receives only its own part.
+The schema is the only source of keys, types, defaults and descriptions. `fastdraft recipe schema` and docs/recipe.md
+are printed from it. Each stage receives only its own part.
 """
 
 from fastdraft.config.corpus import SlurmPart, SourcePart, TokenizePart

@@ -1,73 +1,75 @@
-"""Documents: where they come from, and how they become token shards."""
+"""Schema of the corpus: sources of documents, and their tokenization into shards."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fastdraft.config.part import Fraction, Part
+from fastdraft.config.part import Fraction, Mark, Part
 
 
 class SourcePart(Part):
     """One named source of documents."""
 
     source: Literal["python_code", "python_docstrings", "text", "jsonl", "parquet", "hub"] = Field(
-        description="Where documents come from: the Python sources on this machine (or their docstrings), "
-        "local files, or a data set on the hub."
+        description="Kind of source: the Python files installed on this machine, or their docstrings; local files; "
+        "a dataset on the hub."
     )
-    path: str | None = Field(None, description="File, folder or glob of a local source; hub id of a data set.")
-    subset: str | None = Field(None, description="Configuration name of a hub data set.")
-    folder: str | None = Field(None, description="Folder of a hub data set, where it is divided by folders.")
-    revision: str | None = Field(None, description="Hub revision of a data set (commit, branch or tag).")
-    split: str = Field("train", description="Split of a hub data set.")
-    field: str = Field("text", description="Field that holds the text, in rows of jsonl, parquet and hub.")
-    licence: str | None = Field(None, description="Its licence, for the model card; nothing else depends on it.")
+    path: str | None = Field(None, description="File, folder or glob of local files; hub id of a dataset.")
+    subset: str | None = Field(None, description="Configuration name of a hub dataset.")
+    folder: str | None = Field(None, description="Folder within a hub dataset; by default the whole dataset is read.")
+    revision: str | None = Field(None, description="Revision of a hub dataset (commit, branch or tag).")
+    split: str = Field("train", description="Split of a hub dataset.")
+    field: str = Field("text", description="Field that holds the text, in jsonl, parquet and hub.")
+    licence: Annotated[str | None, Mark.NO_RESULT] = Field(
+        None, description="Licence of the source; used only in the model card."
+    )
     separator: str | None = Field(
-        None, description="In text files: the line that ends a document; otherwise a file is one."
+        None, description="Line that separates documents in text files; by default each file is one document."
     )
     sample_fraction: Fraction = Field(
-        1.0, description="Share of the training documents that is kept, chosen by content hash."
+        1.0, description="Fraction of the training documents to keep, selected by content hash."
     )
-    held_out_fraction: Fraction = Field(0.02, description="Share of the documents held out, chosen by content hash.")
+    held_out_fraction: Fraction = Field(0.02, description="Fraction of the documents to hold out, by content hash.")
     held_out_list: str | None = Field(
         None,
-        description="Allow-list of content hashes (a file; `demo:code` and `demo:text` came with the packaged target): "
-        "held-out documents outside it are dropped.",
+        description="File with content hashes. Held-out documents that are not in it are dropped. `demo:code` and "
+        "`demo:text` name the lists of the packaged target.",
     )
     max_documents: PositiveInt | None = Field(
-        None, description="Stop reading after so many documents; each task reads its part of them."
+        None, description="Number of documents to read; each task reads an equal part of them."
     )
     quality: tuple[Literal["gopher_quality", "gopher_repetition", "fineweb", "c4", "c4_paragraphs"], ...] = Field(
-        (), description="datatrove's filters for English text from the web, in this order; docs/corpus.md."
+        (), description="datatrove's filters for English web text, applied in this order. See docs/corpus.md."
     )
 
 
 class SlurmPart(Part):
-    """What the cluster is asked for; each datatrove task is one task of a job array."""
+    """Resources requested from Slurm; each datatrove task is one task of a job array."""
 
-    partition: str = Field(description="Partition of the cluster.")
-    hours: PositiveFloat = Field(24.0, description="Time limit of a task.")
-    gigabytes: PositiveInt = Field(4, description="Memory of a task.")
+    partition: str = Field(description="Slurm partition.")
+    hours: PositiveFloat = Field(24.0, description="Time limit of a task, in hours.")
+    gigabytes: PositiveInt = Field(4, description="Memory of a task, in GB.")
     options: dict[str, str] = Field(
-        default_factory=dict, description="Further options of sbatch by their long names, such as `account`."
+        default_factory=dict, description="Other options of sbatch by their long names, such as `account`."
     )
 
 
 class TokenizePart(Part):
-    """From documents to token shards."""
+    """Tokenization of the corpus into token shards."""
 
-    tasks: PositiveInt = Field(1, description="datatrove tasks a source is split into; each writes its own shards.")
-    workers: PositiveInt = Field(1, description="Tasks run at once.")
-    executor: Literal["local", "slurm", "ray"] = Field(
+    tasks: PositiveInt = Field(1, description="Number of datatrove tasks per source; each writes its own shards.")
+    workers: Annotated[PositiveInt, Mark.NO_RESULT] = Field(1, description="Number of tasks that run concurrently.")
+    executor: Annotated[Literal["local", "slurm", "ray"], Mark.NO_RESULT] = Field(
         "local",
-        description="Where tasks run: on this machine, on a Slurm cluster, or on Ray (the cluster at RAY_ADDRESS, "
-        "otherwise one that is started on this machine). The shards are the same.",
+        description="Where tasks run: on this machine, on Slurm, or on Ray (the cluster at RAY_ADDRESS; without it, a "
+        "cluster started on this machine). The shards are the same.",
     )
-    slurm: SlurmPart | None = Field(None, description="For `executor: slurm`.")
+    slurm: Annotated[SlurmPart | None, Mark.NO_RESULT] = Field(None, description="Required by `executor: slurm`.")
 
     @model_validator(mode="after")
-    def _slurm_knows_its_partition(self) -> TokenizePart:
+    def _slurm_has_a_partition(self) -> TokenizePart:
         if self.executor == "slurm" and self.slurm is None:
             raise ValueError("executor is slurm; give slurm.partition")
         return self

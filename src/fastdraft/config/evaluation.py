@@ -1,44 +1,48 @@
-"""What drafts are measured on."""
+"""Schema of the evaluation."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from fastdraft.config.part import Part
+from fastdraft.config.part import Mark, Part
 
 
 class EvaluatePart(Part):
-    """One-pass evaluation on held-out prompts, after each phase, and its verification."""
+    """Evaluation of each phase's draft on held-out prompts: in one pass, and verified by real speculative decoding."""
 
-    tasks: tuple[str, ...] = Field(
-        min_length=1, description="Sources whose held-out part gives the prompts; one task each."
+    tasks: Annotated[tuple[str, ...], Mark.VALIDATION] = Field(
+        min_length=1, description="Sources of the corpus; the held-out documents of each give the prompts of one task."
     )
-    prompts: PositiveInt = Field(64, description="Prompts of a task.")
-    max_prompt_tokens: PositiveInt = Field(64, description="Tokens of a prompt.")
-    max_new_tokens: PositiveInt = Field(128, description="Longest completion.")
-    temperatures: tuple[NonNegativeFloat, ...] = Field(
+    prompts: Annotated[PositiveInt, Mark.VALIDATION] = Field(64, description="Prompts per task.")
+    max_prompt_tokens: Annotated[PositiveInt, Mark.VALIDATION] = Field(64, description="Length of a prompt.")
+    max_new_tokens: Annotated[PositiveInt, Mark.VALIDATION] = Field(128, description="Maximum length of a completion.")
+    temperatures: Annotated[tuple[NonNegativeFloat, ...], Mark.VALIDATION] = Field(
         (0.0, 0.6), min_length=1, description="Sampling temperatures; 0 is greedy."
     )
-    gammas: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Block lengths.")
-    batch_size: PositiveInt = Field(64, description="Prompts answered at once.")
+    gammas: tuple[PositiveInt, ...] = Field(
+        (1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Drafted tokens per block."
+    )
+    batch_size: PositiveInt = Field(64, description="Prompts per batch of generation.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="What the target computes in, chosen as in `synthesize`. The draft is scored in fp32, and real "
-        "speculative decoding runs in fp32.",
+        description="Precision of the target while it generates; `auto` as in `synthesize`. Scoring of the draft and "
+        "the verification always run in fp32.",
     )
-    validation_prompts: int = Field(
+    validation_prompts: Annotated[int, Mark.NO_RESULT, Mark.VALIDATION] = Field(
         16,
         ge=0,
-        description="Prompts of a task, none of them among `prompts`, that the target answers for measures of block "
-        "efficiency at `verify_gamma` while a draft trains, the temperatures in turn; 0: no such measures.",
+        description="Prompts per task for measuring block efficiency at `verify_gamma` during training, disjoint from "
+        "`prompts`; the temperatures take turns. 0 disables it.",
     )
-    bootstrap_resamples: PositiveInt = Field(1000, description="Resamples of the prompts behind an interval.")
+    bootstrap_resamples: PositiveInt = Field(
+        1000, description="Bootstrap resamples of the prompts for each confidence interval."
+    )
     verify_prompts: int = Field(
         16,
         ge=0,
-        description="Prompts of a task for real speculative decoding; 0 leaves it out. Below 16 a sound pair may fail "
-        "where tokens are sampled: an interval over so few prompts is too narrow.",
+        description="Prompts per task for verification by real speculative decoding; 0 disables it. With fewer than 16 "
+        "prompts a correct pair can fail at temperatures above 0, because the confidence interval is too narrow.",
     )
-    verify_gamma: PositiveInt = Field(4, description="Block length of the verification.")
+    verify_gamma: PositiveInt = Field(4, description="Drafted tokens per block in the verification.")

@@ -1,50 +1,61 @@
-"""The target that a draft is for, and the draft's size and first weights."""
+"""Schema of the target and of the draft."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from fastdraft.config.part import Part
+from fastdraft.config.part import Mark, Part
 
 
 class TargetPart(Part):
-    """The model that the draft is for."""
+    """The target model that the draft is trained for."""
 
-    path: str = Field(description="Hub id, local folder, or `demo` for the packaged target.")
+    path: str = Field(description="Hub id, local folder, or `demo` (the packaged target).")
     revision: str | None = Field(None, description="Hub revision (commit, branch or tag).")
-    trust_remote_code: bool = Field(False, description="Run model code that comes with the target. Off unless asked.")
-    allow_pickle: bool = Field(False, description="Load pickled weights (they can run code). Off unless asked.")
-    licence: str | None = Field(
-        None, description="Its licence as the hub names it, like `llama3.1`; otherwise what its README.md says."
+    trust_remote_code: bool = Field(False, description="Run Python code that is shipped with the target.")
+    allow_pickle: bool = Field(False, description="Load pickled weights. They can run arbitrary code.")
+    licence: Annotated[str | None, Mark.NO_RESULT] = Field(
+        None,
+        description="Licence by its id on the hub, such as `llama3.1`; by default read from the target's README.md.",
     )
 
 
-# Where a draft's weights can start: by itself, or from a MODEL named behind a colon.
+# `init` is one of INITS, or one of INITS_FROM_MODEL with a model after a colon.
 INITS, INITS_FROM_MODEL = ("random", "target_embedding"), ("prune", "transplant")
 
 
 class DraftPart(Part):
-    """The draft's size and first weights; what is not given follows from the target, or from the MODEL of `init`."""
+    """Size and initial weights of the draft. Missing sizes follow from the target, or from the MODEL of `init`."""
 
     init: str = Field(
         "target_embedding",
-        description="Where the weights start: `random`; `target_embedding` (the target's embedding along its principal "
-        "directions); `prune:MODEL` (a smaller model of the same vocabulary loses layers, and width if asked); "
-        "`transplant:MODEL` (a model with another tokenizer gets rows for the target's). MODEL is a hub id, a folder "
-        "or `demo`; what is not given below is then its own.",
+        description="Initial weights: `random`; `target_embedding` (the target's embedding, projected on its principal "
+        "components); `prune:MODEL` (MODEL has the target's vocabulary; layers are removed, and width if a smaller "
+        "`hidden_size` is given); `transplant:MODEL` (MODEL has another tokenizer; it gets embedding rows for the "
+        "target's vocabulary). MODEL is a hub id, a folder or `demo`, and gives the sizes that are not set below.",
     )
-    params_millions: PositiveFloat | None = Field(None, description="Budget, embeddings included.")
-    hidden_size: PositiveInt | None = Field(None, description="Width; otherwise derived from the budget.")
-    layers: PositiveInt | None = Field(None, description="Depth; otherwise derived from the budget.")
-    head_size: PositiveInt | None = Field(None, description="Size of an attention head; otherwise the target's rule.")
-    heads: PositiveInt | None = Field(None, description="Attention heads; otherwise hidden_size / head_size.")
-    kv_heads: PositiveInt | None = Field(None, description="Key-value heads; otherwise the target's ratio.")
-    intermediate_size: PositiveInt | None = Field(None, description="MLP width; otherwise the target's ratio.")
-    context_tokens: PositiveInt | None = Field(None, description="Longest context; otherwise the target's.")
+    params_millions: PositiveFloat | None = Field(
+        None, description="Number of parameters in millions, embeddings included."
+    )
+    hidden_size: PositiveInt | None = Field(None, description="Width; by default derived from `params_millions`.")
+    layers: PositiveInt | None = Field(None, description="Depth; by default derived from `params_millions`.")
+    head_size: PositiveInt | None = Field(None, description="Size of an attention head; by default as in the target.")
+    heads: PositiveInt | None = Field(
+        None, description="Number of attention heads; by default hidden_size / head_size."
+    )
+    kv_heads: PositiveInt | None = Field(
+        None, description="Number of key-value heads; by default in the target's ratio."
+    )
+    intermediate_size: PositiveInt | None = Field(
+        None, description="Width of the MLP; by default in the target's ratio."
+    )
+    context_tokens: PositiveInt | None = Field(None, description="Maximum context length; by default the target's.")
 
     @property
     def init_model(self) -> str | None:
-        """The MODEL that the weights start from; None where they start without one."""
+        """The MODEL of `init`; None for an init without one."""
         return self.init.partition(":")[2] or None
 
     @field_validator("init")
@@ -58,7 +69,7 @@ class DraftPart(Part):
 
     @model_validator(mode="after")
     def _budget_or_shape(self) -> DraftPart:
-        sizes_of_model = self.init_model is not None
-        if self.params_millions is None and not sizes_of_model and (self.hidden_size is None or self.layers is None):
+        has_shape = self.init_model is not None or (self.hidden_size is not None and self.layers is not None)
+        if self.params_millions is None and not has_shape:
             raise ValueError("give params_millions, or both hidden_size and layers")
         return self

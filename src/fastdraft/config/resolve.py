@@ -1,7 +1,4 @@
-"""YAML plus `key=value` overrides make one Recipe that knows where each of its values came from.
-
-What a key may hold is asked of the schema.
-"""
+"""Resolve a YAML file and `key=value` overrides into one Recipe, and record where each value came from."""
 
 from __future__ import annotations
 
@@ -17,14 +14,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fastdraft.config import Recipe
-from fastdraft.config.schema import Keys, fields_of, kind_of, meaning_of
+from fastdraft.config.schema import Keys, description_of, fields_of, type_at
 from fastdraft.config.yaml_syntax import flow, parse
 from fastdraft.system.errors import RecipeError
 
 COMMAND_LINE, DEFAULT = "command line", "default"
 
-
-# What pydantic says in terms of Python.
+# Plain words for pydantic's error types, whose messages name Python types.
 WANTED = {
     "string_type": "text (in quotes where it looks like a number)",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
@@ -38,43 +34,45 @@ WANTED = {
 
 
 class Resolved(NamedTuple):
-    """A recipe, and for every dotted leaf key the name of its file, `command line` or `default`."""
+    """A recipe and the origin of each dotted leaf key: the file's name, `command line` or `default`."""
 
     recipe: Recipe
     origins: dict[str, str]
 
 
 def resolve(path: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """The recipe of a YAML file under `key=value` overrides, where the last wins; RecipeError lists every problem."""
-    tree, commanded, problems = _mapping(path), [], []
+    """The recipe of a YAML file with overrides applied in order. RecipeError lists every problem at once."""
+    tree, overridden, problems = _load(path), [], []
     for override in overrides:
-        keys, value = _override(override)
-        if kind_of(keys) is None:
-            problems.append(f"{_unknown(keys)} ({COMMAND_LINE})")
+        keys, value = _parse_override(override)
+        if type_at(keys) is None:
+            problems.append(f"{_unknown_key(keys)} ({COMMAND_LINE})")
         else:
-            commanded.append(keys)
-            tree = _with(tree, keys, value)
+            overridden.append(keys)
+            tree = _replaced(tree, keys, value)
     try:
         recipe = Recipe.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += [_problem(details, commanded) for details in error.errors()]
+        problems += [_problem(details, overridden) for details in error.errors()]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         remedy = "do: correct these keys; `fastdraft recipe schema` lists all of them"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems, remedy]))
-    return Resolved(recipe, {".".join(keys): _origin(keys, commanded, tree, path) for keys, _ in _leaves(recipe)})
+    return Resolved(recipe, {".".join(keys): _origin(keys, overridden, tree, path) for keys, _ in _leaves(recipe)})
 
 
 def resolved_yaml(resolved: Resolved, derived: Mapping[str, object] | None = None) -> str:
-    """The whole recipe as YAML that loads back as its equal; a comment says where each value came from.
+    """The whole recipe as YAML that loads back to an equal recipe. A comment on each line gives the value's origin.
 
-    `derived` has, for a dotted key, what was made of it and why: a comment too, for the recipe itself leaves it open.
+    derived: by dotted key, the value that FastDraft derived for a key that the recipe leaves open, and why. It goes
+        into the comment.
     """
     derived = derived or {}
-    assert not (strangers := derived.keys() - resolved.origins.keys()), f"not keys of this recipe: {strangers}"
+    assert not (unknown := derived.keys() - resolved.origins.keys()), f"not keys of this recipe: {unknown}"
     lines: list[str] = []
     last: Keys = ()
     for keys, value in _leaves(resolved.recipe):
+        # A mapping that contains this key and did not contain the one before gets a line.
         for depth in range(1, len(keys)):
             if keys[:depth] != last[:depth]:
                 lines.append(f"{'  ' * (depth - 1)}{flow(keys[depth - 1])}:")
@@ -85,39 +83,35 @@ def resolved_yaml(resolved: Resolved, derived: Mapping[str, object] | None = Non
 
 
 def digest(part: BaseModel | None) -> str:
-    """16 hex digits that stay the same as long as the part's values do, given or default."""
+    """16 hex digits of a hash over all values of the part, defaults included."""
     values = part.model_dump(mode="json", by_alias=True) if part else None
     return str(xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode()))
 
 
-# What the user wrote.
+# Reading the file and the overrides.
 
 
-def _mapping(path: Path) -> dict[Any, Any]:
+def _load(path: Path) -> dict[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise RecipeError(_missing(path)) from None
+        names = sorted(p.name for p in path.parent.glob("*.y*ml"))
+        near = ", ".join(get_close_matches(path.name, names) or names)
+        wanted = f"wanted one of those in {path.parent}: {near}" if near else f"{path.parent} has no YAML file"
+        raise RecipeError(f"{path}: no such file, {wanted}\n  do: give the path of a recipe") from None
     except UnicodeDecodeError as error:
         found = f"{path}: byte {error.start} is not UTF-8, wanted a YAML file in UTF-8"
         raise RecipeError(f"{found}\n  do: save the file as UTF-8") from None
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}, wanted a YAML file\n  do: give a file that can be read") from None
-    tree = _parsed(text, str(path), "correct the file there")
+        raise RecipeError(f"{path}: {error.strerror}, wanted a YAML file\n  do: give a readable file") from None
+    tree = _parse(text, str(path), "correct the file there")
     if not isinstance(tree, dict):
         found = f"found {flow(tree)}, wanted a mapping of keys to values"
-        raise RecipeError(f"{path}: {found}\n  do: begin from `fastdraft recipe schema`, or from a file in recipes/")
+        raise RecipeError(f"{path}: {found}\n  do: start from `fastdraft recipe schema`, or from a file in recipes/")
     return tree
 
 
-def _missing(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.glob("*.y*ml"))
-    near = get_close_matches(path.name, names) or names
-    there = f"wanted one of those in {path.parent}: {', '.join(near)}" if near else f"{path.parent} has no YAML file"
-    return f"{path}: no such file, {there}\n  do: give the path of a recipe"
-
-
-def _parsed(text: str, where: str, remedy: str) -> Any:
+def _parse(text: str, where: str, remedy: str) -> Any:
     try:
         return parse(text)
     except yaml.MarkedYAMLError as error:
@@ -127,28 +121,28 @@ def _parsed(text: str, where: str, remedy: str) -> Any:
         raise RecipeError(f"{where}: {' '.join(str(error).split())}, wanted YAML\n  do: {remedy}") from None
 
 
-def _override(override: str) -> tuple[Keys, Any]:
+def _parse_override(override: str) -> tuple[Keys, Any]:
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.split("."))
     if not equals or not all(keys):
-        found = f"{COMMAND_LINE}: found `{override}`, wanted key=value with dots between the names of parts"
+        found = f"{COMMAND_LINE}: found `{override}`, wanted key=value with a dotted key"
         raise RecipeError(f"{found}\n  do: write it like pretrain.train_tokens=5e5")
-    return keys, _parsed(text, f"{COMMAND_LINE}, `{override}`", f"put the value into quotes: {dotted}='\"...\"'")
+    return keys, _parse(text, f"{COMMAND_LINE}, `{override}`", f"put the value into quotes: {dotted}='\"...\"'")
 
 
-def _with(tree: Any, keys: Keys, value: Any) -> Any:
-    """A copy with one value at its place (parts that share a YAML anchor are one object, which must not change)."""
+def _replaced(tree: Any, keys: Keys, value: Any) -> Any:
+    """A copy of the tree with one value replaced. It must be a copy: parts that share a YAML anchor are one object."""
     if not keys:
         return value
     part = tree if isinstance(tree, dict) else {}
-    return {**part, keys[0]: _with(part.get(keys[0]), keys[1:], value)}
+    return {**part, keys[0]: _replaced(part.get(keys[0]), keys[1:], value)}
 
 
-# What is said of it.
+# Origins and error messages.
 
 
-def _leaves(part: BaseModel) -> Iterator[tuple[Keys, Any]]:
-    """Every value with its keys; a mapping whose keys are not names is one value."""
+def _leaves(recipe: Recipe) -> Iterator[tuple[Keys, Any]]:
+    """Every value with its keys. A mapping whose keys are not text, such as `temperatures`, counts as one value."""
 
     def walk(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
         if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
@@ -157,37 +151,38 @@ def _leaves(part: BaseModel) -> Iterator[tuple[Keys, Any]]:
         else:
             yield keys, value
 
-    return walk(part.model_dump(by_alias=True), ())
+    return walk(recipe.model_dump(by_alias=True), ())
 
 
-def _origin(keys: Keys, commanded: list[Keys], tree: Any, path: Path) -> str:
+def _origin(keys: Keys, overridden: list[Keys], tree: Any, path: Path) -> str:
     for key in keys:
         if not isinstance(tree, dict) or key not in tree:
             return DEFAULT
         tree = tree[key]
-    return COMMAND_LINE if any(keys[: len(c)] == c for c in commanded) else path.name
+    return COMMAND_LINE if any(keys[: len(prefix)] == prefix for prefix in overridden) else path.name
 
 
-def _unknown(keys: Keys) -> str:
-    known = next(depth for depth in range(len(keys)) if kind_of(keys[: depth + 1]) is None)
-    part, there = ".".join(keys[:known]), list(fields_of(kind_of(keys[:known])))
-    if not there:
+def _unknown_key(keys: Keys) -> str:
+    depth = next(depth for depth in range(len(keys)) if type_at(keys[: depth + 1]) is None)
+    part, known = ".".join(keys[:depth]), list(fields_of(type_at(keys[:depth])))
+    if not known:
         return f"{'.'.join(keys)}: no such key, {part} is set as a whole"
-    near = get_close_matches(keys[known], there, 1)
-    wanted = f"the nearest is {'.'.join((*keys[:known], *near))}" if near else f"wanted one of {', '.join(there)}"
+    near = get_close_matches(keys[depth], known, 1)
+    wanted = f"the nearest is {'.'.join((*keys[:depth], *near))}" if near else f"wanted one of {', '.join(known)}"
     return f"{'.'.join(keys)}: no such key{f' in {part}' if part else ''}, {wanted}"
 
 
-def _problem(details: ErrorDetails, commanded: list[Keys]) -> str:
+def _problem(details: ErrorDetails, overridden: list[Keys]) -> str:
+    """One line on one error of pydantic."""
     keys = tuple(str(key) for key in details["loc"] if key != "[key]")
-    dotted, kind = ".".join(keys) or "recipe", details["type"]
-    where = f" ({COMMAND_LINE})" if any(c[: len(keys)] == keys[: len(c)] for c in commanded) else ""
-    if kind == "extra_forbidden":
-        return _unknown(keys) + where
-    if kind == "missing":
-        return f"{dotted}: missing, wanted: {meaning_of(fields_of(kind_of(keys[:-1]))[keys[-1]])}"
-    if kind == "value_error":
+    dotted, error = ".".join(keys) or "recipe", details["type"]
+    where = f" ({COMMAND_LINE})" if any(o[: len(keys)] == keys[: len(o)] for o in overridden) else ""
+    if error == "extra_forbidden":
+        return _unknown_key(keys) + where
+    if error == "missing":
+        return f"{dotted}: missing, wanted: {description_of(fields_of(type_at(keys[:-1]))[keys[-1]])}"
+    if error == "value_error":
         return f"{dotted}: {details['msg'].removeprefix('Value error, ')}"
-    wanted = WANTED.get(kind, details["msg"].removeprefix("Input should be "))
+    wanted = WANTED.get(error, details["msg"].removeprefix("Input should be "))
     found = flow(details["input"])
     return f"{dotted}: found {found if len(found) < 100 else found[:100] + ' ...'}, wanted {wanted}{where}"

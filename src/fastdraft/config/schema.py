@@ -1,4 +1,4 @@
-"""What the schema says of a key: its type and limits in plain words, and the reference page made of them."""
+"""Look up recipe keys in the schema, and print the reference page docs/recipe.md."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastdraft.config.yaml_syntax import flow
 
 Keys = tuple[str, ...]
 
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+LIMIT_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 MARKDOWN_HEADER = """# Every key of a recipe
 
-Printed from the schema, src/fastdraft/recipe/: `fastdraft recipe schema --markdown > docs/recipe.md`.
+Generated from the schema in src/fastdraft/config/ by `fastdraft recipe schema --markdown > docs/recipe.md`.
 
-A recipe is a YAML file; `key=value` on the command line changes it, with dots between the names of parts:
-`pretrain.train_tokens=5e5`, `corpus.code.path=src`, `align=null`. An unknown key stops the run.
+A recipe is a YAML file. `key=value` on the command line overrides a key, with dots between the names of parts:
+`pretrain.train_tokens=5e5`, `corpus.code.path=src`, `align=null`. An unknown key is an error.
 """
 
 
@@ -32,58 +32,58 @@ def schema_json() -> dict[str, Any]:
 
 
 def schema_markdown() -> str:
-    """docs/recipe.md: every key with type, default and meaning, one table for each kind of part."""
+    """The text of docs/recipe.md: one table for each class of parts, with type, default and description of its keys."""
     places: dict[type[BaseModel], list[str]] = {Recipe: []}
     _collect(Recipe, "", places)
-    return MARKDOWN_HEADER + "".join(_table(part, at) for part, at in places.items())
+    return MARKDOWN_HEADER + "".join(_table(part, keys) for part, keys in places.items())
 
 
-def _collect(part: Any, at: str, places: dict[type[BaseModel], list[str]]) -> None:
-    """Where each kind of part stands in a recipe, those inside parts included."""
+def _collect(part: Any, prefix: str, places: dict[type[BaseModel], list[str]]) -> None:
+    """Add to `places` the dotted keys of each class of parts below `part`."""
     for name, field in fields_of(part).items():
-        for inner, place in ((field.annotation, name), (_inside(field.annotation, "NAME"), f"{name}.NAME")):
+        for inner, key in ((field.annotation, name), (_inner_type(field.annotation, "NAME"), f"{name}.NAME")):
             if fields_of(inner):
-                places.setdefault(_bare(inner), []).append(at + place)
-                _collect(inner, f"{at}{place}.", places)
+                places.setdefault(_without_none(inner), []).append(prefix + key)
+                _collect(inner, f"{prefix}{key}.", places)
 
 
-def _bare(kind: Any) -> Any:
-    """A type without its `| None`."""
+def _without_none(kind: Any) -> Any:
+    """`X` for the type `X | None`."""
     return next(k for k in get_args(kind) if k is not NoneType) if get_origin(kind) in (Union, UnionType) else kind
 
 
 def fields_of(kind: Any) -> dict[str, FieldInfo]:
-    """The keys of a part as users write them; none where `kind` is not a part."""
-    part = _bare(kind)
+    """The fields of a part by the keys that users write; {} if the type is not a part."""
+    part = _without_none(kind)
     if not (isinstance(part, type) and issubclass(part, BaseModel)):
         return {}
     return {field.alias or name: field for name, field in part.model_fields.items()}
 
 
-def _inside(kind: Any, key: str) -> Any:
-    """The type at a key of a part or of a mapping from names; None where there is no such key."""
+def _inner_type(kind: Any, key: str) -> Any:
+    """The type at a key of a part, or of a mapping with text keys; None if there is no such key."""
     if key in (fields := fields_of(kind)):
         return fields[key].annotation
     return get_args(kind)[1] if get_origin(kind) is dict and get_args(kind)[0] is str else None
 
 
-def kind_of(keys: Keys) -> Any:
-    """The type at a dotted key of a recipe; None where there is none."""
-    return reduce(_inside, keys, Recipe)
+def type_at(keys: Keys) -> Any:
+    """The type at a dotted key of a recipe; None if there is no such key."""
+    return reduce(_inner_type, keys, Recipe)
 
 
-def meaning_of(field: FieldInfo) -> str:
-    """What a key is for."""
-    return field.description or str(_bare(field.annotation).__doc__)
+def description_of(field: FieldInfo) -> str:
+    """The field's description, or the docstring of its part."""
+    return field.description or str(_without_none(field.annotation).__doc__)
 
 
-def _table(part: type[BaseModel], places: list[str]) -> str:
-    heading = ", ".join(f"`{place}`" for place in places) or "The recipe"
+def _table(part: type[BaseModel], keys: list[str]) -> str:
+    heading = ", ".join(f"`{key}`" for key in keys) or "The recipe"
     rows = [
-        f"| `{key}` | {_words(field.annotation, field.metadata)} | {_default(field)} | {meaning_of(field)} |"
+        f"| `{key}` | {_type_text(field.annotation, field.metadata)} | {_default(field)} | {description_of(field)} |"
         for key, field in fields_of(part).items()
     ]
-    head = "| key | type | default | meaning |\n|---|---|---|---|"
+    head = "| key | type | default | description |\n|---|---|---|---|"
     return "\n".join([f"\n## {heading}\n\n{part.__doc__}\n\n{head}", *rows, ""])
 
 
@@ -94,18 +94,23 @@ def _default(field: FieldInfo) -> str:
     return "none" if value is None else "its defaults" if isinstance(value, BaseModel) else f"`{flow(value)}`"
 
 
-def _words(kind: Any, limits: Sequence[Any] = ()) -> str:
+def _type_text(kind: Any, limits: Sequence[Any] = ()) -> str:
     """A type in plain words, with the limits of its values."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _words(inner[0], inner[1:])
+        return _type_text(inner[0], inner[1:])
     if origin in (Union, UnionType):
-        return _words(_bare(kind), limits)
+        return _type_text(_without_none(kind), limits)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)
     if origin is tuple:
-        return f"list of {_words(inner[0])}"
+        return f"list of {_type_text(inner[0])}"
     if origin is dict:
-        return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
-    signs = [f"{SIGNS[name]} {getattr(limit, name)}" for limit in limits for name in SIGNS if hasattr(limit, name)]
-    return " ".join(["part" if fields_of(kind) else WORDS[kind], " and ".join(signs)]).strip()
+        return f"mapping of {_type_text(inner[0])} to {_type_text(inner[1])}"
+    signs = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in limits
+        for name, sign in LIMIT_SIGNS.items()
+        if hasattr(limit, name)
+    ]
+    return " ".join(["part" if fields_of(kind) else TYPE_NAMES[kind], " and ".join(signs)]).strip()

@@ -1,16 +1,16 @@
-"""A phase of training: PT, CP and FT alike."""
+"""Schema of a training phase: pretraining (PT), continued pretraining (CP) and alignment (FT)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from fastdraft.config.part import Fraction, Part
+from fastdraft.config.part import Fraction, Mark, Part
 
 
-def _positive(weight: Any) -> bool:
-    return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < float("inf")
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 ObjectiveName = Literal[
@@ -23,169 +23,156 @@ ObjectiveName = Literal[
     "block_length",
 ]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
-# What each asks of the target: its distribution at every token, or the log-probability of the token that it sampled.
+# The first need the teacher's distribution at every token, the second the log-probability of the token that the target
+# sampled.
 DISTRIBUTION_OBJECTIVES = {"forward_kl", "reverse_kl", "jensen_shannon", "total_variation"}
 SAMPLE_OBJECTIVES = {"sampled_total_variation", "block_length"}
 
 
 class TrainPart(Part):
-    """One phase of training; every phase runs the same loop."""
+    """One phase of training. All phases run the same loop."""
 
-    mix: dict[str, PositiveFloat] = Field(min_length=1, description="Weight of each source in the batches.")
-    train_tokens: PositiveInt = Field(description="Tokens trained on in this phase.")
-    batch_size: PositiveInt = Field(16, description="Sequences in one optimizer step.")
-    micro_batch_size: PositiveInt | None = Field(
-        None, description="Sequences in one forward of a process; otherwise all of its own."
+    mix: dict[str, PositiveFloat] = Field(min_length=1, description="Weight of each source.")
+    train_tokens: PositiveInt = Field(description="Number of tokens to train on.")
+    batch_size: PositiveInt = Field(16, description="Sequences per optimizer step, over all processes.")
+    micro_batch_size: Annotated[PositiveInt | None, Mark.NO_RESULT] = Field(
+        None, description="Sequences per forward pass of a process; by default all sequences of that process."
     )
-    sequence_tokens: PositiveInt = Field(512, description="Tokens of a sequence.")
+    sequence_tokens: PositiveInt = Field(512, description="Length of a training sequence.")
     objective: ObjectiveName | dict[ObjectiveName, PositiveFloat] = Field(
         "cross_entropy",
-        description="Loss of a token, or weights of several, like `{forward_kl: 0.5, total_variation: 0.5}`: on the "
-        "text; against the target's distribution; or on the recorded log-probability of what the target wrote. "
-        "docs/align.md",
+        description="Loss per token, or a weighted sum such as `{forward_kl: 0.5, total_variation: 0.5}`. "
+        "`cross_entropy` needs only the text; `sampled_total_variation` and `block_length` need the target's recorded "
+        "log-probabilities; the others need the teacher's distribution. See docs/align.md.",
     )
     teacher_logits: Literal["online", "offline"] = Field(
         "online",
-        description="The target's distribution: by a forward of the target on every batch, or as "
-        "`synthesize.top_logprobs` "
-        "stored it.",
+        description="Source of the teacher's distribution: online, a forward pass of the teacher on every batch; "
+        "offline, the stored `synthesize.top_logprobs`.",
     )
     teacher: str | None = Field(
         None,
         min_length=1,
-        description="Model whose online distribution is learned in the target's place, like a smaller sibling: "
-        "of the target's "
-        "vocabulary, a hub id, a folder or `demo`.",
+        description="Online teacher to use instead of the target, such as a smaller model of its family: a hub id, "
+        "a folder or `demo`. It must have the target's vocabulary.",
     )
     teacher_fraction: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
-        description="Share of the rows that the live target (or `teacher`) reads; of the others the text is learned.",
+        description="Fraction of the sequences that the online teacher reads; the rest use cross entropy.",
     )
     temperature: PositiveFloat | Literal["per_sequence"] = Field(
         1.0,
-        description="Temperature of both distributions in losses against the target's distribution; "
-        "`per_sequence`: that of each sequence of "
-        "`synthetic`, 1 where it is greedy or text of a corpus.",
+        description="Temperature of both distributions in losses against the teacher's distribution. `per_sequence`: "
+        "the temperature at which the completion was sampled; 1 for greedy completions and corpus text.",
     )
     on_policy: Fraction = Field(
         0.0,
-        description="Share of the rows that the draft itself goes on with, for losses against the live target's "
-        "distribution.",
+        description="Fraction of the sequences that the draft continues itself, for on-policy distillation from the "
+        "online teacher.",
     )
-    block_gamma: PositiveInt = Field(5, description="Drafted tokens of a block in the objective `block_length`.")
+    block_gamma: PositiveInt = Field(5, description="Drafted tokens per block in the objective `block_length`.")
     block_decay: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
-        description="Weighting by place in the block: drafted token j counts block_decay^(j - 1) in the gradient of "
-        "`block_length`.",
+        description="The gradient of `block_length` weights drafted token j of a block by block_decay^(j - 1).",
     )
     optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="Muon for matrices and AdamW for the rest, or AdamW."
+        "muon", description="`muon`: Muon for matrices and AdamW for the rest. `adamw`: AdamW for all."
     )
-    muon_learning_rate: PositiveFloat = Field(0.02, description="Peak learning rate of the matrices under Muon.")
+    muon_learning_rate: PositiveFloat = Field(0.02, description="Peak learning rate of Muon.")
     learning_rate: PositiveFloat = Field(0.003, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay of matrices.")
-    gradient_clip: PositiveFloat = Field(1.0, description="Largest global gradient norm.")
+    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled weight decay, applied to matrices only.")
+    gradient_clip: PositiveFloat = Field(1.0, description="Maximum global gradient norm.")
     schedule: Literal["warmup_stable_decay", "cosine"] = Field(
-        "warmup_stable_decay", description="Learning-rate shape."
+        "warmup_stable_decay", description="Learning-rate schedule."
     )
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
-    decay_fraction: Fraction = Field(0.4, description="Last share of the steps, over which the rate falls to zero.")
+    decay_fraction: Fraction = Field(
+        0.4, description="Fraction of the steps, at the end, over which the learning rate decays to zero."
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="Autocast, and what the teacher runs in; master weights are always fp32. auto: bf16 where the "
+        description="Precision of autocast and of the teacher; master weights are always fp32. auto: bf16 if the "
         "device multiplies matrices faster in it, else fp32.",
     )
-    compile: bool = Field(False, description="torch.compile the forward pass (needs a C++ compiler on CPU).")
-    activation_checkpointing: bool = Field(
-        False, description="Compute each layer again in the backward pass: less memory, a third more time."
+    compile: bool = Field(False, description="Use torch.compile (on CPU it needs a C++ compiler).")
+    activation_checkpointing: Annotated[bool, Mark.NO_RESULT] = Field(
+        False, description="Recompute each layer in the backward pass: less memory, a third more time."
     )
-    on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="A step whose loss is no number, or explodes: stop, or leave it out and count it."
+    on_nonfinite: Annotated[Literal["stop", "skip"], Mark.NO_RESULT] = Field(
+        "stop", description="If the loss is NaN or infinite, or explodes: stop, or skip the step and count it."
     )
-    head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at one time.")
-    checkpoint_seconds: PositiveFloat = Field(60, description="Seconds between checkpoints.")
+    head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits are in memory at a time.")
+    checkpoint_seconds: Annotated[PositiveFloat, Mark.NO_RESULT] = Field(60, description="Seconds between checkpoints.")
     held_out_every_tokens: PositiveInt = Field(
         250_000,
-        description="Tokens between measures of held-out loss and block efficiency (`evaluate.validation_prompts`).",
+        description="Tokens between validations: held-out loss, and block efficiency on `evaluate.validation_prompts`.",
     )
-    held_out_sequences: PositiveInt = Field(32, description="Held-out sequences a source for the loss.")
+    held_out_sequences: PositiveInt = Field(32, description="Held-out sequences per source for the held-out loss.")
     keep: Literal["last", "best"] = Field(
-        "last", description="The draft that the phase leaves: the last, or the one of the highest block efficiency."
+        "last", description="Keep the last draft, or the one with the best block efficiency."
     )
     early_stopping_patience: PositiveInt | None = Field(
         None,
-        description="The phase ends where block efficiency has not risen for so many measures, once the rate has "
-        "fallen: the decay of `decay_fraction` begins then.",
+        description="Number of validations without a gain in block efficiency after which the phase ends early: the "
+        "learning-rate decay of `decay_fraction` starts then.",
     )
 
     @property
     def objectives(self) -> dict[str, float]:
         """The weight of each objective."""
-        return (
-            {self.objective: 1.0} if isinstance(self.objective, str) else {str(n): w for n, w in self.objective.items()}
-        )
+        if isinstance(self.objective, str):
+            return {self.objective: 1.0}
+        return {str(name): weight for name, weight in self.objective.items()}
 
     @property
     def needs_teacher(self) -> bool:
-        """Is a online distribution learned: does the target, or `teacher` in its place, read what the draft is trained
-        on?
-        """
+        """Whether an online teacher reads the training batches."""
         return self.teacher_logits == "online" and bool(DISTRIBUTION_OBJECTIVES & self.objectives.keys())
 
     @property
     def needs_recorded_data(self) -> bool:
-        """Is what was recorded with the target's answers part of the loss?"""
+        """Whether the loss uses data that was recorded with the target's completions."""
         return bool(self.recorded_keys) or self.temperature == "per_sequence"
 
     @property
     def recorded_keys(self) -> list[str]:
-        """The keys whose losses hang on what was recorded with the target's answers."""
+        """The settings that need log-probabilities recorded with the target's completions, for error messages."""
         sampled = [f"objective {name}" for name in self.objectives if name in SAMPLE_OBJECTIVES]
         return [*sampled, *(["teacher_logits offline"] if self.teacher_logits == "offline" else [])]
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _known_objectives(cls, found: Any) -> Any:
-        """Names and positive weights; said here, because a union would name each of its types."""
-        weights = found if isinstance(found, dict) else {str(found): 1.0}
-        sound = [name in OBJECTIVES and _positive(weight) for name, weight in weights.items()]
-        if not sound or not all(sound):
-            raise ValueError(f"found {found}, wanted one of {', '.join(OBJECTIVES)}, or positive weights of some")
-        return found
+    def _known_objectives(cls, objective: Any) -> Any:
+        """Check names and weights here: pydantic's error would list every type of the union."""
+        weights = objective if isinstance(objective, dict) else {str(objective): 1.0}
+        if not weights or not all(name in OBJECTIVES and _positive(weight) for name, weight in weights.items()):
+            raise ValueError(f"found {objective}, wanted one of {', '.join(OBJECTIVES)}, or positive weights of some")
+        return objective
 
     @field_validator("temperature", mode="before")
     @classmethod
-    def _known_temperature(cls, found: Any) -> Any:
-        if found != "per_sequence" and not _positive(found):
-            raise ValueError(f"found {found}, wanted a number above 0, or per_sequence")
-        return found
+    def _known_temperature(cls, temperature: Any) -> Any:
+        if temperature != "per_sequence" and not _positive(temperature):
+            raise ValueError(f"found {temperature}, wanted a number above 0, or per_sequence")
+        return temperature
 
     @model_validator(mode="after")
-    def _has_teacher_logits(self) -> TrainPart:
+    def _teacher_settings_agree(self) -> TrainPart:
+        settings = f"found teacher_logits {self.teacher_logits}, objective {', '.join(self.objectives)}"
         if self.teacher_logits == "offline" and not DISTRIBUTION_OBJECTIVES & self.objectives.keys():
-            raise ValueError(
-                f"teacher_logits is offline; give an objective of the distribution: "
-                f"{', '.join(sorted(DISTRIBUTION_OBJECTIVES))}"
-            )
+            wanted = ", ".join(sorted(DISTRIBUTION_OBJECTIVES))
+            raise ValueError(f"teacher_logits is offline, which needs one of the objectives {wanted}")
         if not self.needs_teacher and (self.teacher or self.teacher_fraction < 1):
-            raise ValueError(
-                f"{'teacher' if self.teacher else 'teacher_fraction'} is for a online distribution; found "
-                f"teacher_logits {self.teacher_logits}, "
-                f"objective {', '.join(self.objectives)}"
-            )
+            key = "teacher" if self.teacher else "teacher_fraction"
+            raise ValueError(f"{key} needs an online teacher; {settings}")
         if self.on_policy and not (self.needs_teacher and self.objectives.keys() <= DISTRIBUTION_OBJECTIVES):
-            raise ValueError(
-                f"on_policy is for the live target's distribution alone, which judges any words; found teacher_logits "
-                f"{self.teacher_logits}, objective {', '.join(self.objectives)}"
-            )
+            raise ValueError(f"on_policy needs an online teacher and only objectives of its distribution; {settings}")
         if self.on_policy and self.teacher_fraction < 1:
-            raise ValueError(
-                f"on_policy wants the distribution of all rows, teacher_fraction is {self.teacher_fraction:g}"
-            )
+            raise ValueError(f"on_policy needs teacher_fraction 1, found {self.teacher_fraction:g}")
         if self.teacher_logits == "offline" and self.temperature != 1:
-            raise ValueError(f"teacher_logits is offline at temperature 1, temperature is {self.temperature}")
+            raise ValueError(f"teacher_logits offline needs temperature 1, found {self.temperature}")
         return self

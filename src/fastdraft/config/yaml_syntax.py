@@ -1,4 +1,4 @@
-"""YAML as a recipe wants it: no key twice, 5e5 a number, and text stays text until the schema says what it is."""
+"""YAML of recipes: repeated keys are errors, 5e5 is a number, and scalars stay text until the schema gives a type."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 import yaml
 
 TAG = "tag:yaml.org,2002:"
-# PyYAML takes 5e5 for text, as YAML 1.1 does; YAML 1.2 and people take it for a number.
+# PyYAML reads 5e5 as text, as YAML 1.1 does. YAML 1.2 reads it as a number.
 EXPONENT = (f"{TAG}float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
-
-# Keys of the draft that say nothing about its size.
-NO_SIZES = ("init", "context_tokens")
+# Keys of the draft that `with_draft` keeps: they do not set its size.
+KEPT_DRAFT_KEYS = ("init", "context_tokens")
 
 
 def parse(text: str) -> Any:
-    """What a text says; yaml.YAMLError where it is not YAML or has a key twice."""
+    """The parsed value of a text. yaml.YAMLError if it is not YAML, or repeats a key."""
     return yaml.load(text, _Loader)
 
 
@@ -28,29 +27,29 @@ def flow(value: object) -> str:
 
 
 def with_draft(text: str, sizes: Mapping[str, int]) -> str:
-    """A recipe's text with these sizes for its draft in place of what it said of them; all else stays as written."""
+    """The text of a recipe with the draft's sizes replaced. Everything else, comments included, stays as written."""
     tree = yaml.compose(text, _Loader)
-    assert isinstance(tree, yaml.MappingNode), "a recipe that has been read is a mapping"
+    assert isinstance(tree, yaml.MappingNode), "a recipe is a mapping"
     node = next(value for key, value in tree.value if key.value == "draft")
-    draft = {key: value for key, value in parse(text)["draft"].items() if key in NO_SIZES} | dict(sizes)
+    draft = {key: value for key, value in parse(text)["draft"].items() if key in KEPT_DRAFT_KEYS} | dict(sizes)
     begin, end = node.start_mark.index, node.end_mark.index
     if node.flow_style:
         return text[:begin] + flow(draft) + text[end:]
-    # A block ends where the next key begins: the comments and blank lines before that one stay.
+    # The block ends at the next key. Comments and blank lines before that key belong to it, and stay.
     kept = re.search(r"\n(\s*(#[^\n]*)?(\n|$))*$", text[begin:end])
     lines = f"\n{' ' * node.start_mark.column}".join(f"{key}: {flow(value)}" for key, value in draft.items())
     return text[:begin] + lines + (kept.group() if kept else "") + text[end:]
 
 
-def _resolvers(*left_out: str) -> dict[Any, Any]:
-    """PyYAML's rules for plain scalars but some, and 5e5 as a number."""
-    tags = [TAG + name for name in left_out]
+def _resolvers(*without: str) -> dict[Any, Any]:
+    """PyYAML's rules for plain scalars, without some of them, and with 5e5 as a number."""
+    tags = [TAG + name for name in without]
     rules = yaml.SafeLoader.yaml_implicit_resolvers
     return {first: [*(rule for rule in rules[first] if rule[0] not in tags), EXPONENT] for first in rules}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose mappings have no key twice. `yes`, `true` and dates stay text until the schema says what they are."""
+    """Raises an error on a repeated key. `yes`, `true` and dates stay text until the schema gives their type."""
 
     yaml_implicit_resolvers = _resolvers("bool", "timestamp")
 
@@ -60,7 +59,7 @@ class _Loader(yaml.SafeLoader):
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             value = key.value if key.tag == f"{TAG}merge" else self.construct_object(key)
             if value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key `{value}` is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{value}` is repeated", key.start_mark)
             seen.add(value)
         return node
 
