@@ -1,4 +1,4 @@
-"""Only what is permissively licensed may be learnt from. Packages are made here, as pip would leave them."""
+"""Only permissively licensed packages are used for training. The packages are made here in pip's layout."""
 
 import pytest
 
@@ -16,7 +16,7 @@ DECLARED = {
     "bound-agpl": ("License: AGPL-3.0", False),
     "expression-wins": ("License-Expression: GPL-3.0-only\nLicense: MIT", False),
     "proprietary": ("License: Other/Proprietary License", False),
-    "silent": ("Summary: says nothing", False),
+    "no-licence": ("Summary: no licence field", False),
 }
 
 
@@ -36,7 +36,7 @@ def root(tmp_path, monkeypatch):
     install("bridge", "License-Expression: LGPL-2.1-only", list(DECLARED))
     install("other-system", "License-Expression: MIT", [])
     install("only-an-extra", "License-Expression: MIT", [])
-    install("cycle", "License-Expression: MIT", ["lawtest-root"])
+    install("cycle", "License-Expression: MIT", ["licence-test-root"])
     needs = [
         "Bridge>=1",
         "cycle",
@@ -44,17 +44,16 @@ def root(tmp_path, monkeypatch):
         'only-an-extra; extra == "more"',
         "absent",
     ]
-    install("lawtest-root", "License-Expression: MIT", needs)
+    install("licence-test-root", "License-Expression: MIT", needs)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return "lawtest-root"
+    return "licence-test-root"
 
 
-def test_permissive_packages_and_no_others(root):
-    found = licensed_packages(root)
-    assert [package.name for package in found] == sorted(
+def test_only_permissively_licensed_packages(root):
+    assert [package.name for package in licensed_packages(root)] == sorted(
         [name for name, (_, permissive) in DECLARED.items() if permissive] + ["cycle"]
     )
 
 
-def test_files_of_a_package_are_its_own(root, tmp_path):
+def test_python_files_of_a_package(root, tmp_path):
     assert list(Package("free-mit", "1.0", "MIT").python_files()) == [(tmp_path / "free_mit.py", "free_mit.py")]

@@ -1,4 +1,4 @@
-"""Shards are what their card says, or an error that says what to remove."""
+"""Shards match their card, or the error says what to remove."""
 
 import resource
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastdraft.data.shards import Shards, SideCard, sample_digest, survey
+from fastdraft.data.shards import Shards, SplitCard, describe_shards, sample_digest
 from fastdraft.system.errors import ShardError
 
 
@@ -24,42 +24,42 @@ def folder(make_shards, tmp_path):
 def test_a_slice_crosses_shard_borders(make_shards, tmp_path, width, start, stop):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     shards = make_shards([11, 2, 13, 1, 27], width)
-    found = shards[start:stop]
-    assert found.dtype == np.int64
-    assert found.tolist() == list(range(54))[start:stop]
+    tokens = shards[start:stop]
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == list(range(54))[start:stop]
 
 
 def test_tokens_of_four_bytes_keep_their_value(tmp_path):
     tokens = np.array([0, 65535, 65536, 151_935, 2**31], np.int64)
     (tmp_path / "0.ds").write_bytes(tokens.astype("<u4").tobytes())
     (tmp_path / "0.ds.index").write_bytes(np.array([5], "<u8").tobytes())
-    assert Shards(tmp_path, survey(tmp_path, 4))[0:5].tolist() == tokens.tolist()
+    assert Shards(tmp_path, describe_shards(tmp_path, 4))[0:5].tolist() == tokens.tolist()
 
 
-def test_documents_start_where_the_one_before_ends(folder):
-    assert Shards(folder, survey(folder, 2)).document_starts().tolist() == [0, 11, 24, 26]
+def test_documents_start_at_the_end_of_the_previous_one(folder):
+    assert Shards(folder, describe_shards(folder, 2)).document_starts().tolist() == [0, 11, 24, 26]
 
 
 @pytest.mark.parametrize(
-    ("damage", "found"),
+    ("damage", "message"),
     [
         (lambda file: file.unlink(), "00001.ds is missing, its card says 26 bytes"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "00001.ds is 25 bytes, its card says 26 bytes"),
         (lambda file: file.write_bytes(file.read_bytes() + b"xx"), "00001.ds is 28 bytes, its card says 26 bytes"),
     ],
 )
-def test_a_shard_that_is_not_what_its_card_reports(folder, damage, found):
-    card = survey(folder, 2)
+def test_a_shard_whose_size_differs_from_its_card(folder, damage, message):
+    card = describe_shards(folder, 2)
     damage(folder / "00001.ds")
-    with pytest.raises(ShardError, match=found) as caught:
+    with pytest.raises(ShardError, match=message) as caught:
         Shards(folder, card)
-    # Removing one source would not help: the card of all of them says that the stage is done.
-    assert f"\n  do: remove {folder.parents[2]} and run again" in str(caught.value)
+    # Removing one source would not help: the card of the stage marks all of them as done.
+    assert f"\n  do: remove {folder.parents[2]}" in str(caught.value)
     assert folder.parents[2].name == "tokenize"
 
 
 @pytest.mark.parametrize(
-    ("damage", "found"),
+    ("damage", "message"),
     [
         (lambda file: file.unlink(), "index is missing"),
         (lambda file: file.write_bytes(b""), "do not rise to its shard's 13 tokens"),
@@ -68,47 +68,46 @@ def test_a_shard_that_is_not_what_its_card_reports(folder, damage, found):
         (lambda file: file.write_bytes(np.array([4, 13], "<u8").tobytes()), "holds 4 documents, its card says 3"),
     ],
 )
-def test_an_index_that_is_not_what_its_card_reports(folder, damage, found):
-    shards = Shards(folder, survey(folder, 2))
+def test_an_index_that_does_not_match_its_card(folder, damage, message):
+    shards = Shards(folder, describe_shards(folder, 2))
     damage(folder / "00001.ds.index")
-    with pytest.raises(ShardError, match=f"{found}(.|\n)*do: remove {folder.parents[2]} and run again"):
+    with pytest.raises(ShardError, match=f"{message}(.|\n)*do: remove {folder.parents[2]}"):
         shards.document_starts()
 
 
-def test_a_shard_without_a_token_is_none(folder):
-    before = survey(folder, 2)
+def test_an_empty_shard_is_ignored(folder):
+    before = describe_shards(folder, 2)
     (folder / "00003.ds").touch()
     (folder / "00003.ds.index").touch()
-    assert survey(folder, 2) == before
+    assert describe_shards(folder, 2) == before
 
 
-# A shard that changed.
+# Changed content.
 
 
-def spoil(path, start: int) -> None:
-    """Change one byte: the size stays."""
+def flip_bit(path, start: int) -> None:
     content = bytearray(path.read_bytes())
     content[start] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("size", [1, 4096, 65_536, 65_537, 1_000_003])
-def test_head_and_tail_of_a_file_are_looked_at_and_all_of_a_short_one(tmp_path, size):
+def test_the_digest_covers_head_and_tail_and_all_of_a_short_file(tmp_path, size):
     path = tmp_path / "shard"
     path.write_bytes(np.random.default_rng(size).bytes(size))
     before = sample_digest(path)
     assert sample_digest(path) == before
     for place in {0, size - 1} | ({size // 3} if size <= 65_536 else set()):
-        spoil(path, place)
+        flip_bit(path, place)
         assert sample_digest(path) != before
-        spoil(path, place)
+        flip_bit(path, place)
     path.write_bytes(path.read_bytes() + b"x")
     assert sample_digest(path) != before
 
 
 @given(fraction=st.floats(0, 15 / 16))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_sixteenth_that_changed_is_seen_wherever_it_lies(tmp_path, fraction):
+def test_the_digest_detects_any_changed_sixteenth_of_a_file(tmp_path, fraction):
     path, size = tmp_path / "shard", 1_000_003
     content = np.random.default_rng(3).bytes(size)
     path.write_bytes(content)
@@ -118,23 +117,23 @@ def test_a_sixteenth_that_changed_is_seen_wherever_it_lies(tmp_path, fraction):
     assert sample_digest(path) != before
 
 
-def test_a_shard_of_the_same_size_and_other_content_is_none_of_the_cards(folder):
-    card = survey(folder, 2)
-    spoil(folder / "00001.ds", 5)
-    with pytest.raises(ShardError, match=r"00001\.ds is as long as its card says, but its content(.|\n)*do: remove"):
+def test_a_shard_of_the_same_size_with_different_content(folder):
+    card = describe_shards(folder, 2)
+    flip_bit(folder / "00001.ds", 5)
+    with pytest.raises(ShardError, match=r"00001\.ds .* content has changed(.|\n)*do: remove"):
         Shards(folder, card)
-    other = survey(folder, 2)
-    assert other.digest != card.digest == SideCard.model_validate_json(card.model_dump_json()).digest
+    changed = describe_shards(folder, 2)
+    assert changed.digest != card.digest == SplitCard.model_validate_json(card.model_dump_json()).digest
 
 
-def test_a_card_from_before_there_were_samples_is_read(folder):
+def test_a_card_without_digests_is_read(folder):
     old = {"bytes_per_token": 2, "documents": 3, "tokens": 26}
     files = [{"name": f"0000{i}.ds", "tokens": tokens} for i, tokens in enumerate([11, 13, 2])]
-    shards = Shards(folder, SideCard.model_validate(old | {"files": files}))
+    shards = Shards(folder, SplitCard.model_validate(old | {"files": files}))
     assert shards[0:26].tolist() == list(range(26))
 
 
-def test_more_shards_than_a_process_may_open(make_shards):
+def test_more_shards_than_a_process_may_open_files(make_shards):
     """Each memory map keeps its file open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shards = make_shards([3] * 401)

@@ -1,4 +1,4 @@
-"""Each kind of source gives its documents, and what it cannot use is counted and named."""
+"""Every kind of source yields its documents, and counts and names the records that it cannot use."""
 
 import gzip
 import json
@@ -13,8 +13,8 @@ from fastdraft.config import SourcePart
 from fastdraft.data import python_code
 from fastdraft.data.document import WHOLE, Portion, Rejected, content_key
 from fastdraft.data.python_code import _docstrings
-from fastdraft.data.sources import SOURCES, anywhere, documents, read
-from fastdraft.data.split import side
+from fastdraft.data.sources import SOURCES, documents, read, with_absolute_path
+from fastdraft.data.split import split_of
 from fastdraft.system.errors import CorpusError
 
 TALES = ["Once upon a time\nthere was a fox.", "Ein Märchen: der Fuchs.", "狐は走る。", "one\n\ntwo"]
@@ -36,7 +36,7 @@ def rows(field: str = "text") -> bytes:
 @pytest.mark.parametrize("name", ["tales.txt", "tales.txt.gz"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
-def test_text_is_cut_at_separator_lines(tmp_path, name, end, mark):
+def test_text_is_split_at_separator_lines(tmp_path, name, end, mark):
     content = mark + f"{end}<|end|>{end}".join(text.replace("\n", end) for text in TALES).encode()
     path = packed(tmp_path / name, content)
     assert texts(source="text", path=path, separator="<|end|>") == TALES
@@ -45,25 +45,25 @@ def test_text_is_cut_at_separator_lines(tmp_path, name, end, mark):
 def test_without_a_separator_a_text_file_is_a_document(tmp_path):
     for i, text in enumerate(TALES):
         (tmp_path / f"{i}.txt").write_text(text)
-    (tmp_path / "other.dat").write_text("not asked for")
+    (tmp_path / "other.dat").write_text("not a text file")
     assert texts(source="text", path=str(tmp_path)) == TALES
     assert texts(source="text", path=str(tmp_path / "[12].txt")) == TALES[1:3]
 
 
 @pytest.mark.parametrize("name", ["tales.jsonl", "tales.jsonl.gz"])
-def test_jsonl_gives_the_field_of_each_row(tmp_path, name):
+def test_jsonl_yields_the_field_of_each_record(tmp_path, name):
     path = packed(tmp_path / name, rows("content") + b"\n  \n")
     rejected = Rejected()
     assert texts(rejected, source="jsonl", path=path, field="content") == TALES
-    assert (rejected.rows, rejected.counts) == (len(TALES), {})
+    assert (rejected.records, rejected.counts) == (len(TALES), {})
 
 
-def test_parquet_gives_the_field_of_each_row(tmp_path):
+def test_parquet_yields_the_field_of_each_row(tmp_path):
     many = [f"tale {i}" for i in range(2503)]
     pq.write_table(pa.table({"body": many}), tmp_path / "a.parquet")
-    found = list(documents(SourcePart(source="parquet", path=str(tmp_path), field="body"), Rejected()))
-    assert [document.text for document in found] == many
-    assert len({document.origin for document in found}) == len(many)
+    result = list(documents(SourcePart(source="parquet", path=str(tmp_path), field="body"), Rejected()))
+    assert [document.text for document in result] == many
+    assert len({document.origin for document in result}) == len(many)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -75,47 +75,47 @@ def test_hub_reads_a_data_set_from_a_folder(tmp_path, kind):
     else:
         pq.write_table(pa.table({"story": TALES}), folder / "train.parquet")
     assert texts(source="hub", path=str(folder), field="story") == TALES
-    with pytest.raises(CorpusError, match=r"no column `text`, only (id, )?story\n  do: set `field`"):
+    with pytest.raises(CorpusError, match=r"no column `text`, only (id, )?story\n  do: "):
         texts(source="hub", path=str(folder))
 
 
-def test_hub_reports_what_it_cannot_open(tmp_path):
-    with pytest.raises(CorpusError, match=r"cannot be opened(.|\n)*do: check its name"):
+def test_hub_data_set_that_cannot_be_opened(tmp_path):
+    with pytest.raises(CorpusError, match=r"nothing cannot be opened(.|\n)*  do: "):
         texts(source="hub", path=str(tmp_path / "nothing"))
 
 
-def test_each_text_is_given_once_and_documents_at_most_stops_early(tmp_path):
+def test_each_text_is_yielded_once_and_max_documents_stops_early(tmp_path):
     path = packed(tmp_path / "a.jsonl", rows() + rows())
     assert texts(source="jsonl", path=path) == TALES
     assert texts(source="jsonl", path=path, max_documents=2) == TALES[:2]
 
 
-BROKEN = {
+UNUSABLE = {
     b'{"text": "cut': "rows that are not JSON",
     b'{"text": "' + b"\xff\xfe" + b'"}': "rows that are not UTF-8",
     b'{"other": "x"}': "rows without a text in `text`",
     b'{"text": 3}': "rows without a text in `text`",
-    b'["text"]': "rows without a text in `text`",
+    b'["text"]': "rows that are not JSON objects",
     b'{"text": ' + b"7" * 5000 + b"}": "rows that are not JSON",
     b'{"text": "half \\ud83d"}': r"rows with half a character \(a lone surrogate\)",
 }
 
 
-@pytest.mark.parametrize(("line", "reason"), BROKEN.items(), ids=list(map(str, range(len(BROKEN)))))
-def test_broken_rows_are_counted_and_named_above_one_percent(tmp_path, line, reason):
+@pytest.mark.parametrize(("line", "reason"), UNUSABLE.items(), ids=list(map(str, range(len(UNUSABLE)))))
+def test_unusable_records_are_counted_and_an_error_above_one_percent(tmp_path, line, reason):
     sound = [json.dumps({"text": f"tale {i}"}).encode() for i in range(197)]
     rejected = Rejected()
     path = packed(tmp_path / "a.jsonl", b"\n".join([*sound, line]))
     assert len(texts(rejected, source="jsonl", path=path)) == 197
-    assert (rejected.rows, sum(rejected.counts.values())) == (198, 1)
+    assert (rejected.records, sum(rejected.counts.values())) == (198, 1)
 
     path = packed(tmp_path / "b.jsonl", b"\n".join([*sound[:3], line, line, line, *sound[3:]]))
-    named = rf"1\.5% of the 200 rows of {path} are unusable: 3 {reason} \(first: {path}:4\)\n  wanted.*\n  do: "
-    with pytest.raises(CorpusError, match=named):
+    message = rf"1\.5% of the 200 .* {path} .*: 3 {reason} \(first: {path}:4\)\n  wanted.*\n  do: "
+    with pytest.raises(CorpusError, match=message):
         texts(source="jsonl", path=path)
 
 
-def test_a_text_file_that_is_not_utf8_is_named(tmp_path):
+def test_a_text_file_that_is_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_text("sound")
     (tmp_path / "b.txt").write_bytes("Märchen".encode("latin-1"))
     with pytest.raises(CorpusError, match=r"50\.0% of the 2 rows .*1 files that are not UTF-8.*b\.txt"):
@@ -131,27 +131,27 @@ def test_a_text_file_that_is_not_utf8_is_named(tmp_path):
         ("parquet", "a.parquet", b"PAR1 cut short"),
     ],
 )
-def test_a_damaged_file_stops(tmp_path, source, name, content):
+def test_a_damaged_file_is_an_error(tmp_path, source, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError, match=f"{name} is damaged or cut short(.|\n)*do: fetch it again"):
+    with pytest.raises(CorpusError, match=f"{name} is damaged(.|\n)*  do: "):
         texts(source=source, path=str(tmp_path))
 
 
 @pytest.mark.parametrize("source", ["text", "jsonl", "parquet"])
-def test_nothing_at_the_path(tmp_path, source):
-    with pytest.raises(CorpusError, match=f"no file at {tmp_path}/nowhere (.|\n)*do: correct `path`"):
+def test_no_file_at_the_path(tmp_path, source):
+    with pytest.raises(CorpusError, match=f"no file at {tmp_path}/nowhere (.|\n)*  do: "):
         texts(source=source, path=str(tmp_path / "nowhere"))
-    with pytest.raises(CorpusError, match="needs a path\n  do: set `path`"):
+    with pytest.raises(CorpusError, match=f"`{source}` source needs a path\n  do: "):
         texts(source=source)
 
 
 def test_parquet_without_the_column(tmp_path):
     pq.write_table(pa.table({"body": TALES}), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match=r"no column `text`, only body\n  do: set `field`"):
+    with pytest.raises(CorpusError, match=r"no column `text`, only body\n  do: "):
         texts(source="parquet", path=str(tmp_path))
 
 
-def test_every_source_has_a_row_in_the_table():
+def test_every_source_of_the_recipe_is_in_the_table():
     assert set(SOURCES) == set(SourcePart.model_fields["source"].annotation.__args__)
 
 
@@ -164,10 +164,10 @@ def test_docstrings_are_those_of_modules_classes_and_functions():
 
 @pytest.fixture
 def python_files(monkeypatch):
-    """Every 37th Python file of this machine; reading and parsing them all takes a minute and a half."""
-    found = python_code._python_files()[::37]
-    assert len(found) >= 100
-    monkeypatch.setattr(python_code, "_python_files", lambda: found)
+    """Every 37th Python file of this machine; reading and parsing all of them takes a minute and a half."""
+    files = python_code._python_files()[::37]
+    assert len(files) >= 100
+    monkeypatch.setattr(python_code, "_python_files", lambda: files)
     python_code._wanted_code.cache_clear(), python_code._wanted_docstrings.cache_clear()
     yield
     python_code._wanted_code.cache_clear(), python_code._wanted_docstrings.cache_clear()
@@ -175,30 +175,30 @@ def python_files(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("python_files")
-def test_code_and_docstrings_of_a_file_fall_on_one_side():
-    """A file's docstrings stand in its code too: split apart, the held-out ones would have been trained on."""
+def test_code_and_docstrings_of_a_file_are_in_the_same_split():
+    """The code of a file contains its docstrings, so held-out docstrings must not be in trained code."""
     code = SourcePart(source="python_code", max_documents=700, held_out_fraction=0.2)
     prose = SourcePart(source="python_docstrings", max_documents=200, held_out_fraction=0.2)
-    sides = {document.origin: side(code, document.key) for document in documents(code, Rejected())}
-    shared = [document for document in documents(prose, Rejected()) if document.origin in sides]
-    counted = Counter(side(prose, document.key) for document in shared)
-    assert min(counted["train"], counted["held_out"]) >= 5
-    assert all(side(prose, document.key) == sides[document.origin] for document in shared)
+    splits = {document.origin: split_of(code, document.key) for document in documents(code, Rejected())}
+    shared = [document for document in documents(prose, Rejected()) if document.origin in splits]
+    counts = Counter(split_of(prose, document.key) for document in shared)
+    assert min(counts["train"], counts["held_out"]) >= 5
+    assert all(split_of(prose, document.key) == splits[document.origin] for document in shared)
     assert all(document.key != content_key(document.text) for document in shared)
 
 
-# Portions: what the tasks read.
+# Portions of several tasks.
 
 
 def portions(tasks: int, **keys: object) -> tuple[list[list[str]], list[Rejected]]:
-    """The texts of each task, and what each rejected."""
+    """The texts and the rejected records of each task."""
     rejected = [Rejected() for _ in range(tasks)]
     part = SourcePart(**keys)
     return [[d.text for d in read(part, rejected[i], Portion(i, tasks))] for i in range(tasks)], rejected
 
 
 def five_files(folder, kind: str) -> str:
-    """31 documents in five files of several sizes, one row of them broken; two row groups or more in a parquet file."""
+    """31 documents in five files of different sizes, and one broken record in jsonl; parquet row groups of 4."""
     texts = [f"tale {i}" for i in range(31)]
     for number, (low, high) in enumerate(pairwise([0, 2, 9, 16, 29, 31])):
         rows = texts[low:high]
@@ -214,22 +214,22 @@ def five_files(folder, kind: str) -> str:
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 7, 11, 37])
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "hub of parquet"])
-def test_portions_are_the_source_and_none_reads_anothers_document(tmp_path, kind, tasks):
+def test_portions_are_disjoint_and_cover_the_source(tmp_path, kind, tasks):
     path = five_files(tmp_path, kind.split()[-1])
     keys = {"source": kind.split()[0], "path": path, "separator": "---"}
-    whole, counted = Rejected(), Rejected()
+    whole, merged = Rejected(), Rejected()
     everything = [d.text for d in read(SourcePart(**keys), whole)]
-    found, rejected = portions(tasks, **keys)
-    assert Counter(text for texts in found for text in texts) == Counter(everything)
+    texts_of_tasks, rejected = portions(tasks, **keys)
+    assert Counter(text for texts in texts_of_tasks for text in texts) == Counter(everything)
     assert len(everything) == 31
-    for one in rejected:
-        counted.merge(one)
-    assert (counted.rows, counted.counts) == (whole.rows, whole.counts)
-    assert sum(bool(texts) for texts in found) > min(tasks, 5) // 2
+    for of_task in rejected:
+        merged.merge(of_task)
+    assert (merged.records, merged.counts) == (whole.records, whole.counts)
+    assert sum(bool(texts) for texts in texts_of_tasks) > min(tasks, 5) // 2
 
 
 @pytest.mark.parametrize("source", ["python_code", "python_docstrings"])
-def test_portions_of_what_was_found_on_the_machine(monkeypatch, tmp_path, source):
+def test_portions_of_the_python_files_of_this_machine(monkeypatch, tmp_path, source):
     paths = []
     for i in range(13):
         (tmp_path / f"{i}.py").write_text(f'"""{f"module {i} " * 20}"""\n' + "x = 1\n" * 60)
@@ -238,17 +238,17 @@ def test_portions_of_what_was_found_on_the_machine(monkeypatch, tmp_path, source
     monkeypatch.setattr(python_code, "_python_files", lambda: (*paths, (tmp_path / "bad.py", "p/bad.py")))
     python_code._wanted_code.cache_clear(), python_code._wanted_docstrings.cache_clear()
     everything = [d.text for d in read(SourcePart(source=source), Rejected())]
-    found, rejected = portions(3, source=source)
+    texts_of_tasks, rejected = portions(3, source=source)
     python_code._wanted_code.cache_clear(), python_code._wanted_docstrings.cache_clear()
-    assert Counter(text for texts in found for text in texts) == Counter(everything)
+    assert Counter(text for texts in texts_of_tasks for text in texts) == Counter(everything)
     assert len(everything) == 13
-    assert [one.rows for one in rejected] == [14, 0, 0]
-    assert sum(sum(one.counts.values()) for one in rejected) == (source == "python_code")
+    assert [of_task.records for of_task in rejected] == [14, 0, 0]
+    assert sum(sum(of_task.counts.values()) for of_task in rejected) == (source == "python_code")
 
 
 @pytest.mark.parametrize("source", ["jsonl", "parquet", "hub"])
-def test_a_task_reads_its_own_files_alone(tmp_path, source):
-    """The others' files are damaged: whoever opened one would fail."""
+def test_a_task_reads_only_its_own_files(tmp_path, source):
+    """The files of the other tasks are damaged, so opening one would fail."""
     kind = "jsonl" if source == "jsonl" else "parquet"
     path = five_files(tmp_path, kind)
     part = SourcePart(source=source, path=path)
@@ -257,12 +257,12 @@ def test_a_task_reads_its_own_files_alone(tmp_path, source):
         (tmp_path / f"{number}.{kind}").write_bytes(b"damaged")
     rejected = Rejected()
     assert [d.text for d in read(part, rejected, Portion(0, 3))] == own
-    assert (rejected.rows, rejected.counts) == (len(own), {})
+    assert (rejected.records, rejected.counts) == (len(own), {})
 
 
 @pytest.mark.parametrize("source", ["parquet", "hub"])
-def test_tasks_fraction_the_row_groups_of_a_file(tmp_path, source):
-    """The data pages of all groups but the first and fourth are damaged: the first of three tasks reads the rest."""
+def test_tasks_share_the_row_groups_of_a_file(tmp_path, source):
+    """The first of three tasks reads groups 0 and 3; the data pages of all other groups are damaged."""
     rows = [f"tale {i:05d} " * 40 for i in range(600)]
     path = tmp_path / "one.parquet"
     pq.write_table(pa.table({"text": rows}), path, row_group_size=100, compression="none", use_dictionary=False)
@@ -279,26 +279,26 @@ def test_tasks_fraction_the_row_groups_of_a_file(tmp_path, source):
         list(read(part, Rejected(), Portion(1, 3)))
 
 
-def test_documents_at_most_is_dealt_out_to_the_tasks(tmp_path):
+def test_max_documents_is_divided_among_the_tasks(tmp_path):
     path = packed(tmp_path / "a.jsonl", "".join(json.dumps({"text": f"tale {i}"}) + "\n" for i in range(50)).encode())
-    found, _ = portions(3, source="jsonl", path=path, max_documents=7)
-    assert sorted(int(text.split()[1]) for texts in found for text in texts) == list(range(7))
+    texts_of_tasks, _ = portions(3, source="jsonl", path=path, max_documents=7)
+    assert sorted(int(text.split()[1]) for texts in texts_of_tasks for text in texts) == list(range(7))
 
 
-def test_a_data_set_is_asked_for_by_folder_and_split(tmp_path):
+def test_folder_and_split_of_a_hub_data_set(tmp_path):
     for folder, name in (("python", "train"), ("python", "test"), ("java", "train")):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         table = pa.table({"content": [f"{folder} {name}"]})
         pq.write_table(table, tmp_path / "data" / folder / f"{name}.parquet")
-    asked = {"source": "hub", "path": str(tmp_path), "field": "content"}
-    assert texts(folder="data/python", **asked) == ["python train"]
-    assert texts(folder="data/python", split="test", **asked) == ["python test"]
+    keys = {"source": "hub", "path": str(tmp_path), "field": "content"}
+    assert texts(folder="data/python", **keys) == ["python train"]
+    assert texts(folder="data/python", split="test", **keys) == ["python test"]
 
 
-def test_a_local_path_is_the_same_for_a_process_in_another_folder(tmp_path, monkeypatch):
+def test_an_absolute_path_works_in_another_working_directory(tmp_path, monkeypatch):
     packed(tmp_path / "a.jsonl", rows())
     monkeypatch.chdir(tmp_path)
-    part = anywhere(SourcePart(source="jsonl", path="*.jsonl"))
+    part = with_absolute_path(SourcePart(source="jsonl", path="*.jsonl"))
     monkeypatch.chdir("/")
     assert [d.text for d in read(part, Rejected(), WHOLE)] == TALES
-    assert anywhere(SourcePart(source="hub", path="some/name")).path == "some/name"
+    assert with_absolute_path(SourcePart(source="hub", path="some/name")).path == "some/name"

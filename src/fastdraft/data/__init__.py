@@ -1,1 +1,1 @@
-"""From documents to token shards, and from shards to batches: sources, the held-out split, tokenising, order."""
+"""Documents, their train and held-out splits, token shards, and batches of training sequences."""

@@ -1,9 +1,9 @@
-"""Attempts at a piece of work that is done in numbered tasks: what an attempt finished, the next one takes over.
+"""Attempts at work that consists of numbered tasks; a new attempt takes over the finished tasks of earlier ones.
 
-Each process that starts makes an attempt: a folder of its own, since one that was killed may leave tasks behind, on
-this machine or on a cluster, that go on writing into theirs. In it lies a folder for each pipeline of tasks; all that
-task 7 leaves there has a name that begins with its number (00007.npz, 00007_00000_doc_shuffled.ds), and a finished task
-has an empty file log/completions/00007 there, which datatrove writes.
+Every process makes an attempt in a folder of its own, because tasks of a killed process, on this machine or on a
+cluster, may still write into theirs. The folder has a subfolder for each pipeline. The names of all files that task 7
+writes begin with its number (00007.npz, 00007_00000_doc_shuffled.ds). datatrove marks a finished task with an empty
+file log/completions/00007.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from fastdraft.system.files import remove
 
 
 def new_attempt(attempts: Path) -> Path:
-    """An attempt of this process, with the finished tasks of those before it, which are removed."""
-    before = sorted(attempts.glob("attempt-*"))
-    attempt = attempts / f"attempt-{os.getpid()}-{len(before)}"
+    """A new attempt folder that holds the finished tasks of all earlier attempts; these are removed."""
+    earlier = sorted(attempts.glob("attempt-*"))
+    attempt = attempts / f"attempt-{os.getpid()}-{len(earlier)}"
     attempt.mkdir(parents=True)
-    for old in before:
+    for old in earlier:
         for mark in sorted(old.glob("*/log/completions/*")):
             _take_over(mark, attempt / mark.relative_to(old))
         remove(old)
     return attempt
 
 
-def _take_over(mark: Path, own: Path) -> None:
-    """Move a finished task. The mark goes first and comes last: a kill in between makes the task an unfinished one."""
-    pipeline, destination = mark.parents[2], own.parents[2]
+def _take_over(mark: Path, new_mark: Path) -> None:
+    """Move the files of a finished task. The mark is removed first and written last: after a kill in between, the
+    task counts as unfinished.
+    """
+    pipeline, new_pipeline = mark.parents[2], new_mark.parents[2]
     mark.unlink()
     for file in sorted(pipeline.rglob(f"{mark.name}[._]*")):
-        place = destination / file.relative_to(pipeline)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.rename(place)
-    own.parent.mkdir(parents=True, exist_ok=True)
-    own.touch()
+        destination = new_pipeline / file.relative_to(pipeline)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(destination)
+    new_mark.parent.mkdir(parents=True, exist_ok=True)
+    new_mark.touch()

@@ -1,7 +1,8 @@
-"""The first of the two readings of a source: which documents it holds, and what is to become of each.
+"""The first of two passes over a source: count its documents and decide what happens to each.
 
-Each task reads its portion and leaves a hash of every sound document; together they say which texts come twice. The
-second reading follows the verdict, and stops where it does not meet the same documents in the same order.
+Each task reads its portion and stores a hash of every usable document. The hashes of all tasks show which texts
+repeat. The second pass reads the source again, follows the decisions, and stops with an error if it does not meet the
+same documents in the same order.
 """
 
 from __future__ import annotations
@@ -18,105 +19,107 @@ import numpy.typing as npt
 
 from fastdraft.config import SourcePart
 from fastdraft.data.document import Document, Portion, Rejected, content_hash
-from fastdraft.data.sources import check, read
-from fastdraft.data.split import side
-from fastdraft.data.web_filters import Dropped, Sieve, rewriting
+from fastdraft.data.sources import check_rejected, read
+from fastdraft.data.split import split_of
+from fastdraft.data.web_filters import FilteredOut, QualityFilters, rewriting_filters
 from fastdraft.system.errors import CorpusError
 from fastdraft.system.files import atomic_write, write_json
 
-# What is to become of a document: sampled away, trained on, held out, refused by a quality filter, there already.
-AWAY, TRAIN, HELD_OUT, REFUSED, TWICE = range(5)
-FATES = {None: AWAY, "train": TRAIN, "held_out": HELD_OUT}
+# The decision about a document; FILTERED: dropped by a quality filter.
+SAMPLED_OUT, TRAIN, HELD_OUT, FILTERED, DUPLICATE = range(5)
+DECISION_OF_SPLIT = {None: SAMPLED_OUT, "train": TRAIN, "held_out": HELD_OUT}
 
-Fates = npt.NDArray[np.uint8]
+Hashes = npt.NDArray[np.uint64]
+Decisions = npt.NDArray[np.uint8]
 
 
 class Census(NamedTuple):
-    """The held-out documents, each text once; what was left out and why; texts that came again."""
+    """The held-out documents, each text once; the rejected records; the number of duplicates."""
 
     held_out: list[Document]
     rejected: Rejected
     duplicates: int
 
 
-def count_portion(part: SourcePart, folder: Path, _data: Any, rank: int, of: int) -> Iterator[None]:
-    """A task: RANK.npz has hash and fate of each sound document, RANK.json what is held out and what is rejected."""
-    rejected, sieve = Rejected(), Sieve(part.quality)
-    hashes, fates, held_out = array("Q"), bytearray(), []
-    for number, document in enumerate(read(part, rejected, Portion(rank, of))):
-        decided = sieve(document)
-        if isinstance(decided, Dropped):
-            rejected.refuse(decided.reason)
-        kept = document if isinstance(decided, Dropped) else decided
-        fate = REFUSED if isinstance(decided, Dropped) else FATES[side(part, kept.key)]
+def count_portion(part: SourcePart, folder: Path, _data: Any, rank: int, world_size: int) -> Iterator[None]:
+    """The task of the first pass: writes RANK.npz (hashes and decisions) and RANK.json (held out and rejected)."""
+    rejected, filters = Rejected(), QualityFilters(part.quality)
+    hashes, decisions, held_out = array("Q"), bytearray(), []
+    for number, document in enumerate(read(part, rejected, Portion(rank, world_size))):
+        kept = filters(document)
+        if isinstance(kept, FilteredOut):
+            rejected.add_filtered(kept.reason)
+            kept, decision = document, FILTERED
+        else:
+            decision = DECISION_OF_SPLIT[split_of(part, kept.key)]
         hashes.append(content_hash(kept.text))
-        fates.append(fate)
-        if fate == HELD_OUT:
+        decisions.append(decision)
+        if decision == HELD_OUT:
             held_out.append([number, *kept])
     with atomic_write(folder / f"{rank:05d}.npz") as path, path.open("wb") as file:
-        np.savez(file, hashes=np.frombuffer(hashes, np.uint64), fates=np.frombuffer(fates, np.uint8))
+        np.savez(file, hashes=np.frombuffer(hashes, np.uint64), decisions=np.frombuffer(decisions, np.uint8))
     write_json(folder / f"{rank:05d}.json", {"rejected": asdict(rejected), "held_out": held_out})
     yield from ()
 
 
-def conclude(part: SourcePart, folder: Path, tasks: int) -> Census:
-    """The census of all portions; leaves RANK.verdict.npy, the fates in which a text that came before is `TWICE`.
+def merge_portions(part: SourcePart, folder: Path, tasks: int) -> Census:
+    """The census of all portions; writes RANK.decisions.npy, in which repeated texts are `DUPLICATE`.
 
-    CorpusError where too many rows are unsound. Needs some 80 bytes a document, 0.8 GB for 10B tokens.
+    CorpusError if too many records are unusable. Needs about 80 bytes per document: 0.8 GB for 10B tokens.
     """
-    told = [json.loads((folder / f"{rank:05d}.json").read_text(encoding="utf-8")) for rank in range(tasks)]
+    portions = [json.loads((folder / f"{rank:05d}.json").read_text(encoding="utf-8")) for rank in range(tasks)]
     rejected = Rejected()
-    for portion in told:
+    for portion in portions:
         rejected.merge(Rejected(**portion["rejected"]))
-    check(part, rejected)
-    verdicts = _without_duplicates([_portion(folder, rank) for rank in range(tasks)])
-    for rank, verdict in enumerate(verdicts):
-        with atomic_write(folder / f"{rank:05d}.verdict.npy") as path, path.open("wb") as file:
-            np.save(file, verdict)
+    check_rejected(part, rejected)
+    decisions = _mark_duplicates([_read_portion(folder, rank) for rank in range(tasks)])
+    for rank, of_portion in enumerate(decisions):
+        with atomic_write(folder / f"{rank:05d}.decisions.npy") as path, path.open("wb") as file:
+            np.save(file, of_portion)
     held_out = [
         Document(*document)
-        for verdict, portion in zip(verdicts, told, strict=True)
+        for of_portion, portion in zip(decisions, portions, strict=True)
         for number, *document in portion["held_out"]
-        if verdict[number] == HELD_OUT
+        if of_portion[number] == HELD_OUT
     ]
-    return Census(held_out, rejected, sum(int((verdict == TWICE).sum()) for verdict in verdicts))
+    return Census(held_out, rejected, sum(int((of_portion == DUPLICATE).sum()) for of_portion in decisions))
 
 
 def train_documents(part: SourcePart, folder: Path, portion: Portion) -> Iterator[Document]:
-    """The second reading: a portion's documents to train on. CorpusError where they are not those of the first."""
-    hashes = _portion(folder, portion.rank)[0]
-    verdict: Fates = np.load(folder / f"{portion.rank:05d}.verdict.npy")
-    sieve, count = Sieve(rewriting(part.quality)), 0
+    """The second pass: the training documents of a portion; CorpusError if the source differs from the first pass."""
+    hashes = _read_portion(folder, portion.rank)[0]
+    decisions: Decisions = np.load(folder / f"{portion.rank:05d}.decisions.npy")
+    filters, count = QualityFilters(rewriting_filters(part.quality)), 0
     for count, document in enumerate(read(part, Rejected(), portion), 1):
-        if count > len(verdict):
+        if count > len(decisions):
             raise _changed(part, document.origin)
-        if verdict[count - 1] == TRAIN:
-            kept = sieve(document)
-            if isinstance(kept, Dropped) or content_hash(kept.text) != hashes[count - 1]:
+        if decisions[count - 1] == TRAIN:
+            kept = filters(document)
+            if isinstance(kept, FilteredOut) or content_hash(kept.text) != hashes[count - 1]:
                 raise _changed(part, document.origin)
             yield kept
-    if count != len(verdict):
+    if count != len(decisions):
         raise _changed(part, "its end")
 
 
-def _portion(folder: Path, rank: int) -> tuple[npt.NDArray[np.uint64], Fates]:
-    with np.load(folder / f"{rank:05d}.npz") as kept:
-        return kept["hashes"], kept["fates"]
+def _read_portion(folder: Path, rank: int) -> tuple[Hashes, Decisions]:
+    with np.load(folder / f"{rank:05d}.npz") as portion:
+        return portion["hashes"], portion["decisions"]
 
 
-def _without_duplicates(portions: list[tuple[npt.NDArray[np.uint64], Fates]]) -> list[Fates]:
-    """The fates, portion by portion; of equal texts that no filter refused the first decides, the rest are `TWICE`."""
-    hashes, fates = (np.concatenate(column) for column in zip(*portions, strict=True))
-    asked = np.flatnonzero(fates != REFUSED)
-    first = asked[np.unique(hashes[asked], return_index=True)[1]]
-    again = fates != REFUSED
-    again[first] = False
-    fates[again] = TWICE
-    return np.split(fates, np.cumsum([len(own) for own, _ in portions])[:-1])
+def _mark_duplicates(portions: list[tuple[Hashes, Decisions]]) -> list[Decisions]:
+    """The decisions per portion, with all but the first of equal texts `DUPLICATE`; filtered texts do not count."""
+    hashes, decisions = (np.concatenate(column) for column in zip(*portions, strict=True))
+    duplicate = decisions != FILTERED
+    unfiltered = np.flatnonzero(duplicate)
+    first = unfiltered[np.unique(hashes[unfiltered], return_index=True)[1]]
+    duplicate[first] = False
+    decisions[duplicate] = DUPLICATE
+    return np.split(decisions, np.cumsum([len(own) for own, _ in portions])[:-1])
 
 
 def _changed(part: SourcePart, where: str) -> CorpusError:
     return CorpusError(
-        f"{part.path or part.source} changed while it was read: at {where} its second reading differs from the first\n"
-        f"  do: run again when it stays as it is; for a data set on the hub set `revision`"
+        f"{part.path or part.source} changed while it was read: at {where} the second pass differs from the first\n"
+        f"  do: run again when the source no longer changes; for a data set on the hub set `revision`"
     )

@@ -9,7 +9,7 @@ from fastdraft.system.cards import Card
 
 
 class CorpusCard(Card):
-    """The tokenised sources by name; their shards lie in SOURCE/{train,held_out}/shards beside the card."""
+    """The tokenised sources by name; their shards are in SOURCE/{train,held_out}/shards next to the card."""
 
     kind: ClassVar[str] = "corpus"
     sources: dict[str, SourceCard]

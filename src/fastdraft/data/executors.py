@@ -1,4 +1,7 @@
-"""Where the tasks of a datatrove pipeline run: one row in `EXECUTORS` each. The same pipeline, the same files."""
+"""Run the tasks of a datatrove pipeline on this machine, on Slurm or on Ray: one entry each in `EXECUTORS`.
+
+All executors write the same files.
+"""
 
 from __future__ import annotations
 
@@ -35,31 +38,31 @@ from fastdraft.system.progress import Bar
 
 Step = Callable[..., Any]
 
-# datatrove tells standard error about each task; what goes wrong in one is raised again in any case.
+# datatrove logs every task to standard error; the errors of tasks are raised by `run_tasks`.
 logger.disable("datatrove")
 
 
-def run_tasks(*steps: Step, what: str, how: TokenizePart, folder: Path) -> None:
-    """Run those tasks of a pipeline that are not finished (its log is in `folder`); all are when this returns.
+def run_tasks(*steps: Step, label: str, options: TokenizePart, folder: Path) -> None:
+    """Run the unfinished tasks of a pipeline; afterwards all are finished. The log is in `folder`.
 
-    What a task raises for the user to fix is raised here, wherever the task ran; RunError for any other failure.
+    A UserError of a task is raised here, wherever the task ran; RunError for any other failure.
     """
     log = folder.absolute() / "log"
-    for told in log.glob("told/*.json"):
-        told.unlink()
-    executor = EXECUTORS[how.executor](list(steps), how, log)
-    why = "some of them failed"
+    for failure in log.glob("failures/*.json"):
+        failure.unlink()
+    executor = EXECUTORS[options.executor](list(steps), options, log)
+    reason = "some of them failed"
     try:
-        with _shown(what, executor):
+        with _progress_bar(label, executor):
             executor.run()
     except (TaskEnded, subprocess.CalledProcessError) as error:
-        why = str(error)
-    _check_finished(executor, log, why)
+        reason = str(error)
+    _check_finished(executor, log, reason)
 
 
 @contextmanager
-def _shown(what: str, executor: PipelineExecutor) -> Iterator[None]:
-    """A bar of the finished tasks, wherever they run; none for a single one."""
+def _progress_bar(label: str, executor: PipelineExecutor) -> Iterator[None]:
+    """A bar of the finished tasks, counted by datatrove's marks on disk; none if there is only one task."""
     tasks, ended = executor.world_size, threading.Event()
     if tasks == 1:
         yield
@@ -75,7 +78,7 @@ def _shown(what: str, executor: PipelineExecutor) -> Iterator[None]:
             seen = finished
 
     before = tasks - len(executor.get_incomplete_ranks())
-    with Bar(what, tasks, "tasks", before) as bar:
+    with Bar(label, tasks, "tasks", before) as bar:
         watcher = threading.Thread(target=watch, args=(before,), daemon=True)
         watcher.start()
         try:
@@ -85,28 +88,28 @@ def _shown(what: str, executor: PipelineExecutor) -> Iterator[None]:
             watcher.join()
 
 
-def _check_finished(executor: PipelineExecutor, log: Path, why: str) -> None:
-    """Nothing, if all tasks are; otherwise what the first of those that failed has told, or `why`."""
-    told = [(path, *json.loads(path.read_text(encoding="utf-8"))) for path in sorted(log.glob("told/*.json"))]
-    for _, name, text, _ in told:
-        if name is not None:
-            raise getattr(errors, name)(text)
-    for path, _, text, trace in told[:1]:
+def _check_finished(executor: PipelineExecutor, log: Path, reason: str) -> None:
+    """Raise the first UserError that a task recorded; RunError with the first other failure, or with `reason`."""
+    failures = [(path, *json.loads(path.read_text(encoding="utf-8"))) for path in sorted(log.glob("failures/*.json"))]
+    for _, user_error, text, _ in failures:
+        if user_error is not None:
+            raise getattr(errors, user_error)(text)
+    for path, _, text, trace in failures[:1]:
         path.with_suffix(".txt").write_text(trace, encoding="utf-8")
-        why = f"task {int(path.stem)}: {text}; {path.with_suffix('.txt')} says where"
+        reason = f"task {int(path.stem)}: {text}; the traceback is in {path.with_suffix('.txt')}"
     if ranks := executor.get_incomplete_ranks():
         raise RunError(
-            f"{len(ranks)} of {executor.world_size} tasks are not finished ({why})\n"
-            f"  do: fix that (the tasks' logs are in {log}), then run the same command: it goes on with these tasks"
+            f"{len(ranks)} of {executor.world_size} tasks are not finished ({reason})\n"
+            f"  do: fix that (the tasks' logs are in {log}), then run the same command to continue with these tasks"
         )
 
 
 class TaskEnded(Exception):
-    """A task's process ended before its task did."""
+    """The process of a task ended before the task was finished."""
 
 
-class Telling:
-    """For an executor: a task that fails leaves word, since not every executor passes on what was raised."""
+class RecordsFailures:
+    """Mixin for executors: a failed task writes its error to a file, because not every executor passes errors on."""
 
     logging_dir: Any
 
@@ -114,37 +117,38 @@ class Telling:
         try:
             return super()._run_for_rank(rank, local_rank, node_rank)  # type: ignore[misc]
         except Exception as error:
-            name, text = (type(error).__name__, str(error)) if isinstance(error, UserError) else (None, repr(error))
-            told = Path(self.logging_dir.resolve_paths(f"told/{rank:05d}.json"))
-            write_json(told, [name, text, traceback.format_exc()])
+            is_user_error = isinstance(error, UserError)
+            user_error, text = (type(error).__name__, str(error)) if is_user_error else (None, repr(error))
+            failure = Path(self.logging_dir.resolve_paths(f"failures/{rank:05d}.json"))
+            write_json(failure, [user_error, text, traceback.format_exc()])
             raise
 
 
-class LocalTasks(Telling, LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
-    """This machine, with no process but the tasks', which end when this one does.
+class LocalTasks(RecordsFailures, LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
+    """This machine. The tasks' processes end when this process does.
 
-    datatrove's own `run` has a manager process even for one worker: killed, it leaves that behind for ever (60 MB), and
-    its pool's workers at their tasks.
+    datatrove's own `run` starts a manager process even for one worker. If this process is killed, the manager (60 MB)
+    and the workers of its pool are never ended.
     """
 
     def run(self) -> None:
-        """Run what is not finished: here, or as many processes at once as there are workers."""
+        """Run the unfinished tasks: in this process, or in one process each, `workers` at a time."""
         ranks = self.get_incomplete_ranks()
         if self.workers > 1:
-            self._run_at_once(ranks)
+            self._run_parallel(ranks)
         else:
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)
 
-    def _run_at_once(self, ranks: list[int]) -> None:
-        """TaskEnded as soon as a task fails, since the others may take hours; none is left running."""
+    def _run_parallel(self, ranks: list[int]) -> None:
+        """TaskEnded as soon as one task fails, since the others may take hours; no process is left running."""
         new_process = multiprocessing.get_context("forkserver").Process
         waiting, running = deque(ranks), dict[Any, BaseProcess]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
                     rank = waiting.popleft()
-                    process = new_process(target=_one_task, args=(self, rank), name=f"task {rank}", daemon=True)
+                    process = new_process(target=_run_one_task, args=(self, rank), name=f"task {rank}", daemon=True)
                     process.start()
                     running[process.sentinel] = process
                 for sentinel in wait(list(running)):
@@ -153,75 +157,77 @@ class LocalTasks(Telling, LocalPipelineExecutor):  # type: ignore[misc]  # datat
                     if ended.exitcode:
                         raise TaskEnded(f"{ended.name} ended with {ended.exitcode}")
         finally:
-            for left in running.values():
-                left.kill()
-                left.join()
+            for unfinished in running.values():
+                unfinished.kill()
+                unfinished.join()
 
 
-def _one_task(executor: PipelineExecutor, rank: int) -> None:
-    """A process of its own, from its beginning to its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its tasks
+def _run_one_task(executor: PipelineExecutor, rank: int) -> None:
+    """The main function of a task's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which ends its tasks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         executor._run_for_rank(rank)
     except Exception:
-        sys.exit(1)  # it has left word
+        sys.exit(1)  # RecordsFailures has written the error
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a task's process has a parent"
+    assert parent is not None, "the process of a task has a parent"
     parent.join()
     os._exit(1)
 
 
-class SlurmTasks(Telling, SlurmPipelineExecutor):  # type: ignore[misc]
+class SlurmTasks(RecordsFailures, SlurmPipelineExecutor):  # type: ignore[misc]
     """A job array on a Slurm cluster; `run` returns when it has ended (sbatch --wait)."""
 
     def launch_merge_stats(self) -> None:
-        """No second job for a sum of statistics that nobody reads."""
+        """Submit no second job, which would add up datatrove's statistics; they are not used."""
 
 
-RAY_STORE_BYTES = 2**27  # tasks hand nothing over
+RAY_STORE_BYTES = 2**27  # tasks return nothing
 
 
-class RayTasks(Telling, RayPipelineExecutor):  # type: ignore[misc]
-    """The Ray cluster at RAY_ADDRESS; otherwise one of this process alone, on this machine."""
+class RayTasks(RecordsFailures, RayPipelineExecutor):  # type: ignore[misc]
+    """The Ray cluster at RAY_ADDRESS, otherwise one that is started on this machine."""
 
     def run(self) -> None:
-        """Run what is not finished; a cluster that was started for it is gone afterwards."""
+        """Run the unfinished tasks; a cluster that was started for them is stopped afterwards."""
         with ray_cluster.connected(self.workers, RAY_STORE_BYTES), warnings.catch_warnings():
-            # datatrove asks for its workers in a way that Ray would have otherwise; an error would hang its `run`.
+            # datatrove uses a deprecated argument of Ray; where warnings are errors, its `run` would hang.
             warnings.filterwarnings("ignore", "placement_group", DeprecationWarning)
             super().run()
 
 
-def _local(pipeline: list[Step], how: TokenizePart, log: Path) -> PipelineExecutor:
-    return LocalTasks(pipeline, tasks=how.tasks, workers=min(how.workers, how.tasks), logging_dir=str(log))
+def _local(pipeline: list[Step], options: TokenizePart, log: Path) -> PipelineExecutor:
+    return LocalTasks(pipeline, tasks=options.tasks, workers=min(options.workers, options.tasks), logging_dir=str(log))
 
 
-def _slurm(pipeline: list[Step], how: TokenizePart, log: Path) -> PipelineExecutor:
-    assert how.slurm is not None, "the recipe saw to it"
+def _slurm(pipeline: list[Step], options: TokenizePart, log: Path) -> PipelineExecutor:
+    assert options.slurm is not None, "the recipe requires `slurm` for this executor"
     if shutil.which("sbatch") is None:
-        raise RunError("no sbatch here\n  do: run this on a machine of the cluster, or set tokenize.executor=local")
-    minutes = math.ceil(60 * how.slurm.hours)
+        raise RunError(
+            "sbatch is not on the PATH\n  do: run this on a machine of the cluster, or set tokenize.executor=local"
+        )
+    minutes = math.ceil(60 * options.slurm.hours)
     return SlurmTasks(
         pipeline,
-        tasks=how.tasks,
-        workers=how.workers,
+        tasks=options.tasks,
+        workers=options.workers,
         time=f"{minutes // 60:02d}:{minutes % 60:02d}:00",
-        partition=how.slurm.partition,
-        mem_per_cpu_gb=how.slurm.gigabytes,
+        partition=options.slurm.partition,
+        mem_per_cpu_gb=options.slurm.gigabytes,
         job_name="fastdraft-tokenize",
         qos=None,
         env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
-        sbatch_args={**how.slurm.options, "wait": ""},
+        sbatch_args={**options.slurm.options, "wait": ""},
         logging_dir=str(log),
     )
 
 
-def _ray_tasks(pipeline: list[Step], how: TokenizePart, log: Path) -> PipelineExecutor:
-    return RayTasks(pipeline, tasks=how.tasks, workers=how.workers, mem_per_cpu_gb=0, logging_dir=str(log))
+def _ray_tasks(pipeline: list[Step], options: TokenizePart, log: Path) -> PipelineExecutor:
+    return RayTasks(pipeline, tasks=options.tasks, workers=options.workers, mem_per_cpu_gb=0, logging_dir=str(log))
 
 
 EXECUTORS: dict[str, Callable[[list[Step], TokenizePart, Path], PipelineExecutor]] = {

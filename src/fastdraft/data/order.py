@@ -1,9 +1,9 @@
-"""The order of training rows: mixed by weight, every token once per epoch of its source, resumable to the row.
+"""Training sequences in order: sources mixed by weight, every token once per epoch, resumable at any sequence.
 
-The order is a function of (seed, source, epoch) alone and not of the number of processes: a process takes its portion
-of the sequences out of each batch.
+The order depends only on seed, source and epoch, not on the number of processes: each process takes its portion of
+the sequences of a batch.
 
-Dimensions: B sequences, T tokens of a sequence, K tokens of which a distribution is known.
+Dimensions: B sequences, T tokens of a sequence, K most likely tokens of the teacher at a position.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdraft.data.document import WHOLE, Portion
-from fastdraft.data.permutation import Order, permutation
+from fastdraft.data.permutation import Permutation, permutation
 from fastdraft.data.shards import Shards
 from fastdraft.system.errors import ShardError
 
@@ -26,18 +26,21 @@ IGNORED = -100
 
 
 class Place(NamedTuple):
-    """Where a sequence comes from: the row of a source; in shards, row i begins at token i x sequence_tokens."""
+    """Where a sequence comes from: its source and its index there.
+
+    The names are fixed: `train.sampling_rng` seeds its generators with the repr of a batch's places.
+    """
 
     source: str
     row: int
 
 
-class Record(NamedTuple):
-    """What the target said of the labels when it wrote them; NaN where nobody knows. Of a row, without B.
+class TeacherLogprobs(NamedTuple):
+    """Log-probabilities that the target gave when it wrote the labels, NaN where unknown; without B for one sequence.
 
-    logp_BT: log p of each label under the distribution it was sampled from, at temperature_BT (0 is greedy; 1 where
-    unknown). top_ids_BTK, top_logp_BTK: the most likely tokens and their log-probabilities at temperature 1; K is 0
-    where none were kept.
+    logp_BT: of each label under the distribution that it was sampled from.
+    temperature_BT: of that distribution; 0 is greedy, 1 if unknown.
+    top_ids_BTK, top_logp_BTK: the most likely tokens and their log-probabilities at temperature 1; K may be 0.
     """
 
     logp_BT: Tensor
@@ -45,74 +48,76 @@ class Record(NamedTuple):
     top_ids_BTK: Tensor
     top_logp_BTK: Tensor
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Record:
-        """The same of every tensor."""
-        return Record(*map(change, self))
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> TeacherLogprobs:
+        """`change` applied to every tensor."""
+        return TeacherLogprobs(*map(change, self))
 
 
-def unknown(tokens: int, known_tokens: int) -> Record:
-    """The record of a row that the target did not write."""
-    nowhere_T, top_TK = torch.full((tokens,), torch.nan), torch.full((tokens, known_tokens), torch.nan)
-    return Record(nowhere_T, torch.ones(tokens), torch.zeros(top_TK.shape, dtype=torch.long), top_TK)
+def unknown_logprobs(tokens: int, known_tokens: int) -> TeacherLogprobs:
+    """For one sequence that the target did not write."""
+    top_TK = torch.full((tokens, known_tokens), torch.nan)
+    ids_TK = torch.zeros((tokens, known_tokens), dtype=torch.long)
+    return TeacherLogprobs(torch.full((tokens,), torch.nan), torch.ones(tokens), ids_TK, top_TK)
 
 
 @dataclass(frozen=True)
 class Batch:
     """inputs_BT, labels_BT: token ids; a label of -100 is not trained on. `places` are those of all processes.
 
-    `record` is there where a source of the mixture has records.
+    `teacher` is None unless a source of the mixture has log-probabilities of the target.
     """
 
     inputs_BT: Tensor
     labels_BT: Tensor
     places: tuple[Place, ...] = ()
-    record: Record | None = None
+    teacher: TeacherLogprobs | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same of every tensor."""
-        record = None if self.record is None else self.record.each(change)
-        return Batch(change(self.inputs_BT), change(self.labels_BT), self.places, record)
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """`change` applied to every tensor."""
+        teacher = None if self.teacher is None else self.teacher.map_tensors(change)
+        return Batch(change(self.inputs_BT), change(self.labels_BT), self.places, teacher)
 
     def split(self, sequences: int) -> list[Batch]:
-        """Micro-batches of so many sequences; the last may be smaller."""
-        places = [slice(start, start + sequences) for start in range(0, len(self.inputs_BT), sequences)]
-        return [self.each(itemgetter(place)) for place in places]
+        """Micro-batches of `sequences` sequences; the last may be smaller."""
+        slices = [slice(start, start + sequences) for start in range(0, len(self.inputs_BT), sequences)]
+        return [self.map_tensors(itemgetter(piece)) for piece in slices]
 
 
-class Rows(Protocol):
-    """Training rows of one source, all of one length; `labels` tokens of them are trained on in an epoch."""
+class Sequences(Protocol):
+    """Training sequences of one source, all of one length; `labels` tokens of them are trained on per epoch."""
 
-    rows: int
     labels: int
 
-    def row(self, index: int) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         """inputs_T, labels_T"""
 
 
 @runtime_checkable
-class RecordedRows(Rows, Protocol):
-    """Rows that the target wrote, with what it said of them; the distribution of `known_tokens` tokens at each
-    place.
-    """
+class TeacherSequences(Sequences, Protocol):
+    """Sequences that the target wrote, with its `known_tokens` most likely tokens at each position."""
 
     known_tokens: int
 
-    def record(self, index: int) -> Record:
-        """What is known of a row's labels, NaN where a label is IGNORED."""
+    def teacher_logprobs(self, index: int) -> TeacherLogprobs:
+        """The log-probabilities of a sequence, NaN where a label is IGNORED."""
 
 
-class ShardRows:
-    """Shards cut into sequences: the i-th has inputs [iT, iT + T) and as labels the tokens one further on.
+class ShardSequences:
+    """Shards cut into sequences: the i-th has the inputs [iT, iT + T) and as labels the tokens shifted by one.
 
-    So every token but the very first is a label exactly once; the last sequence may be shorter and is padded.
+    Every token but the very first is a label exactly once. The last sequence may be shorter and is padded.
     """
 
     def __init__(self, shards: Shards, sequence_tokens: int) -> None:
         self._shards, self._length = shards, sequence_tokens
         self.labels = max(shards.tokens - 1, 0)
-        self.rows = -(-self.labels // sequence_tokens)
 
-    def row(self, index: int) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return -(-self.labels // self._length)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """inputs_T, labels_T"""
         start = index * self._length
         window = torch.from_numpy(self._shards[start : start + self._length + 1])
@@ -124,70 +129,66 @@ class ShardRows:
 
 
 class Mixture:
-    """An endless stream of batches; `position`, the rows drawn of each source so far, is all its state."""
+    """An endless stream of batches. Its whole state is `position`, the sequences drawn so far from each source."""
 
-    def __init__(self, sources: dict[str, Rows], weights: dict[str, float], seed: int) -> None:
+    def __init__(self, sources: dict[str, Sequences], weights: dict[str, float], seed: int) -> None:
         self.names = sorted(weights)
         self.position = [0] * len(self.names)
-        self._rows = [sources[name] for name in self.names]
+        self._sources = [sources[name] for name in self.names]
         self._weights = np.array([weights[name] for name in self.names]) / sum(weights.values())
         self._seed = seed
-        self._orders: dict[int, tuple[int, Order]] = {}
-        known = [source.known_tokens for source in self._rows if isinstance(source, RecordedRows)]
-        self._known_tokens = max(known, default=None)
+        self._orders: dict[int, tuple[int, Permutation]] = {}
+        known_tokens = [source.known_tokens for source in self._sources if isinstance(source, TeacherSequences)]
+        self._known_tokens = max(known_tokens, default=None)
 
     @property
-    def labels_per_row(self) -> float:
-        """How many tokens of a row are trained on, in the mean over the mixture."""
-        fraction = [source.labels / source.rows for source in self._rows]
-        return float(self._weights @ np.array(fraction))
+    def labels_per_sequence(self) -> float:
+        """The mean number of tokens of a sequence that are trained on."""
+        per_sequence = [source.labels / len(source) for source in self._sources]
+        return float(self._weights @ np.array(per_sequence))
 
     def next_batch(self, sequences: int, portion: Portion = WHOLE) -> Batch:
-        """A portion of the next sequences of the stream, which moves on by all of them.
+        """A portion of the next `sequences` sequences; the stream advances by all of them.
 
-        All portions are of one length: the short ones end in a row without labels.
+        All portions have the same length: shorter ones are filled up with one sequence without labels.
         """
         places = tuple(self._next_place() for _ in range(sequences))
-        mine = places[portion.rank :: portion.of]
-        rows = [self._source(place).row(place.row) for place in mine]
-        if missing := len(mine) * portion.of < sequences:
-            inputs_T, labels_T = self._source(places[0]).row(places[0].row)
-            rows.append((inputs_T, torch.full_like(labels_T, IGNORED)))
-        inputs_BT, labels_BT = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
-        return Batch(inputs_BT, labels_BT, places, self._records(mine, missing, inputs_BT.shape[1]))
+        own = places[portion.rank :: portion.world_size]
+        pairs = [self._source(place)[place.row] for place in own]
+        if needs_filler := len(own) * portion.world_size < sequences:
+            inputs_T, labels_T = self._source(places[0])[places[0].row]
+            pairs.append((inputs_T, torch.full_like(labels_T, IGNORED)))
+        inputs_BT, labels_BT = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
+        return Batch(inputs_BT, labels_BT, places, self._teacher(own, needs_filler, inputs_BT.shape[1]))
 
-    def _records(self, places: Sequence[Place], missing: bool, tokens: int) -> Record | None:
-        """What is known of these rows, and nothing of one more where one is `missing`; None where no source knows."""
+    def _teacher(self, places: Sequence[Place], needs_filler: bool, tokens: int) -> TeacherLogprobs | None:
         if self._known_tokens is None:
             return None
-        nothing = unknown(tokens, self._known_tokens)
+        unknown = unknown_logprobs(tokens, self._known_tokens)
         sources = [self._source(place) for place in places]
-        found = [
-            source.record(place.row) if isinstance(source, RecordedRows) else nothing
+        logprobs = [
+            source.teacher_logprobs(place.row) if isinstance(source, TeacherSequences) else unknown
             for source, place in zip(sources, places, strict=True)
         ]
-        return Record(*map(torch.stack, zip(*[*found, *[nothing] * missing], strict=True)))
+        return TeacherLogprobs(*map(torch.stack, zip(*[*logprobs, *[unknown] * needs_filler], strict=True)))
 
-    def _source(self, place: Place) -> Rows:
-        return self._rows[self.names.index(place.source)]
+    def _source(self, place: Place) -> Sequences:
+        return self._sources[self.names.index(place.source)]
 
     def _next_place(self) -> Place:
-        # The source that lags furthest behind its share goes next: shares hold at every moment, without a generator.
-        lag = self._weights * (sum(self.position) + 1) - np.array(self.position)
-        source = int(lag.argmax())
-        if not self._rows[source].rows:
+        # The source that is furthest below its weight comes next, so the weights hold at every moment without chance.
+        deficit = self._weights * (sum(self.position) + 1) - np.array(self.position)
+        source = int(deficit.argmax())
+        count = len(self._sources[source])
+        if not count:
             raise ShardError(
-                f"the source `{self.names[source]}` holds no row to train on: a row is two tokens at least\n"
+                f"the source `{self.names[source]}` has no training sequence: a sequence needs at least two tokens\n"
                 f"  do: give it more documents, or leave it out of `mix`"
             )
-        epoch, place = divmod(self.position[source], self._rows[source].rows)
+        epoch, index = divmod(self.position[source], count)
         self.position[source] += 1
-        return Place(self.names[source], int(self._order(source, epoch)[place]))
-
-    def _order(self, source: int, epoch: int) -> Order:
-        """The epoch's permutation of a source's rows; one epoch is kept at a time."""
-        kept = self._orders.get(source)
-        if kept is None or kept[0] != epoch:
-            kept = epoch, permutation(self._rows[source].rows, [self._seed, source, epoch])
-            self._orders[source] = kept
-        return kept[1]
+        cached = self._orders.get(source)
+        if cached is None or cached[0] != epoch:
+            cached = epoch, permutation(count, [self._seed, source, epoch])
+            self._orders[source] = cached
+        return Place(self.names[source], int(cached[1][index]))

@@ -1,4 +1,4 @@
-"""The packages that this project needs, directly or not, and whether their licence lets a model learn from them."""
+"""The direct and indirect dependencies of this project whose licence permits training on their source code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Package(NamedTuple):
     licence: str
 
     def python_files(self) -> Iterator[tuple[Path, str]]:
-        """(where it lies, its name within the package)"""
+        """(path on disk, name within the package)"""
         for file in metadata.files(self.name) or ():
             if file.suffix == ".py" and ".." not in file.parts:
                 yield Path(str(file.locate())), str(file)
@@ -34,40 +34,33 @@ class Package(NamedTuple):
 
 @cache
 def licensed_packages(root: str = "fastdraft") -> tuple[Package, ...]:
-    """The permissively licensed packages among everything that `root` needs, in name order."""
-    found = (_package(name) for name in sorted(_closure(root)) if name != root)
-    return tuple(package for package in found if package is not None)
-
-
-def _package(name: str) -> Package | None:
-    licence = _licence(metadata.metadata(name))
-    permissive = PERMISSIVE.search(licence) and not RESTRICTIVE.search(licence)
-    return Package(name, metadata.version(name), licence) if permissive else None
+    """The permissively licensed packages among all dependencies of `root`, in name order."""
+    names = sorted(_dependencies(root) - {root})
+    packages = (Package(name, metadata.version(name), _licence(metadata.metadata(name))) for name in names)
+    return tuple(p for p in packages if PERMISSIVE.search(p.licence) and not RESTRICTIVE.search(p.licence))
 
 
 def _licence(fields: metadata.PackageMetadata) -> str:
-    """The licence that a package declares: the SPDX expression, else its classifiers, else the field's first line."""
+    """The declared licence: the SPDX expression, else the classifiers, else the first line of the `License` field."""
     if expressions := fields.get_all("License-Expression"):
         return str(expressions[0])
     classifiers = [c.split(" :: ")[-1] for c in fields.get_all("Classifier") or () if c.startswith("License ::")]
     return "; ".join(classifiers) or (str((fields.get_all("License") or [""])[0]).strip().splitlines() or [""])[0]
 
 
-def _closure(root: str) -> set[str]:
-    """Everything installed that `root` requires without extras, and so on down."""
-    found: set[str] = set()
-    waiting = [canonicalize_name(root)]
-    while waiting:
-        name = waiting.pop()
+def _dependencies(root: str) -> set[str]:
+    """`root` and all installed packages that it requires without extras, directly or not."""
+    installed: set[str] = set()
+    pending = [canonicalize_name(root)]
+    while pending:
+        name = pending.pop()
         try:
-            requirements = metadata.requires(name) or ()
+            requirements = [Requirement(line) for line in metadata.requires(name) or ()]
         except metadata.PackageNotFoundError:
             continue
-        found.add(name)
-        needed = (Requirement(line) for line in requirements)
-        waiting += [canonicalize_name(r.name) for r in needed if _applies(r) and canonicalize_name(r.name) not in found]
-    return found
-
-
-def _applies(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        installed.add(name)
+        required = {
+            canonicalize_name(r.name) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})
+        }
+        pending += required - installed
+    return installed

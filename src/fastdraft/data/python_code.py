@@ -1,4 +1,4 @@
-"""Python found on every machine: the interpreter's own library and the packages that this project depends on."""
+"""Python source code that every machine has: the standard library and the packages that this project depends on."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from pathlib import Path
 from fastdraft.config import SourcePart
 from fastdraft.data.document import Document, Portion, Rejected, content_key
 from fastdraft.data.package_licences import licensed_packages
-from fastdraft.data.split import side
+from fastdraft.data.split import split_of
 
-# Tests repeat themselves, vendored code is another package's, and above a quarter megabyte sit generated tables.
+# Tests are repetitive, vendored code belongs to other packages, and files above 256 KiB are generated tables.
 SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "testing", "_vendor", "vendor", "vendored", "site-packages", "dist-packages"}
 )
-SOURCE_BYTES_AT_LEAST, SOURCE_BYTES_AT_MOST = 256, 256 * 1024
-DOCSTRING_CHARACTERS_AT_LEAST = 120
+MIN_SOURCE_BYTES, MAX_SOURCE_BYTES = 256, 256 * 1024
+MIN_DOCSTRING_CHARACTERS = 120
 
 
 def python_code(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
-    """The Python sources of the interpreter and of the packages that this project depends on."""
+    """The Python files of the standard library and of the permissively licensed dependencies."""
     files, unreadable = _wanted_code(part)
     if portion.rank == 0:
-        rejected.rows += len(_python_files())
+        rejected.records += len(_python_files())
         for origin in unreadable:
             rejected.add("files in an unknown encoding", origin)
-    yield from files[portion.rank :: portion.of]
+    yield from files[portion.rank :: portion.world_size]
 
 
 def python_docstrings(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
-    """The docstrings of those files, one document a file, split as the file is, each docstring once."""
+    """The docstrings of those files, one document per file in the same split as the file; each docstring once."""
     if portion.rank == 0:
-        rejected.rows += len(_python_files())
-    yield from _wanted_docstrings(part)[portion.rank :: portion.of]
+        rejected.records += len(_python_files())
+    yield from _wanted_docstrings(part)[portion.rank :: portion.world_size]
 
 
-# A source is read twice (see survey.py). Reading and hashing all files takes 3 s and
-# parsing them 35 s, so what is wanted is kept; all of it is 150 MB.
+# A source is read twice (census.py). Reading and hashing all files takes 3 s and parsing them 35 s, so the documents
+# stay in memory: 150 MB.
 @lru_cache(maxsize=1)
 def _wanted_code(part: SourcePart) -> tuple[list[Document], list[str]]:
-    """The files on either side, and the origins of those that cannot be decoded."""
+    """The files that are in a split, and the origins of the files that cannot be decoded."""
     files, unreadable = [], []
     for path, origin in _python_files():
         try:
@@ -54,52 +54,51 @@ def _wanted_code(part: SourcePart) -> tuple[list[Document], list[str]]:
         except (SyntaxError, UnicodeDecodeError):
             unreadable.append(origin)
             continue
-        if side(part, document.key) is not None:
+        if split_of(part, document.key) is not None:
             files.append(document)
     return files, unreadable
 
 
 @lru_cache(maxsize=1)
 def _wanted_docstrings(part: SourcePart) -> list[Document]:
-    found: list[Document] = []
+    documents: list[Document] = []
     seen: set[str] = set()
     for file in _wanted_code(part)[0]:
-        fresh = {content_key(text): text for text in _docstrings(file.text)}
-        texts = [text for key, text in fresh.items() if key not in seen]
-        seen.update(fresh)
+        by_key = {content_key(text): text for text in _docstrings(file.text)}
+        texts = [text for key, text in by_key.items() if key not in seen]
+        seen.update(by_key)
         if texts:
-            found.append(Document("\n\n".join(texts), file.origin, file.key))
-    return found
+            documents.append(Document("\n\n".join(texts), file.origin, file.key))
+    return documents
 
 
 @cache
 def _python_files() -> tuple[tuple[Path, str], ...]:
-    """Every Python file of the interpreter and of our dependencies, with a name that is the same on every machine."""
+    """(path, origin) of every Python file to use; the origin is the same on every machine."""
     stdlib = Path(sysconfig.get_paths()["stdlib"])
-    found = [(path, f"python/{path.relative_to(stdlib)}") for path in stdlib.rglob("*.py")]
+    files = [(path, f"python/{path.relative_to(stdlib)}") for path in stdlib.rglob("*.py")]
     for package in licensed_packages():
-        found += [(path, f"{package.name}/{name}") for path, name in package.python_files()]
-    kept = {origin: path for path, origin in found if _wanted(path, origin)}
-    return tuple((path, origin) for origin, path in sorted(kept.items()))
-
-
-def _wanted(path: Path, origin: str) -> bool:
-    folders = Path(origin).parts[:-1]
-    if SKIPPED_FOLDERS.intersection(folders):
-        return False
-    return path.is_file() and SOURCE_BYTES_AT_LEAST <= path.stat().st_size <= SOURCE_BYTES_AT_MOST
+        files += [(path, f"{package.name}/{name}") for path, name in package.python_files()]
+    path_of = {
+        origin: path
+        for path, origin in files
+        if not SKIPPED_FOLDERS.intersection(Path(origin).parts[:-1])
+        and path.is_file()
+        and MIN_SOURCE_BYTES <= path.stat().st_size <= MAX_SOURCE_BYTES
+    }
+    return tuple((path, origin) for origin, path in sorted(path_of.items()))
 
 
 def _docstrings(source: str) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # invalid escapes in the source
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found = ast.get_docstring(node, clean=False)
-            cleaned = inspect.cleandoc(found) if found else ""
-            if len(cleaned) >= DOCSTRING_CHARACTERS_AT_LEAST:
-                yield cleaned
+            raw = ast.get_docstring(node, clean=False)
+            docstring = inspect.cleandoc(raw) if raw else ""
+            if len(docstring) >= MIN_DOCSTRING_CHARACTERS:
+                yield docstring

@@ -16,15 +16,16 @@ from fastdraft.system.errors import ShardError
 
 Tokens = npt.NDArray[np.int64]
 
-# Looked at in every shard each time it is opened: enough to see another file of the same size, a stretch of a sixteenth
-# that changed, or an end that a power cut lost; cheap enough for a thousand shards (64 KiB each, docs/corpus.md).
+# The sample of a shard that is hashed whenever it is opened. It detects a different file of the same size, a changed
+# stretch of a sixteenth of the file, and an end lost in a power cut. 64 KiB per shard are cheap enough for a thousand
+# shards (docs/corpus.md).
 SAMPLES, SAMPLE_BYTES = 16, 4096
-# A map keeps its file open, and a process may often open no more than 1 024. A new map takes 20 us.
+# A memory map keeps its file open, and the limit is often 1,024 open files per process. A new map takes 20 us.
 MAX_OPEN_MAPS = 64
 
 
 class ShardFile(BaseModel):
-    """One shard: its name, its size in tokens, and the digest of a sample of it (none in older cards)."""
+    """One shard; `sample_digest` is None in cards of older versions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -32,8 +33,8 @@ class ShardFile(BaseModel):
     sample_digest: str | None = None
 
 
-class SideCard(BaseModel):
-    """One side of a source."""
+class SplitCard(BaseModel):
+    """The shards of one split of a source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     files: tuple[ShardFile, ...]
@@ -43,40 +44,40 @@ class SideCard(BaseModel):
 
     @property
     def digest(self) -> str:
-        """16 hex digits that are others where any shard is: what a run that is resumed can compare."""
+        """16 hex digits that change if any shard changes; a resumed run compares them."""
         shards = [[self.bytes_per_token], *([file.name, file.tokens, file.sample_digest] for file in self.files)]
         return str(xxhash.xxh3_64_hexdigest(json.dumps(shards).encode()))
 
 
 class SourceCard(BaseModel):
-    """Both sides of a source, and what was left out of them: by reason, near-duplicates, texts that came again."""
+    """Both splits of a source, and the counts of what was left out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    train: SideCard
-    held_out: SideCard
+    train: SplitCard
+    held_out: SplitCard
     rejected: dict[str, int]
     near_duplicates_dropped: int
     duplicates_dropped: int = 0
     held_out_keys: tuple[str, ...]
 
 
-def survey(folder: Path, bytes_per_token: int) -> SideCard:
-    """The card of the shards in a folder; a file without a token is none."""
+def describe_shards(folder: Path, bytes_per_token: int) -> SplitCard:
+    """The card of the shards in a folder, without empty files."""
     files = [file for file in sorted(folder.glob("*.ds")) if file.stat().st_size]
     shards = tuple(
         ShardFile(name=file.name, tokens=file.stat().st_size // bytes_per_token, sample_digest=sample_digest(file))
         for file in files
     )
-    return SideCard(
+    return SplitCard(
         files=shards,
         bytes_per_token=bytes_per_token,
-        documents=sum(index_of(file).stat().st_size // 8 for file in files),
+        documents=sum(index_path(file).stat().st_size // 8 for file in files),
         tokens=sum(shard.tokens for shard in shards),
     )
 
 
 def sample_digest(path: Path) -> str:
-    """16 hex digits of a file's size, its head, its tail and 14 places between (all of a file up to 64 KiB)."""
+    """16 hex digits: hash of a file's size and of 16 samples from head to tail (of all bytes up to 64 KiB)."""
     size = path.stat().st_size
     hashed = xxhash.xxh3_64(size.to_bytes(8, "little"))
     whole = size <= SAMPLES * SAMPLE_BYTES
@@ -88,26 +89,27 @@ def sample_digest(path: Path) -> str:
     return str(hashed.hexdigest())
 
 
-def index_of(shard: Path) -> Path:
-    """The file beside a shard that holds its documents' ends."""
+def index_path(shard: Path) -> Path:
+    """The file next to a shard that holds the ends of its documents."""
     return shard.with_name(shard.name + ".index")
 
 
 def _mapped(path: Path, dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # np.memmap takes 120 us
-    # Rows are drawn from all over: read ahead, each brought 8 MiB, and a batch took 36 to 70 ms; now 2 to 7 ms.
+    # Sequences come from everywhere in the file. With read-ahead each one loaded 8 MiB, and a batch took 36 to 70 ms;
+    # without it 2 to 7 ms.
     mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype)
 
 
 class Shards:
-    """The tokens of one side of a source as one long row, read from disk when asked for.
+    """The tokens of one split of a source as one long array that is read from disk on access.
 
-    ShardError where a file is missing, or its size or sample is not what the card says.
+    ShardError if a file is missing, or if its size or sample differs from the card.
     """
 
-    def __init__(self, folder: Path, card: SideCard) -> None:
+    def __init__(self, folder: Path, card: SplitCard) -> None:
         self.folder = folder
         self.tokens = card.tokens
         self.documents = card.documents
@@ -118,43 +120,42 @@ class Shards:
         for path, file in zip(self._files, card.files, strict=True):
             self._check(path, file)
 
-    def __getitem__(self, place: slice) -> Tokens:
+    def __getitem__(self, span: slice) -> Tokens:
         """tokens[start:stop], across shard borders."""
-        start, stop, _ = place.indices(self.tokens)
-        found = np.empty(max(stop - start, 0), np.int64)
+        start, stop, _ = span.indices(self.tokens)
+        tokens = np.empty(max(stop - start, 0), np.int64)
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
             first = int(self._starts[shard])
             piece = self._map(self._files[shard])[start - first : stop - first]
-            found[len(found) - (stop - start) :][: len(piece)] = piece
+            tokens[len(tokens) - (stop - start) :][: len(piece)] = piece
             start, shard = start + len(piece), shard + 1
-        return found
+        return tokens
 
     def document_starts(self) -> Tokens:
-        """(documents + 1) the first token of each document, and the end of the last."""
-        starts = [np.zeros(1, np.int64)]
+        """(documents + 1) the index of the first token of each document, and the end of the last."""
+        ends = [np.zeros(1, np.int64)]
         for path, first, after in zip(self._files, self._starts, self._starts[1:], strict=False):
-            file = index_of(path)
+            file = index_path(path)
             if not file.is_file():
                 raise self._damage(f"{file} is missing, and each shard has one")
-            ends = np.fromfile(file, "<u8").astype(np.int64)
-            if not len(ends) or ends[-1] != after - first or (np.diff(ends, prepend=0) <= 0).any():
+            own = np.fromfile(file, "<u8").astype(np.int64)
+            if not len(own) or own[-1] != after - first or (np.diff(own, prepend=0) <= 0).any():
                 raise self._damage(f"the document ends in {file} do not rise to its shard's {after - first} tokens")
-            starts.append(ends + first)
-        found = np.concatenate(starts)
-        if len(found) != self.documents + 1:
-            raise self._damage(f"{self.folder} holds {len(found) - 1} documents, its card says {self.documents}")
-        return found
+            ends.append(own + first)
+        starts = np.concatenate(ends)
+        if len(starts) != self.documents + 1:
+            raise self._damage(f"{self.folder} holds {len(starts) - 1} documents, its card says {self.documents}")
+        return starts
 
     def _check(self, path: Path, card: ShardFile) -> None:
-        found, wanted = path.stat().st_size if path.is_file() else None, card.tokens * self._dtype.itemsize
-        if found != wanted:
-            state = "missing" if found is None else f"{found} bytes"
-            raise self._damage(f"{path} is {state}, its card says {wanted} bytes")
+        size, expected = path.stat().st_size if path.is_file() else None, card.tokens * self._dtype.itemsize
+        if size != expected:
+            state = "missing" if size is None else f"{size} bytes"
+            raise self._damage(f"{path} is {state}, its card says {expected} bytes")
         if card.sample_digest is not None and sample_digest(path) != card.sample_digest:
-            raise self._damage(f"{path} is as long as its card says, but its content is not the one it had")
+            raise self._damage(f"{path} has the size in its card, but its content has changed")
 
     def _damage(self, what: str) -> ShardError:
-        # The card of all sources lies three folders up: STAGE/SOURCE/SIDE/shards.
-        stage = self.folder.parents[2]
-        return ShardError(f"{what}\n  do: remove {stage} and run again: all its sources are tokenised anew")
+        stage = self.folder.parents[2]  # STAGE/SOURCE/SPLIT/shards
+        return ShardError(f"{what}\n  do: remove {stage} and run again; all its sources are tokenised again")

@@ -1,14 +1,14 @@
-"""Which documents are trained on, which are held out, and which of the held-out ones stand in the training side too.
+"""The split of a source into training and held-out documents, and near-duplicates between the two.
 
-The side depends on the document's content alone, so it is the same on every machine and for every run: that is what
-lets a draft be measured on documents that neither it nor the packaged target has seen.
+The split depends only on the content of a document, so it is the same on every machine and in every run. A draft can
+therefore be measured on documents that neither it nor the packaged target has seen.
 """
 
 from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Set
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -19,52 +19,52 @@ from fastdraft.config import SourcePart
 from fastdraft.data.document import Document, uniform
 from fastdraft.system.errors import CorpusError
 
-Side = Literal["train", "held_out"]
+SplitName = Literal["train", "held_out"]
 
 SHINGLE_LINES = 3
-LEAKED_FRACTION = 0.5
-LINE_END = re.compile(r"\n|(?<=[.!?]) ")  # prose without line breaks falls into sentences
+NEAR_DUPLICATE_FRACTION = 0.5
+LINE_END = re.compile(r"\n|(?<=[.!?]) ")  # prose without line breaks is divided into sentences
+GZIP_MAGIC = b"\x1f\x8b"
 
 
-def side(part: SourcePart, key: str) -> Side | None:
-    """The side of the documents with this key; None where the recipe samples it away."""
+def split_of(part: SourcePart, key: str) -> SplitName | None:
+    """The split of the documents with this key; None if `sample_fraction` leaves them out."""
     if uniform(key, "split") < part.held_out_fraction:
         return "held_out"
     return "train" if uniform(key, "sample") < part.sample_fraction else None
 
 
 def shingles(text: str) -> set[int]:
-    """Hashes of every three successive lines of some substance, indentation apart."""
+    """Hashes of all runs of three lines, without indentation and without lines of fewer than four characters."""
     lines = [line for line in map(str.strip, LINE_END.split(text)) if len(line) >= 4]
     runs = ("\n".join(lines[i : i + SHINGLE_LINES]) for i in range(max(len(lines) - SHINGLE_LINES + 1, 1)))
     return {xxhash.xxh3_64_intdigest(run.encode("utf-8", "surrogatepass")) for run in runs}
 
 
-def shingles_of(documents: Iterable[Document]) -> set[int]:
-    """Those of all documents together."""
+def all_shingles(documents: Iterable[Document]) -> set[int]:
+    """The union of the shingles of all documents."""
     return set().union(*(shingles(document.text) for document in documents))
 
 
-def leaked(held_out: list[Document], found: Set[int]) -> set[int]:
-    """Positions in `held_out` of documents half of whose shingles are among those found in the training side.
+def near_duplicates(held_out: list[Document], train_shingles: Set[int]) -> set[int]:
+    """Indices into `held_out` of the documents with at least half of their shingles in the training documents.
 
-    Against the union of the training side, not file by file: code that was copied together from several files is a
-    near-duplicate too.
+    They are compared with the union of all training documents, because code that was copied together from several
+    files is a near-duplicate too.
     """
-    of_document = [shingles(document.text) for document in held_out]
-    return {i for i, own in enumerate(of_document) if len(own & found) >= LEAKED_FRACTION * len(own)}
+    of_documents = [shingles(document.text) for document in held_out]
+    return {i for i, own in enumerate(of_documents) if len(own & train_shingles) >= NEAR_DUPLICATE_FRACTION * len(own)}
 
 
 def allowed_keys(path: str) -> set[str]:
-    """The content keys of an allow-list, one a line; `demo:code` and `demo:text` came with the packaged target."""
+    """The content keys of an allow-list, one per line, gzipped or not.
+
+    `demo:code` and `demo:text` are the lists of the packaged target. CorpusError if there is no file at the path.
+    """
     if path.startswith("demo:"):
-        lines = resources.files("fastdraft.demo").joinpath(f"held_out.{path[5:]}.txt.gz").read_bytes()
+        content = resources.files("fastdraft.demo").joinpath(f"held_out.{path[5:]}.txt.gz").read_bytes()
     elif Path(path).is_file():
-        lines = Path(path).read_bytes()
+        content = Path(path).read_bytes()
     else:
         raise CorpusError(f"no allow-list at {path}\n  do: correct `held_out_list`, or leave it out")
-    return set(_lines(gzip.decompress(lines) if lines[:2] == b"\x1f\x8b" else lines))
-
-
-def _lines(content: bytes) -> Iterator[str]:
-    return (line for line in content.decode("ascii").split() if line)
+    return set((gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content).decode("ascii").split())

@@ -24,7 +24,7 @@ from fastdraft.config import SourcePart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.document import Rejected
 from fastdraft.data.sources import documents
-from fastdraft.data.split import side
+from fastdraft.data.split import split_of
 from fastdraft.demo import model_card
 from fastdraft.system.cards import read_card
 
@@ -85,7 +85,7 @@ def package(run: Path = Path("runs/demo-target")) -> None:
 def _sample() -> list[str]:
     """A quarter of the code and the docstrings to train on: enough for 8 192 tokens, in seconds."""
     parts = [SourcePart(source=source, sample_fraction=0.25) for source in ("python_code", "python_docstrings")]
-    return [d.text for part in parts for d in documents(part, Rejected()) if side(part, d.key) == "train"]
+    return [d.text for part in parts for d in documents(part, Rejected()) if split_of(part, d.key) == "train"]
 
 
 def _config() -> LlamaConfig:
