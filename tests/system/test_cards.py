@@ -1,4 +1,4 @@
-"""A card is read as it was written, or the error says what to do."""
+"""Cards: writing, reading, and the errors for missing and invalid ones."""
 
 import json
 from typing import ClassVar
@@ -9,19 +9,19 @@ from fastdraft.system.cards import FILE, VERSION, Card, Cost, card_key, read_car
 from fastdraft.system.errors import CardError
 
 
-class TaleCard(Card):
-    kind: ClassVar[str] = "tale"
+class ShardsCard(Card):
+    kind: ClassVar[str] = "shards"
     length: int
-    heroes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
-class FoxCard(Card):
-    kind: ClassVar[str] = "fox"
+class DraftCard(Card):
+    kind: ClassVar[str] = "draft"
 
 
 @pytest.fixture
 def card(tmp_path):
-    card = TaleCard(key="abc", cost=Cost(seconds=2.0, tokens=7), length=3, heroes=("狐",))
+    card = ShardsCard(key="abc", cost=Cost(seconds=2.0, tokens=7), length=3, names=("狐",))
     write_card(tmp_path, card)
     return card
 
@@ -32,51 +32,53 @@ def change(folder, **keys):
 
 
 def test_a_card_is_read_as_it_was_written(tmp_path, card):
-    assert read_card(tmp_path, TaleCard) == card
+    assert read_card(tmp_path, ShardsCard) == card
     assert card_key(tmp_path) == "abc"
     assert (card.cost.tokens_per_second, Cost(seconds=0.0).tokens_per_second) == (3.5, 0.0)
     with pytest.raises(ValueError, match="frozen"):
         card.length = 4
 
 
-def test_no_card(tmp_path):
+def test_a_missing_card_is_an_error(tmp_path):
     assert card_key(tmp_path) is None
-    with pytest.raises(CardError, match=f"no card at {tmp_path}/{FILE}\n  do: run the stage that makes it"):
-        read_card(tmp_path, TaleCard)
+    with pytest.raises(CardError, match=f"no card at {tmp_path}/{FILE}\n  do: run the stage"):
+        read_card(tmp_path, ShardsCard)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "3", '"text"', "null", "{}", '{"kind": "tale"}', "[1, 2]", "\udcff"]
+    "content", ["", "{", "[]", "3", '"text"', "null", "{}", '{"kind": "shards"}', "[1, 2]", "\udcff"]
 )
-def test_what_is_not_a_card(tmp_path, content):
+def test_a_file_that_is_not_a_card_is_an_error(tmp_path, content):
     (tmp_path / FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
     assert card_key(tmp_path) is None
     with pytest.raises(CardError, match=f"{FILE} is not a card .*\n  do: remove {tmp_path} and run again"):
-        read_card(tmp_path, TaleCard)
+        read_card(tmp_path, ShardsCard)
 
 
-def test_a_folder_in_the_place_of_a_card(tmp_path):
+def test_a_folder_instead_of_a_card_is_an_error(tmp_path):
     (tmp_path / FILE).mkdir()
     assert card_key(tmp_path) is None
     with pytest.raises(CardError, match="is not a card"):
-        read_card(tmp_path, TaleCard)
+        read_card(tmp_path, ShardsCard)
 
 
-def test_a_card_of_another_kind(tmp_path, card):
-    with pytest.raises(CardError, match=f"is a card `tale` of version {VERSION}, wanted `fox` .*\n  do: remove"):
-        read_card(tmp_path, FoxCard)
+def test_a_card_of_another_kind_is_an_error(tmp_path, card):
+    with pytest.raises(CardError, match=f"is a card `shards` of version {VERSION}, wanted `draft` .*\n  do: remove"):
+        read_card(tmp_path, DraftCard)
 
 
-def test_a_card_of_another_version(tmp_path, card):
+def test_a_card_of_another_version_is_an_error(tmp_path, card):
     change(tmp_path, version=VERSION + 1)
     assert card_key(tmp_path) is None
-    with pytest.raises(CardError, match=f"of version {VERSION + 1}, wanted `tale` of {VERSION}\n  do: remove"):
-        read_card(tmp_path, TaleCard)
+    with pytest.raises(
+        CardError, match=f"of version {VERSION + 1}, wanted `shards` of version {VERSION}\n  do: remove"
+    ):
+        read_card(tmp_path, ShardsCard)
 
 
 @pytest.mark.parametrize("keys", [{"length": "long"}, {"unknown": 1}, {"cost": None}])
-def test_a_card_with_other_fields(tmp_path, card, keys):
+def test_a_card_with_invalid_fields_is_an_error(tmp_path, card, keys):
     change(tmp_path, **keys)
-    with pytest.raises(CardError, match=r"does not read as a card `tale`(.|\n)*do: remove"):
-        read_card(tmp_path, TaleCard)
+    with pytest.raises(CardError, match=r"not a valid card `shards`(.|\n)*do: remove"):
+        read_card(tmp_path, ShardsCard)
     assert CardError.exit_code == 2

@@ -1,4 +1,4 @@
-"""A thing exists when it is whole; a run folder has one owner; what another recipe left is moved, never lost."""
+"""Run folders: atomic writes, full disks, locks, and moving the results of another recipe."""
 
 import errno
 import os
@@ -40,20 +40,20 @@ def read(path: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_it_appears_whole_or_not_at_all(tmp_path, kind, before):
+def test_a_file_or_folder_appears_complete_or_not_at_all(tmp_path, kind, before):
     path = tmp_path / "new folder" / "thing"
     if before:
         with atomic_write(path) as part:
             write(part, kind, before)
 
-    def stopped() -> None:
+    def write_and_fail() -> None:
         with atomic_write(path) as part:
             write(part, kind, "new")
             assert path.exists() == bool(before)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        stopped()
+        write_and_fail()
     assert [p.name for p in path.parent.iterdir()] == (["thing"] if before else [])
     if before:
         assert read(path, kind) == before
@@ -63,14 +63,14 @@ def test_it_appears_whole_or_not_at_all(tmp_path, kind, before):
     assert [p.name for p in path.parent.iterdir()] == ["thing"]
 
 
-def test_a_body_that_wrote_nothing_leaves_what_was_there(tmp_path):
+def test_a_block_that_writes_nothing_keeps_the_old_version(tmp_path):
     write(tmp_path / "thing", "folder", "old")
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "thing"):
         pass
     assert read(tmp_path / "thing", "folder") == "old"
 
 
-def test_what_a_killed_process_left_does_not_enter(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     write(tmp_path / "thing.part", "folder", "half")
     with atomic_write(tmp_path / "thing") as part:
         assert not part.exists()
@@ -93,7 +93,7 @@ with atomic_write(Path(sys.argv[1])) as part:
     input()
 """
 
-# Stops for good at the n-th rename, as a kill may.
+# Is killed at the n-th rename.
 KILLED_AT_A_RENAME = """
 import os, signal, sys
 from pathlib import Path
@@ -114,7 +114,7 @@ with atomic_write(Path(sys.argv[1])) as part:
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_kill_while_writing_leaves_what_was_there(tmp_path, before):
+def test_a_kill_while_writing_keeps_the_old_version(tmp_path, before):
     path = tmp_path / "thing"
     if before:
         write(path, "folder", before)
@@ -131,7 +131,7 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path, before):
 
 
 @pytest.mark.parametrize("renames", [0, 1])
-def test_a_kill_at_a_rename_loses_neither_the_old_nor_the_new(tmp_path, renames):
+def test_a_kill_at_a_rename_keeps_the_old_version(tmp_path, renames):
     path = tmp_path / "thing"
     write(path, "folder", "old")
     with child(KILLED_AT_A_RENAME, path, renames) as process:
@@ -145,7 +145,7 @@ def test_a_kill_at_a_rename_loses_neither_the_old_nor_the_new(tmp_path, renames)
     assert [p.name for p in tmp_path.iterdir()] == ["thing"]
 
 
-def test_recovery_leaves_a_whole_new_one_alone(tmp_path):
+def test_recovery_keeps_a_complete_new_version(tmp_path):
     write(tmp_path / "thing", "folder", "new")
     write(tmp_path / "thing.old", "folder", "old")
     recover(tmp_path / "thing")
@@ -154,39 +154,39 @@ def test_recovery_leaves_a_whole_new_one_alone(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_named(tmp_path, number):
-    said = f"no space left while writing {tmp_path}.*\n.*kept.*\n  do: free some space"
-    with pytest.raises(DiskFull, match=said), disk_full_explained(tmp_path):
+def test_a_full_disk_raises_disk_full(tmp_path, number):
+    message = f"no space left while writing {tmp_path}.*\n.*kept.*\n  do: "
+    with pytest.raises(DiskFull, match=message), disk_full_explained(tmp_path):
         raise OSError(number, "full")
 
 
-def test_another_error_stays_what_it_is(tmp_path):
+def test_other_errors_are_not_changed(tmp_path):
     with pytest.raises(PermissionError), disk_full_explained(tmp_path):
-        raise PermissionError(errno.EACCES, "not yours")
+        raise PermissionError(errno.EACCES, "denied")
 
 
-def test_safetensors_on_a_full_disk_is_named_too(tmp_path, full_disk):
-    """safetensors writes in Rust, and its error is no OSError."""
+def test_safetensors_on_a_full_disk_raises_disk_full(tmp_path, full_disk):
+    """safetensors writes in Rust; its error is not an OSError."""
     with full_disk(), pytest.raises(DiskFull), atomic_write(tmp_path / "weights.safetensors") as part:
         save_file({"a": torch.zeros(100, 100)}, part)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numpy_on_a_full_disk_is_named_too(tmp_path, full_disk):
-    """Its error has no number."""
+def test_numpy_on_a_full_disk_raises_disk_full(tmp_path, full_disk):
+    """numpy's error has no error number."""
     with full_disk(), pytest.raises(DiskFull), atomic_write(tmp_path / "numbers") as part, short_writes_explained():
         np.zeros((100, 100)).tofile(part)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not yours"), RuntimeError("no such operation")])
-def test_what_is_no_short_write_stays_what_it_is(error):
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), RuntimeError("no such operation")])
+def test_errors_other_than_short_writes_are_not_changed(error):
     with pytest.raises(type(error)) as caught, short_writes_explained():
         raise error
     assert caught.value is error
 
 
-def test_json_is_written_whole_with_its_letters(tmp_path):
+def test_json_is_written_atomically_in_utf_8(tmp_path):
     write_json(tmp_path / "a.json", {"name": "狐"})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "name": "狐"\n}\n'
     with pytest.raises(TypeError):
@@ -194,7 +194,7 @@ def test_json_is_written_whole_with_its_letters(tmp_path):
     assert "狐" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
-def test_remove_takes_links_and_not_what_they_point_to(tmp_path):
+def test_remove_removes_a_link_and_keeps_its_target(tmp_path):
     write(tmp_path / "kept", "folder", "old")
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     remove(tmp_path / "link")
@@ -215,19 +215,19 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_reported_who_holds_the_folder_until_that_one_is_killed(tmp_path):
+def test_a_locked_folder_is_refused_until_its_process_is_killed(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        said = f"{tmp_path} is in use by process {holder.pid}\n  do: wait for it"
-        with pytest.raises(RunError, match=said), locked(tmp_path):
+        message = f"{tmp_path} is in use by process {holder.pid}\n  do: "
+        with pytest.raises(RunError, match=message), locked(tmp_path):
             pass
         holder.kill()
         holder.wait()
-        with locked(tmp_path):  # although a child that it forked still runs
+        with locked(tmp_path):  # although a child of the killed process still runs
             assert (tmp_path / "lock").read_text() == str(os.getpid())
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
@@ -237,24 +237,24 @@ def test_a_second_process_is_reported_who_holds_the_folder_until_that_one_is_kil
 def test_the_lock_ends_with_its_block(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
         raise ZeroDivisionError
-    other = (
+    code = (
         "import sys; from pathlib import Path; from fastdraft.system.files import locked\n"
         "with locked(Path(sys.argv[1])): pass"
     )
-    with child(other, tmp_path / "new") as process:
+    with child(code, tmp_path / "new") as process:
         assert process.wait() == 0
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_what_is_no_folder_cannot_be_held(tmp_path, place):
+def test_a_path_that_is_not_a_folder_cannot_be_locked(tmp_path, place):
     (tmp_path / "file").write_text("mine")
-    said = r"file.* is no folder to write into: .*\n  do: choose another one with --keep"
-    with pytest.raises(RunError, match=said), locked(tmp_path / place, "--keep"):
+    message = r"file.* is not a writable folder: .*\n  do: .*--keep"
+    with pytest.raises(RunError, match=message), locked(tmp_path / place, "--keep"):
         pass
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_claim_moves_the_folder_of_another_recipe_and_keeps_its_files(tmp_path):
+def test_claim_moves_a_folder_with_another_key_to_stale(tmp_path):
     folder = tmp_path / "pretrain"
     assert claim(folder, "one") is None
     (folder / "work").write_text("of one")
@@ -265,19 +265,19 @@ def test_claim_moves_the_folder_of_another_recipe_and_keeps_its_files(tmp_path):
     (folder / "work").write_text("of two")
     assert claim(folder, "one") == "stale/pretrain-1"
     remove(tmp_path / "stale" / "pretrain-0")
-    assert claim(folder, "three") == "stale/pretrain-0", "a number that is free again"
+    assert claim(folder, "three") == "stale/pretrain-0", "the first free number"
     assert claim(folder, "four") == "stale/pretrain-2"
     assert (tmp_path / "stale" / "pretrain-1" / "work").read_text() == "of two"
 
 
-def test_a_folder_without_a_key_is_another_ones(tmp_path):
+def test_claim_moves_a_folder_without_a_key(tmp_path):
     write(tmp_path / "pretrain", "folder", "precious")
     assert claim(tmp_path / "pretrain", "one") == "stale/pretrain-0"
     assert read(tmp_path / "stale" / "pretrain-0", "folder") == "precious"
 
 
-def test_claiming_again_does_not_write(tmp_path):
-    """A key cut short by a kill or a full disk would make the work begun there another recipe's."""
+def test_claiming_with_the_same_key_does_not_write(tmp_path):
+    """A kill or a full disk while writing the key would lose the work in the folder."""
     claim(tmp_path / "pretrain", "one")
     before = (tmp_path / "pretrain" / "key").stat().st_mtime_ns
     time.sleep(0.01)

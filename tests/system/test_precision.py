@@ -1,4 +1,4 @@
-"""What a device computes in: the faster precision, by itself; any, by name; and what a run reports of it."""
+"""The precision of a device: `auto` is the faster one, a requested one is used, and a run records it."""
 
 import json
 import shutil
@@ -34,57 +34,57 @@ def product_seconds(dtype: torch.dtype) -> float:
     return min(times)
 
 
-def test_auto_is_what_multiplies_faster() -> None:
+def test_auto_is_the_faster_precision() -> None:
     ratio = product_seconds(torch.float32) / product_seconds(torch.bfloat16)
     if 0.7 < ratio < 2:
         pytest.skip(f"bf16 products run at {ratio:.2g} times the rate of fp32 here: either precision is right")
-    found = choose("auto", CPU)
-    assert found.name == ("bf16" if ratio > 1 else "fp32")
-    assert found.reason.startswith("bf16 matrix products are " + ("faster" if ratio > 1 else "not faster"))
+    chosen = choose("auto", CPU)
+    assert chosen.name == ("bf16" if ratio > 1 else "fp32")
+    assert chosen.reason.startswith("bf16 matrix products are " + ("faster" if ratio > 1 else "not faster"))
 
 
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
-def test_cuda_has_bf16_from_capability_8_on(
+def test_cuda_uses_bf16_from_compute_capability_8(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    found = precision.fastest(torch.device("cuda", capability[0]))
-    assert found.name == name
-    assert f"{capability[0]}.{capability[1]}" in found.reason
+    fastest = precision.fastest(torch.device("cuda", capability[0]))
+    assert fastest.name == name
+    assert f"{capability[0]}.{capability[1]}" in fastest.reason
 
 
-def test_a_name_is_taken_and_a_slow_one_warns_once_with_the_ratio(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_requested_precision_is_used_and_a_slow_one_warns_once(recwarn: pytest.WarningsRecorder) -> None:
     choose.cache_clear()
     assert [choose("fp32", CPU).name, choose("bf16", CPU).name, choose("bf16", CPU).name] == ["fp32", "bf16", "bf16"]
-    found = [warning for warning in recwarn if warning.category is PrecisionWarning]
-    assert len(found) == (choose("auto", CPU).name == "fp32")
-    assert all(f"{precision.bf16_ratio(CPU):.2g} times the rate" in str(warning.message) for warning in found)
+    warnings = [warning for warning in recwarn if warning.category is PrecisionWarning]
+    assert len(warnings) == (choose("auto", CPU).name == "fp32")
+    assert all(f"{precision.bf16_ratio(CPU):.2g} times the rate" in str(warning.message) for warning in warnings)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_auto_never_rounds_weights_that_are_stored_in_fp32(tiny_llama, tmp_path: Path, stored: torch.dtype) -> None:
+def test_auto_keeps_fp32_for_a_target_stored_in_fp32(tiny_llama, tmp_path: Path, stored: torch.dtype) -> None:
     tiny_llama(7).to(stored).save_pretrained(tmp_path)
-    found = precision_of(TargetPart(path=str(tmp_path)), "auto", CPU)
-    assert found.name == ("fp32" if stored == torch.float32 else choose("auto", CPU).name)
+    chosen = precision_of(TargetPart(path=str(tmp_path)), "auto", CPU)
+    assert chosen.name == ("fp32" if stored == torch.float32 else choose("auto", CPU).name)
 
 
-def test_the_recipe_reports_what_auto_became_and_still_loads_as_auto(tiny: Path) -> None:
+def test_resolved_yaml_comments_auto_with_the_chosen_precision(tiny: Path) -> None:
     resolved = resolve(tiny / "recipe.yaml", ["pretrain.precision=auto"])
     text = resolved_yaml(resolved, RunContext(resolved.recipe, tiny, CPU).automatic())
-    found = choose("auto", CPU)
+    chosen = choose("auto", CPU)
     lines = [line for line in text.splitlines() if "precision: auto" in line]
     assert len(lines) == 3, "pretrain, and by default synthesize and evaluate"
-    assert all(f"derived: {found.name}, {found.reason}" in line for line in lines)
+    assert all(f"derived: {chosen.name}, {chosen.reason}" in line for line in lines)
     (tiny / "resolved.yaml").write_text(text)
     assert resolve(tiny / "resolved.yaml").recipe == resolved.recipe
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::fastdraft.system.precision.PrecisionWarning")
-def test_bf16_by_name_goes_through_every_stage_and_is_verified_in_fp32(
+def test_requested_bf16_is_used_in_every_stage_and_verified_in_fp32(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what the target stores in fp32; the verification compares with what the fp32 target writes."""
+    """Although the target is stored in fp32. The verification generates with the target in fp32."""
     monkeypatch.chdir(tiny)
     parts = ("pretrain", "continue", "synthesize", "align", "evaluate")
     recipe = resolve(Path("recipe.yaml"), [f"{part}.precision=bf16" for part in parts]).recipe
@@ -99,18 +99,18 @@ def test_bf16_by_name_goes_through_every_stage_and_is_verified_in_fp32(
     assert all(result.compared == 11 for results in verified.values() for result in results if result.temperature == 0)
 
 
-def test_a_stage_that_is_resumed_elsewhere_keeps_its_precision(tiny: Path) -> None:
-    began = Precision(name="bf16", reason="made on a machine that multiplies it faster")
+def test_a_stage_that_is_resumed_on_another_machine_keeps_its_precision(tiny: Path) -> None:
+    recorded = Precision(name="bf16", reason="bf16 is faster on the first machine")
     folder = tiny / "run" / "pretrain"
     folder.mkdir(parents=True)
-    (folder / "precision.json").write_text(json.dumps(began.model_dump()))
+    (folder / "precision.json").write_text(json.dumps(recorded.model_dump()))
     run_context = RunContext(resolve(tiny / "recipe.yaml").recipe, tiny / "run", CPU)
-    assert run_context.precision(folder, "auto") == began
+    assert run_context.precision(folder, "auto") == recorded
     shutil.rmtree(folder)
     assert run_context.precision(folder, "auto") == choose("auto", CPU)
     assert Precision.model_validate_json((folder / "precision.json").read_text()) == choose("auto", CPU)
 
 
-def test_an_unknown_precision_is_refused_by_name(tiny: Path) -> None:
+def test_an_unknown_precision_is_an_error(tiny: Path) -> None:
     with pytest.raises(RecipeError, match=r"pretrain.precision: found fp8"):
         resolve(tiny / "recipe.yaml", ["pretrain.precision=fp8"])

@@ -1,1 +1,1 @@
-"""Frozen results that more than one package reads: of an evaluation, a bench, an export."""
+"""Results of evaluations, benchmarks and exports: frozen models that several packages read."""

@@ -1,4 +1,4 @@
-"""What a bench hands on: times with their spread, what the engine accepted beside what one pass predicts, advice."""
+"""Results of a benchmark: times with their spread, measured and predicted acceptance, and advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSION = 2
 
 
 class Spread(Result):
-    """The median over repeats, the least and the greatest."""
+    """Median, minimum and maximum over repeats."""
 
     value: float
     low: float
@@ -21,12 +21,12 @@ class Spread(Result):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of measured values."""
+    """The median, minimum and maximum of measured values."""
     return Spread(value=median(values), low=min(values), high=max(values))
 
 
-class Predicted(Result):
-    """What one pass over the target's own text says of a gamma, and the speed-up that follows with measured steps."""
+class Prediction(Result):
+    """Acceptance at a gamma by one pass over the target's texts, and the speed-up that follows from measured steps."""
 
     block_efficiency: float
     position_acceptance: tuple[float, ...]
@@ -34,12 +34,14 @@ class Predicted(Result):
 
 
 class ArmResult(Result):
-    """One way to decode, on the prompts of one task. `arm`: none, lookup (prompt lookup) or draft.
+    """One way to decode, on the prompts of one task.
 
-    Milliseconds a token are those behind the first forward; `speedup` is over `none` in the same repeat. What the
-    engine counted: `drafted` tokens, `block_efficiency`, `position_acceptance` (empty where it does not say).
-    `equal_fraction`: of greedy texts, how many are those of `none`; `widest_gap`: where they part, how far apart the
-    two tokens' logits are, at most.
+    arm: none (no draft), lookup (prompt lookup) or draft.
+    milliseconds_a_token: without the first forward.
+    speedup: over `none` in the same repeat.
+    drafted, block_efficiency, position_acceptance: as counted by the engine; the last is empty if it does not count it.
+    equal_fraction: fraction of greedy texts that equal those of `none`.
+    widest_gap: largest difference of the logits of the two tokens at which texts differ.
     """
 
     arm: str
@@ -51,13 +53,13 @@ class ArmResult(Result):
     drafted: int
     block_efficiency: float
     position_acceptance: tuple[float, ...]
-    predicted: Predicted | None
+    predicted: Prediction | None
     equal_fraction: float | None
     widest_gap: float | None
 
 
 class Cell(Result):
-    """Every arm on one task, under one distribution and one setting of the engine."""
+    """All arms on one task, at one temperature and one setting of the engine."""
 
     setting: str
     task: str
@@ -65,22 +67,22 @@ class Cell(Result):
     arms: tuple[ArmResult, ...]
 
     def at(self, arm: str, gamma: int) -> ArmResult:
-        """One arm."""
+        """The result of an arm."""
         return next(result for result in self.arms if (result.arm, result.gamma) == (arm, gamma))
 
     @property
     def none(self) -> ArmResult:
-        """Without a draft."""
+        """The result without a draft."""
         return self.at("none", 0)
 
     @property
     def drafts(self) -> list[ArmResult]:
-        """With the draft, by gamma."""
+        """The results with the draft, one for each gamma."""
         return [result for result in self.arms if result.arm == "draft"]
 
 
 class Difference(Result):
-    """The first token at which greedy text with a draft is not that without one, and the target's two logits there."""
+    """The first position at which greedy text with a draft differs from text without, and the gap of the two logits."""
 
     task: str
     prompt: int
@@ -92,7 +94,7 @@ class Difference(Result):
 
 
 class Equality(Result):
-    """Greedy texts with a draft against those without one, in the exact setting; differences are near ties."""
+    """Comparison of greedy texts with and without a draft in the exact setting; differences are near ties."""
 
     setting: str
     texts: int
@@ -101,10 +103,11 @@ class Equality(Result):
 
 
 class Steps(Result):
-    """Seconds of steps where they are taken: while a pair decodes under a setting and a distribution, in one repeat.
+    """Seconds of the steps of decoding, measured while the pair decodes in one repeat.
 
-    `target_seconds`: of the target on one token, without a draft. By gamma, `draft_seconds` of a drafted token and
-    `block_seconds` of all else that a block takes: the target on gamma + 1 tokens, and the engine's own work.
+    target_seconds: the target on one token, without a draft.
+    draft_seconds: one drafted token, by gamma.
+    block_seconds: the rest of a block, by gamma: the target on gamma + 1 tokens, and the engine's own work.
     """
 
     setting: str
@@ -116,7 +119,11 @@ class Steps(Result):
 
 
 class Model(Result):
-    """One side of the pair. `digest` is that of its files; `stand_in`: what its configuration says if it is one."""
+    """The target or the draft.
+
+    digest: of its files.
+    stand_in: for a model that only stands in for another in timing, the description in its configuration.
+    """
 
     path: str
     digest: str
@@ -126,9 +133,12 @@ class Model(Result):
 
 
 class Advice(Result):
-    """What to set. `speedup`: over the fastest decoding without a draft, in the mean over tasks, greedy.
+    """The recommended setting and gamma.
 
-    `pays` is false where that is not above 1 by more than noise. `option` is the engine's own, `lines` the words.
+    pays: whether `speedup` is above 1 by more than noise.
+    speedup: over the fastest decoding without a draft, mean over tasks, greedy.
+    option: the option of the engine that sets it.
+    lines: the advice as text.
     """
 
     pays: bool
@@ -140,8 +150,9 @@ class Advice(Result):
 
 
 class BenchResult(Result):
-    """A pair in an engine on a device. `keeps_distribution`: text sampled with a draft is distributed as without
-    one.
+    """The benchmark of a pair in an engine on a device.
+
+    keeps_distribution: whether sampling with the draft has the same distribution as without.
     """
 
     version: int = VERSION
@@ -163,16 +174,16 @@ class BenchResult(Result):
 
     @property
     def where(self) -> str:
-        """Engine, device and precision in words; a stand-in is called one."""
-        about = f"{self.engine} {self.versions.get(self.engine, '')}".strip()
-        said = f"{about}, {self.device} ({self.hardware}), weights {self.target.weights} and {self.draft.weights}"
-        return f"{said}, on a stand-in of {self.target.parameters:,} parameters" if self.target.stand_in else said
+        """Engine, device and weights as text, and that the target is a stand-in if it is one."""
+        engine = f"{self.engine} {self.versions.get(self.engine, '')}".strip()
+        text = f"{engine}, {self.device} ({self.hardware}), weights {self.target.weights} and {self.draft.weights}"
+        return f"{text}, on a stand-in of {self.target.parameters:,} parameters" if self.target.stand_in else text
 
 
 def read_bench(file: Path) -> BenchResult:
-    """CardError where the file is none, or one of another version."""
+    """Read a benchmark's file; CardError if it cannot be read as one."""
     try:
         return BenchResult.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CardError(f"{file} does not read as a bench: {first}\n  do: run it again, or remove it") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CardError(f"{file} is not a valid benchmark: {reason}\n  do: run it again, or remove it") from error

@@ -1,4 +1,4 @@
-"""What evaluation hands on: frozen results, every rate pooled over tokens, with a 95 % interval over prompts."""
+"""Results of an evaluation. Rates are pooled over tokens, with a 95 % bootstrap interval over prompts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastdraft.system.precision import Precision
 
 
 class Result(BaseModel):
-    """What every result shares: unknown fields stop, values never change."""
+    """The base class of results: unknown fields are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Estimate(Result):
-    """A pooled rate, and its 95 % interval by bootstrap over prompts."""
+    """A pooled rate and its 95 % bootstrap interval over prompts."""
 
     value: float
     low: float
@@ -25,9 +25,9 @@ class Estimate(Result):
 
 
 class GammaResult(Result):
-    """What blocks of gamma drafted tokens give; names and formulas are those of docs/maths.md.
+    """Results for blocks of gamma drafted tokens; docs/maths.md has the names and formulas.
 
-    `position_intervals`: those of `position_acceptance`, by place; older results have none.
+    position_intervals: the intervals of `position_acceptance`; empty in older results.
     """
 
     gamma: int
@@ -40,20 +40,20 @@ class GammaResult(Result):
 
 
 class Gap(Estimate):
-    """One draft's rate minus another's on the same prompts, and the 95 % interval of that by paired resamples."""
+    """The rate of one draft minus that of another on the same prompts, with a 95 % interval by paired bootstrap."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def more_than_noise(self) -> bool:
-        """Does the interval leave out zero? Of twenty drafts that are as good, one does by chance.
+        """Whether the interval excludes zero. For equally good drafts this happens by chance in one of twenty cases.
 
-        That of one prompt is a point, and says nothing of others.
+        False for a single prompt, whose interval is a point.
         """
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 class GammaGap(Result):
-    """Two drafts at one gamma."""
+    """The gaps between two drafts at one gamma."""
 
     gamma: int
     acceptance_rate: Gap
@@ -62,7 +62,7 @@ class GammaGap(Result):
 
 
 class Comparison(Result):
-    """A draft against `other` on the same completions; `best_mbsu` is that of each at its own best gamma."""
+    """A draft compared with the draft `other` on the same completions; `best_mbsu` uses the best gamma of each."""
 
     task: str
     temperature: float
@@ -77,11 +77,12 @@ class Comparison(Result):
 
 
 class TaskResult(Result):
-    """A draft on the completions of one task under one distribution. `stage` is the phase that made the draft.
+    """A draft on the completions of one task with one set of sampling parameters.
 
-    looping_fraction: share of completions that loop; repeated_8grams: share of repeated 8-grams, pooled over all of
-    them.
-    What is "without loops" is taken over the other completions alone; None where none remains.
+    stage: the phase that trained the draft.
+    looping_fraction: fraction of the completions that loop.
+    repeated_8grams: fraction of repeated 8-grams, pooled over all completions.
+    *_without_loops: without the completions that loop; None if all of them do.
     """
 
     stage: str
@@ -105,7 +106,7 @@ class TaskResult(Result):
 
 
 class NearTie(Result):
-    """Two runs of one model that part where its two best tokens are closer than rounding can tell apart."""
+    """Two runs of one model differ first at a position where its two best tokens are equal within rounding."""
 
     prompt: int
     position: int
@@ -114,9 +115,9 @@ class NearTie(Result):
 
 
 class VerificationResult(Result):
-    """Real speculative decoding beside the one-pass evaluation of the same prompts, in agreement.
+    """Real speculative decoding and the one-pass evaluation of the same prompts, which agree.
 
-    Greedy: `compared` prompts are equal token for token and forward for forward; the others are near ties.
+    Greedy: `compared` prompts have the same tokens and number of forwards in both; all others differ at near ties.
     """
 
     temperature: float
@@ -130,9 +131,9 @@ class VerificationResult(Result):
 
 
 class EvaluationCard(Card):
-    """Every draft of the run on every task and distribution, and real speculative decoding with the last one.
+    """Every draft of a run on every task and temperature, and the verification of the last draft.
 
-    `precision` is what the target computed in while it wrote.
+    precision: the target's precision while it generated the completions.
     """
 
     kind: ClassVar[str] = "evaluation"

@@ -1,4 +1,4 @@
-"""What an export hands on: its card, and in it the proof that the file says what the draft says."""
+"""The card of an export, and in it the proof that the export reproduces the draft."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastdraft.results.evaluation import Estimate, Result
 from fastdraft.system.cards import Card
 
 
-class Kept(Result):
-    """Block efficiency of the draft and of its export, one pass over the same completions of the target."""
+class KeptEfficiency(Result):
+    """Block efficiency of the draft and of its export, in one pass over the same completions of the target."""
 
     temperature: float
     top_k: int
@@ -21,20 +21,20 @@ class Kept(Result):
     exported: Estimate
 
 
-class Accepted(Result):
-    """An engine's own rule for a draft of this target, with its figures."""
+class EngineAcceptance(Result):
+    """An engine whose rule accepts the draft for this target, and the figures that the rule compares."""
 
     engine: str
     why: str
 
 
 class Proof(Result):
-    """The export in its engine beside the original draft in transformers, float32.
+    """The export in its engine compared with the draft in transformers, float32.
 
-    equal_prompts: greedy texts of `tokens` over `prompts` tokens each that are equal to the last token.
-    agreeing_tokens: of all those tokens, how many the export puts first when it reads the original's texts.
-    widest_gap: where texts part, by how much the original's logits preferred its own token, at most; None: nowhere.
-    unlike_texts: probe texts that the engine's tokenizer cuts into other ids than the target's does.
+    equal_prompts: number of prompts whose greedy texts are equal in all their tokens (`tokens` / `prompts` each).
+    agreeing_tokens: number of tokens of the draft's texts that are the export's most likely ones in the same context.
+    widest_gap: largest difference of the draft's logits of the two tokens at which texts differ; None if none does.
+    unlike_texts: probe texts to which the engine's tokenizer gives other ids than the target's.
     """
 
     engine: str
@@ -45,18 +45,19 @@ class Proof(Result):
     widest_gap: float | None
     texts: int
     unlike_texts: tuple[str, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptEfficiency, ...]
 
     @property
     def agreement(self) -> float:
-        """Share of tokens."""
+        """The fraction of tokens on which draft and export agree."""
         return self.agreeing_tokens / self.tokens
 
 
 class ExportCard(Card):
-    """A draft in a form that an engine reads. `files`: bytes of each beside the card.
+    """A draft in the format of an engine.
 
-    target_licence: of the target that the draft was made with, in the hub's words; None where nobody says it.
+    target_licence: the hub id of the licence of the draft's target; None if unknown.
+    files: size in bytes of each file next to the card.
     """
 
     kind: ClassVar[str] = "export"
@@ -69,9 +70,9 @@ class ExportCard(Card):
     target_licence: str | None = None
     files: dict[str, int]
     notes: tuple[str, ...]
-    accepted: tuple[Accepted, ...]
+    accepted: tuple[EngineAcceptance, ...]
     proof: Proof
 
-    def given_to_an_engine(self, folder: Path) -> Path:
-        """What an engine's command names: the folder, or the GGUF file in it."""
+    def path_for_engine(self, folder: Path) -> Path:
+        """The path that engines open: the folder, or the GGUF file in it."""
         return next((folder / name for name in self.files if name.endswith(".gguf")), folder)

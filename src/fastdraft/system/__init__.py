@@ -1,1 +1,1 @@
-"""What every package needs of the machine: errors, files, locks, cards, processes, progress, energy."""
+"""Errors, files, locks, cards, processes, progress, precision and energy: used by all other packages."""

@@ -1,7 +1,7 @@
-"""The cards that stages hand on: frozen, written as JSON beside their artefact, and last of all.
+"""Cards: the frozen result of a stage, written as JSON into its folder after everything else.
 
-A card's `key` is the hash of all that made the artefact: the stage's version, its part of the recipe, the keys of the
-cards it read. The same key means: already done.
+A card's `key` is a hash of all inputs of the stage: the stage's version, its part of the recipe, and the keys of the
+cards that it read. If the key of the card on disk is the same, the stage is already done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = "card.json"
 
 
 class Cost(BaseModel):
-    """What a stage took. `joules` by part of the machine that told (energy.py); None where none was asked."""
+    """Cost of a stage. `joules` is by part of the machine (energy.py); None if energy was not measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     seconds: float
@@ -34,7 +34,7 @@ class Cost(BaseModel):
 
 
 class Card(BaseModel):
-    """What every card says."""
+    """The base class of cards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[str]
@@ -47,12 +47,12 @@ AnyCard = TypeVar("AnyCard", bound=Card)
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write the card of the artefact in a folder: from now on it exists."""
+    """Write the card of a stage into its folder. This completes the stage."""
     write_json(folder / FILE, {"kind": card.kind} | card.model_dump(mode="json"))
 
 
 def card_key(folder: Path) -> str | None:
-    """The key of the artefact in a folder; None where there is none, or one of another version."""
+    """The key of the card in a folder; None if there is no valid card of this version."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -64,21 +64,20 @@ def card_key(folder: Path) -> str | None:
 
 
 def read_card(folder: Path, kind: type[AnyCard]) -> AnyCard:
-    """The card in a folder; CardError where it is missing, broken, of another kind or version."""
+    """The card in a folder; CardError if it is missing, broken, or of another kind or version."""
     path = folder / FILE
-    advice = f"  do: remove {folder} and run again: this stage is then made anew"
+    remedy = f"  do: remove {folder} and run again: the stage is then repeated"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = (content.pop("kind"), content["version"])
+        kind_and_version = (content.pop("kind"), content["version"])
     except FileNotFoundError:
-        raise CardError(f"no card at {path}\n  do: run the stage that makes it") from None
+        raise CardError(f"no card at {path}\n  do: run the stage that writes it") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CardError(f"{path} is not a card ({type(error).__name__}: {error})\n{advice}") from error
-    if found != (kind.kind, VERSION):
-        raise CardError(
-            f"{path} is a card `{found[0]}` of version {found[1]}, wanted `{kind.kind}` of {VERSION}\n{advice}"
-        )
+        raise CardError(f"{path} is not a card ({type(error).__name__}: {error})\n{remedy}") from error
+    if kind_and_version != (kind.kind, VERSION):
+        found = f"is a card `{kind_and_version[0]}` of version {kind_and_version[1]}"
+        raise CardError(f"{path} {found}, wanted `{kind.kind}` of version {VERSION}\n{remedy}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise CardError(f"{path} does not read as a card `{kind.kind}`: {error}\n{advice}") from error
+        raise CardError(f"{path} is not a valid card `{kind.kind}`: {error}\n{remedy}") from error

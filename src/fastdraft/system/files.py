@@ -1,4 +1,4 @@
-"""A run folder: what is in it, who holds it, and how a thing comes to exist in it: written beside, then renamed."""
+"""Run folders: atomic writes, locks, and clear errors on full disks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|iostream error")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place to write a file or folder that appears at `path` whole, or not at all.
+    """Yield a temporary path. What is written there, a file or a folder, replaces `path` when the block ends.
 
-    DiskFull where the space ends; what was there before stays.
+    If the block fails, `path` stays as it was. DiskFull if there is no space left.
     """
     part = path.with_name(path.name + PART)
     remove(part)
@@ -36,15 +36,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with disk_full_explained(path):
             part.parent.mkdir(parents=True, exist_ok=True)
             yield part
-            _sync(part)
-            _swap(part, path)
+            # The contents must be on the disk before the final name is.
+            for written in (part, *part.rglob("*")):
+                _fsync(written)
+            if path.is_dir():
+                # If the process is killed between these two lines, `recover` renames the old folder back.
+                path.rename(path.with_name(path.name + OLD))
+                part.rename(path)
+            else:
+                part.replace(path)
+            _fsync(path.parent)
     finally:
         remove(part)
         recover(path)
 
 
 def recover(path: Path) -> None:
-    """End a replacement of `path` that was cut short: what was there before comes back, unless the new one stands."""
+    """Finish a replacement of `path` that was interrupted: keep the new version if it is complete, else the old one."""
     old = path.with_name(path.name + OLD)
     if path.exists():
         remove(old)
@@ -53,28 +61,32 @@ def recover(path: Path) -> None:
 
 
 def cache_folder(*names: str) -> Path:
-    """Where things that can be made again are kept for this user."""
+    """A folder below the user's cache folder, for files that can be generated again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("fastdraft", *names)
 
 
 @contextmanager
 def disk_full_explained(path: Path) -> Iterator[None]:
-    """DiskFull, which says what to do, in place of the system's error."""
+    """Raise DiskFull instead of the system's error if the disk is full."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
-        if number not in NO_SPACE:
+        if isinstance(error, OSError):
+            number = error.errno
+        else:  # safetensors writes in Rust, and gives the number only in the text
+            match = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(match[1]) if match else None
+        if number is None or number not in NO_SPACE:
             raise
         raise DiskFull(
             f"no space left while writing {path} ({os.strerror(number)})\n"
-            f"  kept: everything finished before it\n  do: free some space, then run the same command again"
+            f"  kept: everything that was finished before\n  do: free some space, then run the same command again"
         ) from error
 
 
 @contextmanager
 def short_writes_explained() -> Iterator[None]:
-    """The system's error for a full disk where numpy and C++'s streams say only that not all was written."""
+    """Raise the system's error for a full disk where numpy and C++ streams report only a short write."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -84,31 +96,32 @@ def short_writes_explained() -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """One JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def claim(folder: Path, key: str) -> str | None:
-    """Make a stage's folder its own; what another recipe left there moves to `stale/` beside it: its new name returns.
+    """Take a stage's folder for the work with this key.
 
-    The same key means that the work begun there goes on.
+    If the folder has the same key, the work in it continues. A folder with another key is moved to `stale/`, next to
+    it, and its new name is returned.
     """
-    claim_file, moved = folder / "key", None
+    key_file, moved = folder / "key", None
     if folder.exists():
-        if claim_file.is_file() and claim_file.read_text() == key:
+        if key_file.is_file() and key_file.read_text() == key:
             return None
         names = (f"stale/{folder.name}-{number}" for number in count())
         moved = next(name for name in names if not (folder.parent / name).exists())
         (folder.parent / "stale").mkdir(exist_ok=True)
         folder.rename(folder.parent / moved)
-    with atomic_write(claim_file) as part:
+    with atomic_write(key_file) as part:
         part.write_text(key)
     return moved
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -116,7 +129,7 @@ def remove(path: Path) -> None:
 
 
 def make_folder(folder: Path, option: str = "--folder") -> None:
-    """A run's folder, where none is yet; RunError, which names the option that chooses another, where none can be."""
+    """Make a run folder if it does not exist. RunError, which names the option for another folder, if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,20 +140,20 @@ def make_folder(folder: Path, option: str = "--folder") -> None:
 
 @contextmanager
 def locked(folder: Path, option: str = "--folder") -> Iterator[None]:
-    """Hold a folder; RunError, which names the option that chooses another, where another process does, or none can.
+    """Lock a folder. RunError, which names the option for another folder, if another process holds it.
 
-    The lock goes with the process, however it ends.
+    The lock ends with the process, even if it is killed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+")
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise RunError(
-            f"{folder} is no folder to write into: {error.strerror}\n  do: choose another one with {option}"
+            f"{folder} is not a writable folder: {error.strerror}\n  do: choose another one with {option}"
         ) from error
     with lock as file:
         try:
-            # Not flock: that one is inherited by forked children, and datatrove's can outlive a killed run.
+            # Not flock: forked children inherit it, and those of datatrove can outlive a killed run.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
@@ -154,33 +167,9 @@ def locked(folder: Path, option: str = "--folder") -> Iterator[None]:
         yield
 
 
-def _error_number(error: OSError | SafetensorError) -> int:
-    """The system's number of an error, which safetensors leaves in the text; 0 where there is none."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    named = re.search(r"\(os error (\d+)\)", str(error))
-    return int(named[1]) if named else 0
-
-
-def _sync(part: Path) -> None:
-    """Make sure that the bytes, and the names of a folder's files, are on the disk before its own name says so."""
-    for path in [part, *part.rglob("*")]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _swap(part: Path, path: Path) -> None:
-    """Rename; a kill between the two renames of a folder's replacement is fixed by `recover`."""
-    if path.is_dir():
-        path.rename(path.with_name(path.name + OLD))
-        part.rename(path)
-    else:
-        part.replace(path)
-    _flush(path.parent)

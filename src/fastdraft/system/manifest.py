@@ -1,6 +1,6 @@
-"""What was run, with what, on what: one entry of manifest.json for each command that touched the run folder.
+"""manifest.json of a run folder: an entry for each command, with recipe, commit, versions and device.
 
-Of several processes the main one writes it.
+With several processes only the main one writes it.
 """
 
 from __future__ import annotations
@@ -23,44 +23,43 @@ from fastdraft.system import processes
 from fastdraft.system.errors import CardError
 from fastdraft.system.files import write_json
 
-VERSIONS_OF = ("torch", "transformers", "tokenizers", "safetensors", "datatrove", "datasets", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datatrove", "datasets", "numpy")
 
 
 class Manifest:
-    """manifest.json of a run folder; each `note` and each stage is on the disk at once."""
+    """The entry of this command. Every change is written to the disk at once."""
 
     def __init__(self, folder: Path, recipe_digest: str, seed: int, device: torch.device) -> None:
         self._path = folder / "manifest.json"
-        before = _commands(self._path)
         self._entry: dict[str, Any] = {
             "command": shlex.join(["fastdraft", *sys.argv[1:]]),
             "started": _now(),
             "recipe": recipe_digest,
             "seed": seed,
             "commit": _commit(),
-            "versions": {"fastdraft": __version__} | {name: metadata.version(name) for name in VERSIONS_OF},
+            "versions": {"fastdraft": __version__} | {name: metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "device": describe(device),
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
-            "processes": processes.count(),
+            "processes": processes.world_size(),
             "stages": {},
             "notes": [],
         }
-        self._commands = [*before, self._entry]
+        self._commands = [*_commands(self._path), self._entry]
         self._write()
 
     def stage(self, name: str, outcome: str) -> None:
-        """A stage was `made`, or was `already done`."""
+        """Record a stage: `made` or `already done`."""
         self._entry["stages"][name] = outcome
         self._write()
 
     def note(self, text: str) -> None:
-        """Something that a reader of the results must know."""
+        """Record a remark that matters for the results."""
         self._entry["notes"].append(text)
         self._write()
 
     def end(self, outcome: str) -> None:
-        """The command ended: `finished`, or the error that stopped it."""
+        """Record the end of the command: `finished`, or the error that stopped it."""
         self._entry |= {"ended": _now(), "outcome": outcome}
         self._write()
 
@@ -69,11 +68,11 @@ class Manifest:
             write_json(self._path, {"commands": self._commands})
 
 
-def describe(device: torch.device) -> str:
-    """A device in words."""
+def device_name(device: torch.device) -> str:
+    """A device's name for people."""
     if device.type != "cpu":
-        named = getattr(torch.get_device_module(device), "get_device_name", None)
-        return str(named(device)) if named else str(device)
+        get_name = getattr(torch.get_device_module(device), "get_device_name", None)
+        return str(get_name(device)) if get_name else str(device)
     return f"{platform.processor() or platform.machine()} cpu, {torch.get_num_threads()} threads"
 
 
@@ -82,7 +81,7 @@ def _now() -> str:
 
 
 def _commands(path: Path) -> list[Any]:
-    """The entries of the commands before; CardError where the file cannot be read."""
+    """The entries of earlier commands; CardError if the file cannot be read."""
     if not path.is_file():
         return []
     try:
@@ -97,6 +96,6 @@ def _commit() -> str | None:
         return None
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
-    ours = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True)
-    found = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or None if ours.returncode == found.returncode == 0 else None
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True)
+    commit = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return commit.stdout.strip() or None if tracked.returncode == commit.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Optional packages: imported here, or an error that says what to install."""
+"""Import of optional packages, with an error that gives the pip command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastdraft.system.errors import MissingExtra
 
 
 def need(module: str, extra: str) -> ModuleType:
-    """An optional package's module; MissingExtra, which names the pip line, where it is not installed."""
+    """Import a module of an optional package; MissingExtra with the pip command if it cannot be imported."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""The floating-point precision that a device computes in: bf16 where it multiplies matrices faster in it, else fp32.
+"""The floating-point precision on a device: bf16 if it multiplies matrices faster in bf16, else fp32.
 
-With AVX-512 bf16 or AMX instructions bf16 is 2 to 4 times as fast as fp32. With AVX2 alone torch emulates it, at a
+On CPUs with AVX-512 bf16 or AMX, bf16 is 2 to 4 times as fast as fp32. With AVX2 alone torch emulates bf16 at a
 hundredth of the rate of fp32 (docs/decisions/0008-precision.md).
 """
 
@@ -15,21 +15,22 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-Asked = Literal["auto", "bf16", "fp32"]
+PrecisionChoice = Literal["auto", "bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# Sides of the square matrices: emulated bf16 takes 30 to 70 ms for a product of 256 on AVX2 cores, fp32 .3 to .5.
-CPU_SIDE, ACCELERATOR_SIDE, ROUNDS, ROUND_SECONDS = 256, 4096, 4, 0.005
-# Times as fast as fp32 that bf16 must be: it rounds, and a choice near 1 would differ from run to run.
-WORTH_TAKING = 1.2
+# Sizes of the square matrices. On AVX2 cores a product of 256 x 256 takes 30 to 70 ms in emulated bf16, and .3 to .5 ms
+# in fp32.
+CPU_SIZE, ACCELERATOR_SIZE, ROUNDS, ROUND_SECONDS = 256, 4096, 4, 0.005
+# The speed-up over fp32 from which bf16 is chosen. It rounds, and a limit near 1 would change the choice between runs.
+MIN_SPEEDUP = 1.2
 FIRST_CUDA_CAPABILITY = (8, 0)
 
 
 class PrecisionWarning(UserWarning):
-    """The precision that was asked for is slow on this device."""
+    """The requested precision is slow on this device."""
 
 
 class Precision(BaseModel):
-    """What a device computes in, and why."""
+    """A precision, and the reason for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Literal["bf16", "fp32"]
@@ -41,49 +42,48 @@ class Precision(BaseModel):
 
 
 @cache
-def choose(asked: Asked, device: torch.device) -> Precision:
-    """The precision asked for; `auto` is the faster one. A PrecisionWarning, once, where bf16 is asked for and slow."""
+def choose(choice: PrecisionChoice, device: torch.device) -> Precision:
+    """The requested precision; `auto` is the faster one. PrecisionWarning, once, if bf16 is requested and slow."""
     best = fastest(device)
-    if asked == "auto":
+    if choice == "auto":
         return best
-    if asked == "bf16" and best.name == "fp32":
+    if choice == "bf16" and best.name == "fp32":
         rate = f"its matrix products run at {bf16_ratio(device):.2g} times the rate of fp32 on this {device.type}"
         warnings.warn(f"precision bf16 is slow here: {rate}", PrecisionWarning, stacklevel=2)
-    return Precision(name=asked, reason="the recipe asks for it")
+    return Precision(name=choice, reason="the recipe asks for it")
 
 
 @cache
 def fastest(device: torch.device) -> Precision:
-    """bf16 where the device multiplies matrices faster in it: CUDA by compute capability, all others measured."""
+    """bf16 if the device multiplies matrices faster in it: on CUDA by compute capability, elsewhere by measuring."""
     if device.type == "cuda":
-        found = torch.cuda.get_device_capability(device)
-        has = found >= FIRST_CUDA_CAPABILITY
-        reason = f"compute capability {found[0]}.{found[1]}, bf16 needs {'.'.join(map(str, FIRST_CUDA_CAPABILITY))}"
-        return Precision(name="bf16" if has else "fp32", reason=reason)
-    faster = bf16_ratio(device) >= WORTH_TAKING
-    # Without the ratio, which differs from run to run: cards of equal stages are equal.
+        major, minor = torch.cuda.get_device_capability(device)
+        reason = f"compute capability {major}.{minor}, bf16 needs {'.'.join(map(str, FIRST_CUDA_CAPABILITY))}"
+        return Precision(name="bf16" if (major, minor) >= FIRST_CUDA_CAPABILITY else "fp32", reason=reason)
+    faster = bf16_ratio(device) >= MIN_SPEEDUP
+    # The reason does not contain the ratio: it differs between runs, and cards of equal stages must be equal.
     reason = f"bf16 matrix products are {'' if faster else 'not '}faster than those of fp32 on this {device.type}"
     return Precision(name="bf16" if faster else "fp32", reason=reason)
 
 
 @cache
 def bf16_ratio(device: torch.device) -> float:
-    """How many times as fast as in fp32 this process multiplies matrices in bf16; 0 where the device cannot.
+    """The rate of matrix products in bf16 divided by that in fp32; 0 if the device does not support bf16.
 
-    The best product of each: other work on the machine slows some of them down. For the same reason the two take turns,
-    and a processor multiplies with one thread: beside other work two threads wait for each other.
+    Other work on the machine disturbs the measurement. Therefore the two precisions take turns, the fastest product of
+    each counts, and a CPU uses one thread: several would wait for each other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    side = CPU_SIDE if device.type == "cpu" else ACCELERATOR_SIDE
+    size = CPU_SIZE if device.type == "cpu" else ACCELERATOR_SIZE
     try:
-        # Not of ones: accelerators multiply matrices of equal numbers faster.
+        # Not matrices of ones: accelerators multiply equal numbers faster.
         matrices = [
-            torch.arange(side * side, device=device, dtype=torch.float32).sin().view(side, side).to(dtype)
+            torch.arange(size * size, device=device, dtype=torch.float32).sin().view(size, size).to(dtype)
             for dtype in (torch.float32, torch.bfloat16)
         ]
         rounds: list[list[float]] = [[_product_seconds(matrix) for matrix in matrices] for _ in range(ROUNDS)]
-    except (RuntimeError, TypeError):  # what torch raises for a dtype that a device lacks
+    except (RuntimeError, TypeError):  # torch's errors for a dtype that a device does not support
         return 0.0
     finally:
         torch.set_num_threads(threads)
@@ -92,7 +92,7 @@ def bf16_ratio(device: torch.device) -> float:
 
 
 def _product_seconds(matrix: Tensor) -> float:
-    """Seconds of the best of the products of a matrix with itself that end within ROUND_SECONDS, of one at least."""
+    """Seconds of the fastest product of a matrix with itself; repeats for ROUND_SECONDS, at least once."""
     times: list[float] = []
     synchronize = torch.get_device_module(matrix.device).synchronize
     while sum(times) < ROUND_SECONDS:

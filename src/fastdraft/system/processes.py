@@ -1,11 +1,11 @@
-"""The processes of one command: a launcher (torchrun, accelerate launch) starts one for each device.
+"""The processes of one command. A launcher (torchrun, accelerate launch) starts one for each device.
 
-The main process, rank 0, alone writes: cards, manifests, locks, metrics, checkpoints, and what a user reads. The others
-train with it and wait for the rest. What they tell one another goes over a gloo group beside the device's own: that
-needs no device, and a wait for it may take hours (docs/scale.md).
+Only the main process, rank 0, writes cards, manifests, locks, metrics, checkpoints and output. The other processes
+train with it, and wait while it does everything else. They communicate over a gloo group, separate from the device's
+own group: it needs no device, and allows waits of hours (docs/scale.md).
 
-The module is imported by progress bars, also in the processes of tokenization, which have no other use for torch: its
-import takes 2.7 s, so it is imported by the functions that need it.
+torch is imported within the functions: progress bars import this module in every process of tokenization, which does
+not use torch otherwise, and importing torch takes 2.7 s.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 Value = TypeVar("Value")
-# The main process may tokenise for days; where it dies instead, its closed connection ends the wait at once.
-PATIENCE = timedelta(days=30)
-# Where they are on, transformers leaves all but the first copy of a model empty, and waits for what fills the others.
-FOREIGN = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+# The main process may tokenize for days. If it dies, its closed connection ends the wait at once.
+TIMEOUT = timedelta(days=30)
+# With these settings transformers loads weights only in the first process, and waits for accelerate to fill the others.
+ACCELERATE_SETTINGS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_CPU_RAM_EFFICIENT_LOADING")
 
 
 def launched() -> bool:
@@ -36,35 +36,35 @@ def launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def drop_foreign_settings() -> list[str]:
-    """Unset what accelerate's configuration would switch on beside the recipe; its names."""
-    return [name for name in FOREIGN if os.environ.pop(name, "false").lower() in ("true", "1")]
+def unset_accelerate_settings() -> list[str]:
+    """Unset settings of accelerate that the recipe's `parallel` decides. Returns the names of those that were on."""
+    return [name for name in ACCELERATE_SETTINGS if os.environ.pop(name, "false").lower() in ("true", "1")]
 
 
-def begin(device: torch.device) -> torch.device:
-    """Join the other processes; the device of this kind that is this one's. RecipeError where it has none."""
-    from accelerate import PartialState  # one process alone has no need of it
+def join(device: torch.device) -> torch.device:
+    """Join the other processes. Returns the device of this type for this process; RecipeError if it has none."""
+    from accelerate import PartialState
 
-    found: torch.device = PartialState(cpu=device.type == "cpu").device
-    if found.type != device.type:
+    own: torch.device = PartialState(cpu=device.type == "cpu").device
+    if own.type != device.type:
         raise RecipeError(
-            f"device: found {device.type}, and process {rank()} has only {found.type}\n  do: set device={found.type}"
+            f"device: found {device.type}, but process {rank()} has only {own.type}\n  do: set device={own.type}"
         )
-    _words()
-    return found
+    _gloo_group()
+    return own
 
 
-def end() -> None:
-    """Leave the other processes, once they have nothing more to say."""
+def leave() -> None:
+    """Leave the other processes, after all communication."""
     if _joined():
         import torch.distributed as dist
 
         dist.destroy_process_group()
-        _words.cache_clear()
+        _gloo_group.cache_clear()
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """The rank of this process; 0 is the main process."""
     if _joined():
         import torch.distributed as dist
 
@@ -72,8 +72,8 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def count() -> int:
-    """How many processes work on this command."""
+def world_size() -> int:
+    """The number of processes of this command."""
     if not _joined():
         return 1
     import torch.distributed as dist
@@ -82,44 +82,49 @@ def count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the main process, which writes."""
     return rank() == 0
 
 
 def on_rank0(work: Callable[[], Value]) -> Value:
-    """What `work` returns in the main process, in every process; the others wait for it.
+    """Run `work` in the main process, and return its result in every process.
 
-    Where it fails, the others raise MainProcessFailed; where it was asked to end, Stopped.
+    If it fails, the other processes raise MainProcessFailed; if it was asked to end, Stopped.
     """
-    if count() == 1:
+    if world_size() == 1:
         return work()
     if not is_main():
-        heard: Value = _heard()
-        return heard
+        stopped, failure, value = _broadcast(None)
+        if stopped:
+            raise Stopped
+        if failure:
+            raise MainProcessFailed(f"the main process failed with {failure} and reported why")
+        result: Value = value
+        return result
     try:
-        value = work()
+        result = work()
     except BaseException as error:
-        with suppress(RuntimeError):  # that the others have ended before is no news
-            _tell((isinstance(error, KeyboardInterrupt), type(error).__name__, None))
+        with suppress(RuntimeError):  # the other processes may have ended already
+            _broadcast((isinstance(error, KeyboardInterrupt), type(error).__name__, None))
         raise
-    _tell((False, None, value))
-    return value
+    _broadcast((False, None, result))
+    return result
 
 
 def summed(*numbers: float) -> tuple[float, ...]:
-    """Each number, added over the processes."""
-    if count() == 1:
+    """Each number, summed over the processes."""
+    if world_size() == 1:
         return numbers
     import torch
     import torch.distributed as dist
 
     total = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(total, group=_words())
+    dist.all_reduce(total, group=_gloo_group())
     return tuple(total.tolist())
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Of each flag whether it is up in any process."""
+    """For each flag, whether it is set in any process."""
     return tuple(number > 0 for number in summed(*flags))
 
 
@@ -132,30 +137,20 @@ def _joined() -> bool:
 
 
 @cache
-def _words() -> dist.ProcessGroup:
-    """The group over which words go; made by all processes at once."""
+def _gloo_group() -> dist.ProcessGroup:
+    """The group for communication without a device. All processes must create it at the same point."""
     import torch.distributed as dist
 
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return group
 
 
-def _tell(outcome: tuple[bool, str | None, object]) -> None:
+def _broadcast(outcome: tuple[bool, str | None, object] | None) -> tuple[bool, str | None, Any]:
+    """The main process's outcome: whether it was stopped, the class of its error, and its result."""
     import torch
     import torch.distributed as dist
 
-    dist.broadcast_object_list([outcome], src=0, group=_words(), device=torch.device("cpu"))
-
-
-def _heard() -> Any:
-    import torch
-    import torch.distributed as dist
-
-    heard: list[Any] = [None]
-    dist.broadcast_object_list(heard, src=0, group=_words(), device=torch.device("cpu"))
-    stopped, failure, value = heard[0]
-    if stopped:
-        raise Stopped
-    if failure:
-        raise MainProcessFailed(f"the main process ended with {failure}, and says why")
-    return value
+    outcomes: list[Any] = [outcome]
+    dist.broadcast_object_list(outcomes, src=0, group=_gloo_group(), device=torch.device("cpu"))
+    received: tuple[bool, str | None, Any] = outcomes[0]
+    return received

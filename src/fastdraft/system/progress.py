@@ -1,6 +1,6 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines every few seconds elsewhere.
+"""Progress of long work: a bar with rate and remaining time on a terminal or in a notebook, otherwise lines.
 
-Of several processes the main one shows it.
+With several processes only the main one prints.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ console = Console(stderr=True)
 
 
 class Bar:
-    """Counts `total` units of work; use as a context manager."""
+    """Progress of `total` units of work, as a context manager; `done` units were finished before."""
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
-        self._what, self._total, self._unit, self._first = what, total, unit, done
+    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self._title, self._total, self._unit, self._first = title, total, unit, done
         self._done, self._start, self._printed = done, time.monotonic(), time.monotonic()
         columns = (
             TextColumn("{task.description}"),
@@ -33,9 +33,9 @@ class Bar:
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        shown = console.is_terminal and processes.is_main()
-        self._rich = Progress(*columns, TimeRemainingColumn(), console=console) if shown else None
-        self._task = self._rich.add_task(what, total=total, completed=done, note="") if self._rich else None
+        draws_bar = (console.is_terminal or console.is_jupyter) and processes.is_main()
+        self._rich = Progress(*columns, TimeRemainingColumn(), console=console) if draws_bar else None
+        self._task = self._rich.add_task(title, total=total, completed=done, note="") if self._rich else None
 
     def __enter__(self) -> Bar:
         if self._rich:
@@ -51,7 +51,7 @@ class Bar:
             self._line("")
 
     def advance(self, units: int, note: str = "") -> None:
-        """Some units are done; `note` says what is worth knowing now."""
+        """Count finished units; `note` is shown after the rate."""
         self._done += units
         if self._rich and self._task is not None:
             self._rich.update(self._task, completed=self._done, note=f"{self._rate():,.0f} {self._unit}/s {note}")
@@ -66,7 +66,7 @@ class Bar:
             return
         left = max(self._total - self._done, 0) / max(self._rate(), 1e-9)
         print(
-            f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {self._rate():,.0f} {self._unit}/s, "
+            f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {self._rate():,.0f} {self._unit}/s, "
             f"{left:.0f} s left {note}".rstrip(),
             file=sys.stderr,
             flush=True,
@@ -76,7 +76,7 @@ class Bar:
 
 @contextmanager
 def suppressed_logs(library: str, *texts: str) -> Iterator[None]:
-    """A library's log without the lines in which one of these texts stands; all others are shown."""
+    """Within the block, drop the lines of a library's log that contain one of these texts."""
     handlers = list(logging.getLogger(library).handlers)
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -92,6 +92,6 @@ def suppressed_logs(library: str, *texts: str) -> Iterator[None]:
 
 
 def log_line(line: str) -> None:
-    """One line about what happens, beside the results."""
+    """Print a line to stderr, in the main process only."""
     if processes.is_main():
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Ray: the cluster that the user has, or one of this process alone, of which nothing is left afterwards."""
+"""Connection to Ray: the user's cluster, or a local one that is started here and removed completely afterwards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from fastdraft.system.optional_packages import need
 
-# Ray kills a raylet that has not ended a second after it was asked to, and leaves the raylet's workers to find out for
-# themselves: on a busy machine some are still there when `ray.shutdown` returns.
-GRACE_S = 5.0
+# Ray kills a raylet that does not end within a second, and its workers notice only later: on a busy machine some still
+# run when `ray.shutdown` returns.
+GRACE_SECONDS = 5.0
 
 
 def load() -> Any:
-    """The module `ray`; MissingExtra without it."""
-    # Read as Ray is imported. 0: what is started here listens on the loopback address alone, and reports to nobody.
+    """Import `ray`; MissingExtra if it is not installed."""
+    # Ray reads these at import. 0 makes a local cluster listen on loopback only, and turns off usage reports.
     for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
     return need("ray", "ray")
@@ -25,9 +25,10 @@ def load() -> Any:
 
 @contextmanager
 def connected(workers: int, store_bytes: int | None = None) -> Iterator[Any]:
-    """Ray, on the cluster at RAY_ADDRESS; otherwise on one of this machine with that many CPUs, started and ended here.
+    """Yield `ray`, connected to the cluster at RAY_ADDRESS; without it, to a local cluster with `workers` CPUs.
 
-    `store_bytes` bounds what its tasks have handed over and nobody has read (None: Ray's own, a third of the memory).
+    store_bytes: size of the local cluster's object store, which holds results that nobody has read yet. None: Ray's
+        default, a third of the memory.
     """
     ray = load()
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -40,24 +41,25 @@ def connected(workers: int, store_bytes: int | None = None) -> Iterator[Any]:
         return
     psutil = need("psutil", "ray")
     with tempfile.TemporaryDirectory(prefix="ray-", dir=os.environ.get("RAY_TMPDIR")) as folder:
-        own = {"num_cpus": workers, "object_store_memory": store_bytes, "include_dashboard": False}
+        local = {"num_cpus": workers, "object_store_memory": store_bytes, "include_dashboard": False}
         try:
-            ray.init(address="local", _temp_dir=folder, **own, **quiet)
+            ray.init(address="local", _temp_dir=folder, **local, **quiet)
             yield ray
         finally:
-            _end(ray, psutil, folder)
+            _shut_down(ray, psutil, folder)
 
 
-def _end(ray: Any, psutil: Any, folder: str) -> None:
-    """Shut down, and see to it that no process of the cluster in `folder` is left."""
+def _shut_down(ray: Any, psutil: Any, folder: str) -> None:
+    """Shut Ray down, and kill every process of the cluster in `folder` that outlives it."""
     started = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if any(folder in word for word in child.cmdline()):  # its workers' say nothing
+            # The command lines of the workers do not contain the folder, but workers are children of those that do.
+            if any(folder in argument for argument in child.cmdline()):
                 started += [child, *child.children(recursive=True)]
     ray.shutdown()
-    _, left = psutil.wait_procs(started, timeout=GRACE_S)
-    for process in left:
+    _, alive = psutil.wait_procs(started, timeout=GRACE_SECONDS)
+    for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=GRACE_S)
+    psutil.wait_procs(alive, timeout=GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""Being asked to end by SIGTERM, as clusters do: at once, or where a loop has written down what it did."""
+"""Handling of SIGTERM, which clusters send to end a job: stop at once, or at a point that the caller chooses."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from fastdraft.system.errors import Stopped
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM raises Stopped as Ctrl-C raises KeyboardInterrupt."""
+def stop_on_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt."""
     with _handled(_stop):
         yield
 
 
 @contextmanager
-def sigterm_recorded() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM ends nothing; what is yielded says whether it came."""
-    came: list[int] = []
-    with _handled(lambda number, _: came.append(number)):
-        yield lambda: bool(came)
+def record_sigterm() -> Iterator[Callable[[], bool]]:
+    """Within the block, SIGTERM is only recorded. Yields a function that returns whether it was received."""
+    received: list[int] = []
+    with _handled(lambda number, _: received.append(number)):
+        yield lambda: bool(received)
 
 
 @contextmanager
 def _handled(handler: Callable[..., object]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only in the main thread
         yield
         return
     before = signal.signal(signal.SIGTERM, handler)
