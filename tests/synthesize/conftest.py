@@ -14,7 +14,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from fastdraft.synthesize.completions import Request, SamplingParams
-from fastdraft.synthesize.write import Decoding
+from fastdraft.synthesize.decoding_params import DecodingParams
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +49,8 @@ def target(tiny_llama: Any) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def decoding() -> Decoding:
-    return Decoding(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
+def decoding() -> DecodingParams:
+    return DecodingParams(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from fastdraft.synthesize.completions import Completion, SamplingParams
-from fastdraft.synthesize.engine_transformers import generate
+from fastdraft.synthesize.generate import generate
 from fastdraft.synthesize.rescore import completion_logits
 
 # What to do with the n-th completion that is asked for: None to answer it.

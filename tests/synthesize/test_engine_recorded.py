@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.config import RecordedPart
-from fastdraft.synthesize.completions import Hashes, Keys, SamplingParams
-from fastdraft.synthesize.engine_recorded import DUPLICATE, Recorded
+from fastdraft.synthesize.completions import SamplingParams
+from fastdraft.synthesize.engine_recorded import DUPLICATE, RecordedEngine
+from fastdraft.synthesize.key_set import HashSet, KeySet
 from fastdraft.system.errors import CorpusError
 
 CHAT = (
@@ -40,8 +41,8 @@ def read(tokenizer, decoding, tmp_path):
     def rows(name="*", at_most=99, context=97, stored=None, max_new_tokens=23, **part):
         recorded = RecordedPart(path=str(tmp_path / name), **part)
         how = decoding._replace(max_new_tokens=max_new_tokens)
-        engine = Recorded(recorded, how, tokenizer, SamplingParams(1.0), context, at_most)
-        shards = list(engine.shards([], stored or Keys()))
+        engine = RecordedEngine(recorded, how, tokenizer, SamplingParams(1.0), context, at_most)
+        shards = list(engine.shards([], stored or KeySet()))
         return [row for shard in shards for row in shard.rows], sum((shard.refused for shard in shards), Counter())
 
     return rows
@@ -88,16 +89,16 @@ def test_text_with_markers_and_parquet_say_the_same(read, tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("{", "rows that are not JSON in UTF-8"),
-        ("[1]", "rows that are no JSON objects"),
-        ("[" * 99_999, "rows that are not JSON in UTF-8"),
+        ("{", "rows that are not JSON"),
+        ("[1]", "rows that are not JSON objects"),
+        ("[" * 99_999, "rows that are not JSON"),
         ({"answer": "a"}, "rows without a prompt in `prompt`"),
         ({"prompt": "p", "answer": ""}, "rows without an answer in `answer`"),
         ({"prompt": "p", "answer": 7}, "rows without an answer in `answer`"),
-        ({"prompt": "p", "answer": "CAPITALS"}, "text that decoding and encoding do not give back"),
+        ({"prompt": "p", "answer": "CAPITALS"}, "text that its tokens do not decode to"),
         ({"prompt": "p", "answer": "a\ud800"}, "rows without an answer in `answer`"),
         ({"prompt": "p", "answer": "long" * 30}, "prompt and answer longer than the target's context"),
-        ({"prompt": "p", "answer": [5, 999]}, "token ids that the target's vocabulary has not"),
+        ({"prompt": "p", "answer": [5, 999]}, "token ids outside the target's vocabulary"),
         ({"prompt": "same", "answer": "row"}, DUPLICATE),
     ],
 )
@@ -112,9 +113,9 @@ def test_what_no_row_can_be_made_of_is_counted(read, tmp_path, row, reason):
     [
         ([-1.0, 0.1], "log-probabilities above zero, infinite or NaN"),
         ([-1.0, float("nan")], "log-probabilities above zero, infinite or NaN"),
-        ([-1.0], "log-probabilities that are not one for each token"),
-        (None, "log-probabilities that are not one for each token"),
-        (["a", "b"], "log-probabilities that are no numbers"),
+        ([-1.0], "log-probabilities that are not one per token"),
+        (None, "log-probabilities that are not one per token"),
+        (["a", "b"], "log-probabilities that are not numbers"),
     ],
 )
 def test_log_probabilities_that_cannot_be_are_counted(read, tmp_path, logp, reason):
@@ -145,7 +146,7 @@ def test_what_is_stored_does_not_come_again_and_at_most_so_many_do(read, tmp_pat
     jsonl(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "answer": "a"} for i in range(29)])
     rows, _ = read()
     assert len(rows) == 29
-    stored = Keys()
+    stored = KeySet()
     stored.add(row.key for row in rows[:17])
     again, _ = read(stored=stored)
     assert [row.key for row in again] == [row.key for row in rows[17:]]
@@ -153,7 +154,7 @@ def test_what_is_stored_does_not_come_again_and_at_most_so_many_do(read, tmp_pat
 
 
 def test_a_damaged_file_and_no_file_stop(read, tmp_path):
-    with pytest.raises(CorpusError, match=r"no file at [^\0]*\n  do: correct the `path`"):
+    with pytest.raises(CorpusError, match=r"no file at [^\0]*\n  do: correct `path`"):
         read("none.jsonl")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "p", "answer": "a"}\n' * 999)[:-9])
     with pytest.raises(CorpusError, match=r"damaged or cut short[^\0]*\n  do: fetch it again"):
@@ -166,8 +167,8 @@ def test_a_damaged_file_and_no_file_stop(read, tmp_path):
 
 def test_keys_are_a_set_at_any_size():
     dice = np.random.default_rng(3)
-    names = [f"{int(n):016x}" for n in dice.integers(0, 2**63, 3 * Hashes.NEWEST // 2)]
-    found = Keys()
+    names = [f"{int(n):016x}" for n in dice.integers(0, 2**63, 3 * HashSet.NEWEST // 2)]
+    found = KeySet()
     found.add(names[:-7])
     found.add(names[:99])
     assert len(found) == len(names) - 7
@@ -177,8 +178,8 @@ def test_keys_are_a_set_at_any_size():
 
 def test_a_key_is_found_while_others_are_added(monkeypatch):
     """Servers are asked by one thread for what is not in the keys, and another adds those of their answers."""
-    monkeypatch.setattr(Hashes, "NEWEST", 3)
-    found, names = Keys(), [f"{number:016x}" for number in range(1, 4001)]
+    monkeypatch.setattr(HashSet, "NEWEST", 3)
+    found, names = KeySet(), [f"{number:016x}" for number in range(1, 4001)]
     added = [names[0]]
     found.add(added)
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from fastdraft.config import ServerPart
-from fastdraft.synthesize.completions import Completion, CompletionStore, Keys
-from fastdraft.synthesize.engine_server import Servers
-from fastdraft.synthesize.rescore import rescored, rescorer
-from fastdraft.synthesize.write import keyed, write
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.engine_interface import with_keys
+from fastdraft.synthesize.engine_server import ServerEngine
+from fastdraft.synthesize.key_set import KeySet
+from fastdraft.synthesize.rescore import rescore_rows, rescorer
+from fastdraft.synthesize.write import write_completions
 from fastdraft.system.errors import ServerError
 from fastdraft.system.progress import Bar
 
@@ -39,11 +42,11 @@ def part(*servers: Any, **changed: Any) -> ServerPart:
     return ServerPart(urls=[server.url for server in servers], **(settings | changed))
 
 
-def ask(servers: ServerPart, requests: Any, decoding: Any, stored: Keys | None = None) -> tuple[Any, Counter[str]]:
+def ask(servers: ServerPart, requests: Any, decoding: Any, stored: KeySet | None = None) -> tuple[Any, Counter[str]]:
     """All rows by key, and why others are none."""
     rows: dict[str, Completion] = {}
     refused: Counter[str] = Counter()
-    for shard in Servers(servers, decoding, Speller()).shards(keyed(requests, decoding), stored or Keys()):
+    for shard in ServerEngine(servers, decoding, Speller()).shards(with_keys(requests, decoding), stored or KeySet()):
         refused.update(shard.refused)
         for row in shard.rows:
             assert row.key not in rows, "a row came twice"
@@ -52,7 +55,7 @@ def ask(servers: ServerPart, requests: Any, decoding: Any, stored: Keys | None =
 
 
 def keys(requests: Any, decoding: Any) -> set[str]:
-    return {row.key for row in keyed(requests, decoding)}
+    return {row.key for row in with_keys(requests, decoding)}
 
 
 def test_every_request_is_answered_with_ids_and_raw_log_probabilities(serve, target, requests, decoding):
@@ -63,18 +66,18 @@ def test_every_request_is_answered_with_ids_and_raw_log_probabilities(serve, tar
     # Where the distribution changes nothing, raw ones are the distribution's.
     plain = [row for row in rows.values() if row.sampling.temperature == 1]
     assert len(plain) >= 13
-    for before, after in zip(plain, rescored(target, plain).rows, strict=True):
+    for before, after in zip(plain, rescore_rows(target, plain).rows, strict=True):
         np.testing.assert_allclose(before.logp, after.logp, atol=1e-4)
 
 
 def test_rescoring_gives_log_probabilities_under_the_distribution(serve, target, requests, decoding, tmp_path):
-    engine, store = Servers(part(serve()), decoding, Speller()), CompletionStore(tmp_path)
-    rescore = rescorer(engine.logp, True, lambda: target)
+    engine, store = ServerEngine(part(serve()), decoding, Speller()), CompletionStore(tmp_path)
+    rescore = rescorer(engine.logprobs_mode, True, lambda: target)
     with Bar("test", 41, "rows") as bar:
-        assert not write(engine, keyed(requests, decoding), store, decoding, bar, rescore)
+        assert not write_completions(engine, with_keys(requests, decoding), store, decoding, bar, rescore)
     rows = store.read()
     assert len(rows) == 41
-    for before, after in zip(rows, rescored(target, rows).rows, strict=True):
+    for before, after in zip(rows, rescore_rows(target, rows).rows, strict=True):
         np.testing.assert_allclose(before.logp, after.logp, atol=1e-4)
 
 
@@ -168,16 +171,20 @@ def test_no_server_at_all_stops_with_what_to_do(serve, requests, decoding):
 def test_what_was_answered_before_all_servers_died_is_kept(serve, requests, decoding, tmp_path):
     server, store = serve(), CompletionStore(tmp_path)
     server.faults = lambda number: server.stop() if number == 20 else None
-    engine = Servers(part(server, attempts=4), decoding, Speller())
+    engine = ServerEngine(part(server, attempts=4), decoding, Speller())
     with Bar("test", 41, "rows") as bar, pytest.raises(ServerError, match="no server has answered"):
-        write(engine, keyed(requests, decoding), store, decoding, bar, rescorer("none", True, lambda: server.target))
-    assert len(store.keys()) >= 12
+        write_completions(
+            engine, with_keys(requests, decoding), store, decoding, bar, rescorer("none", True, lambda: server.target)
+        )
+    assert len(store.stored_keys()) >= 12
     server.faults = lambda _: None
     server.start()
     before = server.asked
     with Bar("test", 41, "rows") as bar:
-        write(engine, keyed(requests, decoding), store, decoding, bar, rescorer("none", True, lambda: server.target))
-    assert store.keys() == keys(requests, decoding)
+        write_completions(
+            engine, with_keys(requests, decoding), store, decoding, bar, rescorer("none", True, lambda: server.target)
+        )
+    assert {row.key for row in store.read()} == keys(requests, decoding)
     assert len(store.read()) == 41
     assert server.asked - before < 41
 
@@ -214,8 +221,8 @@ def test_a_server_without_token_ids_stops(serve, requests, decoding):
     [
         ([0.5] * 11, "log-probabilities above zero, infinite or NaN"),
         ([float("nan")] * 11, "log-probabilities above zero, infinite or NaN"),
-        ([-1.0] * 12, "log-probabilities that are not one for each token"),
-        (["x"] * 11, "log-probabilities that are no numbers"),
+        ([-1.0] * 12, "log-probabilities that are not one per token"),
+        (["x"] * 11, "log-probabilities that are not numbers"),
     ],
 )
 def test_log_probabilities_that_cannot_be_are_counted(serve, requests, decoding, logprobs, reason):
@@ -237,12 +244,12 @@ def test_log_probabilities_that_cannot_be_are_counted(serve, requests, decoding,
 def test_answers_of_another_form_are_counted(serve, requests, decoding, change):
     server = serve(change=change, eos=frozenset())
     rows, refused = ask(part(server), requests, decoding._replace(top_logprobs=5))
-    assert (rows, refused) == ({}, Counter({"answers that are not of OpenAI's form": 41}))
+    assert (rows, refused) == ({}, Counter({"answers that are not in OpenAI's format": 41}))
 
 
 def test_ids_beyond_all_numbers_are_counted(serve, requests, decoding):
     rows, refused = ask(part(serve(change=changed(token_ids=[10**30]))), requests, decoding)
-    assert (rows, refused) == ({}, Counter({"token ids that are no numbers": 41}))
+    assert (rows, refused) == ({}, Counter({"token ids that are not numbers": 41}))
 
 
 def test_what_a_server_reports_after_an_end_of_text_is_cut(serve, requests, decoding):
@@ -263,7 +270,7 @@ def test_a_server_that_wants_another_key_or_address_stops(serve, requests, decod
 
 @pytest.mark.parametrize("url", ["", "a:8000/v1", "ftp://a/v1", "http:///v1", "http://a:99999/v1", "http://[/v1"])
 def test_an_address_that_is_none_is_refused_before_anything_is_run(url):
-    with pytest.raises(ValueError, match=r"urls\n[^\0]*wanted an address like http://localhost:8000/v1"):
+    with pytest.raises(ValueError, match=r"urls\n[^\0]*wanted a URL like http://localhost:8000/v1"):
         ServerPart(urls=[url], model="tiny")
 
 
@@ -292,7 +299,7 @@ def test_ids_are_found_where_other_servers_say_them(serve, requests, decoding):
 def likeliest(rows: dict[str, Completion], target: Any, known: int) -> None:
     """What rows have is what the target says of them."""
     found = list(rows.values())
-    for row, again in zip(found, rescored(target, found, known).rows, strict=True):
+    for row, again in zip(found, rescore_rows(target, found, known).rows, strict=True):
         assert row.top.ids.shape == (len(row.tokens), known)
         np.testing.assert_array_equal(row.top.ids, again.top.ids)
         # Kept in half precision: steps of 2^-10 of itself.
@@ -353,10 +360,10 @@ def renamed(name: Any) -> Any:
         (lambda top: dict.fromkeys(top, 0.5), "log-probabilities of most likely tokens above zero or NaN"),
         (lambda top: dict.fromkeys(top, float("nan")), "log-probabilities of most likely tokens above zero or NaN"),
         (lambda top: dict.fromkeys(top, -0.5), "most likely tokens whose probabilities sum to more than 1"),
-        (lambda top: dict.fromkeys(top), "most likely tokens that are no numbers"),
-        (renamed(lambda i: f"token_id:{i}x"), "most likely tokens that are no numbers"),
-        (renamed(lambda i: f"token_id:{i + 131}"), "token ids that the target's vocabulary has not"),
-        (renamed(lambda i: f"token_id:{-1 - i}"), "token ids that the target's vocabulary has not"),
+        (lambda top: dict.fromkeys(top), "most likely tokens that are not numbers"),
+        (renamed(lambda i: f"token_id:{i}x"), "most likely tokens that are not numbers"),
+        (renamed(lambda i: f"token_id:{i + 131}"), "token ids outside the target's vocabulary"),
+        (renamed(lambda i: f"token_id:{-1 - i}"), "token ids outside the target's vocabulary"),
     ],
 )
 def test_likeliest_tokens_that_cannot_be_are_counted(serve, requests, decoding, change, reason):
@@ -371,7 +378,7 @@ def test_likeliest_tokens_that_some_places_lack_are_counted(serve, requests, dec
         return changed(logprobs=logprobs | {"top_logprobs": [*logprobs["top_logprobs"], {"token_id:1": -1.0}]})(answer)
 
     rows, refused = ask(part(serve(change=shorter)), requests[:5], decoding._replace(top_logprobs=5))
-    assert (rows, refused) == ({}, Counter({"most likely tokens that are not there for each token": 5}))
+    assert (rows, refused) == ({}, Counter({"most likely tokens that are missing for some tokens": 5}))
 
 
 def test_where_a_server_reports_too_few_the_target_reads_the_row(serve, target, requests, decoding):
@@ -437,7 +444,7 @@ def test_a_text_that_tokens_do_not_give_back_is_counted(serve, requests, decodin
     answer = server.answer
     server.answer = lambda body: answer(body | {"prompt": [1, 2]})
     rows, refused = ask(part(server, text_only=True), requests, decoding)
-    assert (rows, refused) == ({}, Counter({"text that decoding and encoding do not give back": 41}))
+    assert (rows, refused) == ({}, Counter({"text that its tokens do not decode to": 41}))
 
 
 def test_a_prompt_whose_text_gives_other_tokens_is_not_asked(serve, requests, decoding):
@@ -450,7 +457,9 @@ def test_a_prompt_whose_text_gives_other_tokens_is_not_asked(serve, requests, de
         def __call__(self, text: str, **given: Any) -> Any:
             return super().__call__(text.replace("7", "8") if text.startswith("0 ") else text, **given)
 
-    shards = Servers(part(server, text_only=True), decoding, Misreader()).shards(keyed(requests, decoding), Keys())
+    shards = ServerEngine(part(server, text_only=True), decoding, Misreader()).shards(
+        with_keys(requests, decoding), KeySet()
+    )
     found = list(shards)
     refused = sum((shard.refused for shard in found), Counter())
     begun = sum(request.prompt[0] == 0 for request in requests)
@@ -459,7 +468,7 @@ def test_a_prompt_whose_text_gives_other_tokens_is_not_asked(serve, requests, de
 
 
 def test_what_is_stored_is_not_asked_for(serve, requests, decoding):
-    server, stored = serve(), Keys()
+    server, stored = serve(), KeySet()
     stored.add(sorted(keys(requests, decoding))[:30])
     rows, _ = ask(part(server), requests, decoding, stored)
     assert (len(rows), server.asked) == (11, 11)

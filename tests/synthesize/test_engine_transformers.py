@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastdraft.maths.sampling import warp
-from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
-from fastdraft.synthesize.decode import Written
-from fastdraft.synthesize.engine_transformers import Decoding, complete, generate
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, Request, SamplingParams
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_transformers import complete
+from fastdraft.synthesize.generate import Generated, generate
 from fastdraft.system.errors import TargetError
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2)]
@@ -33,7 +35,7 @@ def coins(rows: int, tokens: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(7).random((rows, tokens)))
 
 
-def recomputed(target: LlamaForCausalLM, prompt: np.ndarray, written: Written, sampling: SamplingParams) -> Tensor:
+def recomputed(target: LlamaForCausalLM, prompt: np.ndarray, written: Generated, sampling: SamplingParams) -> Tensor:
     """(n) log p of the tokens from one forward over the whole text."""
     text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
     with torch.no_grad():
@@ -104,7 +106,7 @@ def test_logits_that_are_no_numbers_stop(tiny_llama: Callable[..., LlamaForCausa
 
 # --- complete: requests, batches, the store
 
-DECODING = Decoding(max_new_tokens=11, eos=frozenset({0}), seed=7, target_revision="r", batch_size=3)
+DECODING = DecodingParams(max_new_tokens=11, eos=frozenset({0}), seed=7, target_revision="r", batch_size=3)
 REQUESTS = [
     Request(prompt, sampling, i)
     for sampling in SAMPLING_SETTINGS
@@ -149,7 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(target: LlamaForCausalLM, tmp_pat
     straight = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "straight"), "test")
     with pytest.raises(Killed):
         complete(target, REQUESTS, DECODING, DyingStore(tmp_path / "killed"), "test")
-    assert len(CompletionStore(tmp_path / "killed").keys()) == 24, (
+    assert len(CompletionStore(tmp_path / "killed").stored_keys()) == 24, (
         "a shard of 12 rows, of each of the sampled distributions"
     )
     assert same(complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "killed"), "test"), straight)
@@ -183,7 +185,7 @@ def test_a_target_that_reports_nothing_is_refused(target: LlamaForCausalLM, tmp_
     store, everything = CompletionStore(tmp_path), frozenset(range(131))
     with pytest.raises(TargetError, match=r"first 12 prompts with the end-of-text token alone\n  do: check"):
         complete(target, REQUESTS, DECODING._replace(eos=everything), store, "test")
-    assert store.keys() == set()
+    assert len(store.stored_keys()) == 0
 
 
 def test_a_real_target_tells_a_story(stories260k: Path) -> None:
@@ -219,7 +221,7 @@ def test_likeliest_tokens_are_those_of_one_whole_forward_before_the_distribution
 def test_rows_that_are_written_again_have_the_same_likeliest_tokens(
     target: LlamaForCausalLM, tmp_path: Path, one_thread: None
 ) -> None:
-    decoding = Decoding(7, NO_END, 7, "r", 1, top_logprobs=3)
+    decoding = DecodingParams(7, NO_END, 7, "r", 1, top_logprobs=3)
     requests = [Request(prompt, SAMPLING_SETTINGS[i % 2], i) for i, prompt in enumerate(PROMPTS * 3)]
     store = CompletionStore(tmp_path)
     before = complete(target, requests, decoding, store, "whole")

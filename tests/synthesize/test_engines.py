@@ -16,11 +16,15 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from fastdraft.config import SynthesizePart, TargetPart
 from fastdraft.maths.sampling import warp
-from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Request, SamplingParams
-from fastdraft.synthesize.engine_transformers import generate
-from fastdraft.synthesize.engines import ENGINES, Setup, batch_size
-from fastdraft.synthesize.rescore import completion_logits, rescored, rescorer, sampled_logp
-from fastdraft.synthesize.write import Decoding, keyed, write
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, Request, SamplingParams
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_interface import with_keys
+from fastdraft.synthesize.engines import ENGINES, EngineSetup, batch_size
+from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.key_set import KeySet
+from fastdraft.synthesize.rescore import completion_logits, rescore_rows, rescorer, sampled_logp
+from fastdraft.synthesize.write import write_completions
 from fastdraft.system import precision
 from fastdraft.system.errors import MissingExtra
 from fastdraft.system.precision import Precision
@@ -33,12 +37,12 @@ SAMPLING_SETTINGS = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7,
 def setup_of(tiny_files: Path, tmp_path: Path):
     """A setup for the target of the tiny pipeline."""
 
-    def make(engine: str, **changed: object) -> Setup:
+    def make(engine: str, **changed: object) -> EngineSetup:
         part = SynthesizePart(mix={"text": 1}, prompts=1, engine=engine, **changed)
-        return Setup(
+        return EngineSetup(
             target=TargetPart(path=str(tiny_files / "target")),
             part=part,
-            decoding=Decoding(13, frozenset({0}), 7, "r", 5, 0),
+            decoding=DecodingParams(13, frozenset({0}), 7, "r", 5, 0),
             device=torch.device("cpu"),
             precision=precision.choose("fp32", torch.device("cpu")),
             context_tokens=97,
@@ -52,12 +56,12 @@ def requests() -> Iterator[Request]:
     return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, SAMPLING_SETTINGS[i % 3], i) for i in range(23))
 
 
-def written(setup: Setup, store: CompletionStore, raw: bool = False):
+def written(setup: EngineSetup, store: CompletionStore, raw: bool = False):
     """All rows by key."""
     engine = ENGINES[setup.part.engine](setup)
-    rescore = rescorer("none" if raw else engine.logp, not raw, setup.open_target)
+    rescore = rescorer("none" if raw else engine.logprobs_mode, not raw, setup.open_target)
     with Bar("test", 23, "rows") as bar:
-        assert not write(engine, keyed(requests(), setup.decoding), store, setup.decoding, bar, rescore)
+        assert not write_completions(engine, with_keys(requests(), setup.decoding), store, setup.decoding, bar, rescore)
     return {row.key: row for row in store.read()}
 
 
@@ -69,7 +73,7 @@ def test_the_recipe_knows_the_engines_of_the_table():
 def test_an_engine_that_is_not_installed_names_its_extra(setup_of, monkeypatch, engine, module):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     (setup_of(engine).scratch).mkdir()
-    monkeypatch.setattr("fastdraft.synthesize.engines.exported", lambda *folders: folders[-1])
+    monkeypatch.setattr("fastdraft.synthesize.engines.openvino_folder", lambda *folders: folders[-1])
     with pytest.raises(MissingExtra, match=rf"{module} cannot be imported[^\0]*pip install 'fastdraft\[{engine}\]'"):
         ENGINES[engine](setup_of(engine))
 
@@ -85,7 +89,7 @@ def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
     assert equal >= len(greedy) - 1, "near ties apart"
     # Rescored rows have log p under their distribution; the engine's own are raw.
     target = setup.open_target()
-    for row, again in zip(theirs.values(), rescored(target, list(theirs.values())).rows, strict=True):
+    for row, again in zip(theirs.values(), rescore_rows(target, list(theirs.values())).rows, strict=True):
         np.testing.assert_allclose(row.logp, again.logp, atol=1e-4)
     raw = written(setup, CompletionStore(tmp_path / "c"), raw=True)
     rows = list(raw.values())
@@ -127,7 +131,7 @@ def test_vllm_writes_rows_under_their_distribution(setup_of, tiny_files, tmp_pat
     greedy = [key for key, row in ours.items() if row.sampling.greedy]
     equal = sum(np.array_equal(ours[key].tokens, rows[key].tokens) for key in greedy)
     assert equal >= len(greedy) - 1, "near ties apart"
-    again = rescored(setup("vllm").open_target(), list(rows.values())).rows
+    again = rescore_rows(setup("vllm").open_target(), list(rows.values())).rows
     for row, scored in zip(rows.values(), again, strict=True):
         np.testing.assert_allclose(row.logp, scored.logp, atol=2e-3)
 
@@ -141,7 +145,7 @@ def test_the_target_runs_in_the_precision_of_the_setup(setup_of, tmp_path, name)
     assert all(np.isfinite(row.logp).all() for row in rows)
 
 
-# Keys and values of a token of Llama 3.1 8B: 2 x 32 layers x 8 heads x 128 numbers of two bytes, 128 KiB.
+# KeySet and values of a token of Llama 3.1 8B: 2 x 32 layers x 8 heads x 128 numbers of two bytes, 128 KiB.
 @pytest.mark.parametrize(
     ("changed", "rows", "exact"),
     [
@@ -165,8 +169,8 @@ def test_as_many_prompts_at_once_as_four_gigabytes_hold_keys_and_values_of(tmp_p
 
 
 def test_the_in_process_engine_gives_nothing_that_is_stored(setup_of):
-    setup, stored = setup_of("transformers"), Keys()
-    rows = list(keyed(requests(), setup.decoding))
+    setup, stored = setup_of("transformers"), KeySet()
+    rows = list(with_keys(requests(), setup.decoding))
     stored.add(row.key for row in rows[:20])
     found = [row.key for shard in ENGINES["transformers"](setup).shards(rows, stored) for row in shard.rows]
     assert sorted(found) == sorted(row.key for row in rows[20:])
@@ -235,7 +239,7 @@ def test_vllm_reads_prompts_whole_on_a_cpu_and_leaves_room_on_a_gpu(setup_of, mo
     setup, asked = replace(setup, decoding=setup.decoding._replace(top_logprobs=known)), {}
     monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(setup.open_target(), asked, cpu))
     monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
-    next(ENGINES["vllm"](setup).shards(keyed(requests(), setup.decoding), Keys()))
+    next(ENGINES["vllm"](setup).shards(with_keys(requests(), setup.decoding), KeySet()))
     names = "enable_chunked_prefill", "gpu_memory_utilization"
     assert {name: asked[name] for name in names if name in asked} == own, "the rest is vLLM's own"
     assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
@@ -245,7 +249,7 @@ def test_vllm_is_opened_for_what_is_missing_and_closed_after_it(setup_of, monkey
     setup = setup_of("vllm")
     vllm = OfflineVllm(setup.open_target(), {})
     monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
-    rows, stored = list(keyed(requests(), setup.decoding)), Keys()
+    rows, stored = list(with_keys(requests(), setup.decoding)), KeySet()
     engine = ENGINES["vllm"](setup)
     assert (vllm.opened, vllm.closed) == (0, 0)
     assert sum(len(shard.rows) for shard in engine.shards(rows, stored)) == len(rows)
@@ -271,11 +275,11 @@ def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_distribution(setup_of
         raise AssertionError("the target is not needed")
 
     with Bar("test", 23, "rows") as bar:
-        rescore = rescorer(engine.logp, known == 0, never, known)
-        assert not write(engine, keyed(requests(), setup.decoding), store, setup.decoding, bar, rescore)
+        rescore = rescorer(engine.logprobs_mode, known == 0, never, known)
+        assert not write_completions(engine, with_keys(requests(), setup.decoding), store, setup.decoding, bar, rescore)
     rows = store.read()
     assert asked["logprobs_mode"] == ("raw_logprobs" if known else "processed_logprobs")
-    for row, again in zip(rows, rescored(target, rows, known).rows, strict=True):
+    for row, again in zip(rows, rescore_rows(target, rows, known).rows, strict=True):
         if known and row.sampling == SAMPLING_SETTINGS[2]:
             assert len(row.logp) == 0, "raw, and rescore is false"
         else:
@@ -294,8 +298,8 @@ def test_what_vllm_reports_and_cannot_be_is_counted(setup_of, monkeypatch):
     vllm = OfflineVllm(None, {})
     vllm.generate = lambda *_, **__: outputs
     monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
-    asked = keyed((Request(np.array([3]), SamplingParams(1.0), i) for i in range(5)), setup.decoding)
-    (shard,) = ENGINES["vllm"](setup).shards(asked, Keys())
+    asked = with_keys((Request(np.array([3]), SamplingParams(1.0), i) for i in range(5)), setup.decoding)
+    (shard,) = ENGINES["vllm"](setup).shards(asked, KeySet())
     assert [row.index for row in shard.rows] == [4]
     assert shard.refused == {
         "log-probabilities above zero, infinite or NaN": 1,

@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from fastdraft.config import TargetPart
-from fastdraft.models.target import open_model
-from fastdraft.synthesize.completions import CompletionStore, Request, SamplingParams
-from fastdraft.synthesize.engine_transformers import InProcess
-from fastdraft.synthesize.write import Decoding, as_given, keyed, write
+from fastdraft.models.pretrained import open_model
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Request, SamplingParams
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_interface import with_keys
+from fastdraft.synthesize.engine_transformers import TransformersEngine
+from fastdraft.synthesize.rescore import keep_as_is
+from fastdraft.synthesize.write import write_completions
 from fastdraft.system.errors import DiskFull, ShardError
 from fastdraft.system.files import disk_full_explained
 from fastdraft.system.progress import Bar
@@ -22,7 +26,7 @@ from fastdraft.system.progress import Bar
 # The same server of forks as the command's: importing all this takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 ROWS, KILLS = 701, 11
-DECODING = Decoding(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
+DECODING = DecodingParams(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
 SAMPLING_SETTINGS = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
 
 
@@ -33,13 +37,13 @@ def requests(rows: int) -> Any:
 def answer_all(target: Any, folder: Path, rows: int) -> None:
     """What the stage does."""
     with Bar("test", rows, "rows") as bar:
-        write(
-            InProcess(target, DECODING),
-            keyed(requests(rows), DECODING),
+        write_completions(
+            TransformersEngine(target, DECODING),
+            with_keys(requests(rows), DECODING),
             CompletionStore(folder),
             DECODING,
             bar,
-            as_given,
+            keep_as_is,
         )
 
 
@@ -71,7 +75,7 @@ def test_kills_lose_nothing_and_repeat_nothing(tiny_files, tmp_path, one_thread)
         process.kill()
         process.join()
         assert process.exitcode == -9, "it had not ended by itself"
-    before = CompletionStore(killed).keys()
+    before = CompletionStore(killed).stored_keys()
     assert 0 < len(before) < ROWS
     target = open_model(TargetPart(path=path), torch.device("cpu"))
     answer_all(target, killed, ROWS)
@@ -107,11 +111,23 @@ class Full(CompletionStore):
 
 def test_a_full_disk_stops_and_what_is_there_stays(target, tmp_path):
     with Bar("test", 97, "rows") as bar, pytest.raises(DiskFull, match=r"no space left[^\0]*\n  do: free some space"):
-        write(InProcess(target, DECODING), keyed(small(97), DECODING), Full(tmp_path), DECODING, bar, as_given)
-    assert len(CompletionStore(tmp_path).keys()) == 24
+        write_completions(
+            TransformersEngine(target, DECODING),
+            with_keys(small(97), DECODING),
+            Full(tmp_path),
+            DECODING,
+            bar,
+            keep_as_is,
+        )
+    assert len(CompletionStore(tmp_path).stored_keys()) == 24
     with Bar("test", 97, "rows") as bar:
-        write(
-            InProcess(target, DECODING), keyed(small(97), DECODING), CompletionStore(tmp_path), DECODING, bar, as_given
+        write_completions(
+            TransformersEngine(target, DECODING),
+            with_keys(small(97), DECODING),
+            CompletionStore(tmp_path),
+            DECODING,
+            bar,
+            keep_as_is,
         )
     assert len(CompletionStore(tmp_path).read()) == 97
 
@@ -123,10 +139,12 @@ def small(rows: int) -> Any:
 def test_a_row_that_stands_twice_is_refused(target, tmp_path):
     store = CompletionStore(tmp_path)
     with Bar("test", 29, "rows") as bar:
-        write(InProcess(target, DECODING), keyed(small(29), DECODING), store, DECODING, bar, as_given)
+        write_completions(
+            TransformersEngine(target, DECODING), with_keys(small(29), DECODING), store, DECODING, bar, keep_as_is
+        )
     store.write([store.read()[3], store.read()[5]])
     with pytest.raises(ShardError, match=r"2 of its rows stand in other shards too[^\0]*\n  do: remove it"):
-        store.stored()
+        store.stored_keys()
 
 
 def test_requests_are_taken_as_they_are_needed(target, tmp_path):
@@ -141,5 +159,7 @@ def test_requests_are_taken_as_they_are_needed(target, tmp_path):
             asked += 1
             yield request
 
-    next(InProcess(target, DECODING).shards(keyed(counted(), DECODING), CompletionStore(tmp_path).stored()))
+    next(
+        TransformersEngine(target, DECODING).shards(with_keys(counted(), DECODING), CompletionStore(tmp_path).stored_keys())
+    )
     assert asked <= 3 * DECODING.shard_prompts

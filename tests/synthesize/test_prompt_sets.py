@@ -9,7 +9,7 @@ import pytest
 from fastdraft.config import PromptSetPart
 from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.leaks import Leaks
-from fastdraft.synthesize.magpie import SAMPLING, instruction_requests, magpie_prompts, turn_of
+from fastdraft.synthesize.magpie import SAMPLING, instruction_requests, magpie_prompts, user_turn
 from fastdraft.synthesize.prompt_sets import instruction_prompts
 from fastdraft.system.errors import CorpusError, TargetError
 
@@ -55,7 +55,7 @@ def test_what_gives_no_prompt_is_counted(read):
     assert len(found) == 307
     assert refused == Counter(
         {
-            "rows that are not JSON in UTF-8": 1,
+            "rows that are not JSON": 1,
             "rows without a prompt in `prompt`": 1,
             "prompts of more than 50 tokens": 1,
             "prompts that were there before": 1,
@@ -112,7 +112,7 @@ def test_the_words_of_a_chat_template_make_no_leak():
 
 
 def test_the_turn_of_a_user_is_what_the_template_puts_around(tokenizer):
-    turn = turn_of(tokenizer)
+    turn = user_turn(tokenizer)
     assert (tokenizer.decode(turn.opening), tokenizer.decode(turn.closing)) == ("<s><user>", "<t><a>")
     assert turn.end == tokenizer.convert_tokens_to_ids("<t>")
     requests = list(instruction_requests(turn, 3))
@@ -122,11 +122,11 @@ def test_the_turn_of_a_user_is_what_the_template_puts_around(tokenizer):
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
 def test_a_template_that_cannot_be_taken_apart_stops(template, speller):
     with pytest.raises(TargetError, match=r"\n  do: leave `magpie` out of synthesize.mix"):
-        turn_of(speller(template))
+        user_turn(speller(template))
 
 
 def test_instructions_become_prompts_each_once(tokenizer):
-    turn, refused = turn_of(tokenizer), Counter()
+    turn, refused = user_turn(tokenizer), Counter()
 
     def row(text):
         tokens = np.array(tokenizer(text).input_ids)

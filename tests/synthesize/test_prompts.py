@@ -1,13 +1,13 @@
-"""Prompts: distinct, deterministic, inside one document each."""
+"""Prompts of documents: distinct, deterministic, each inside one document. Requests made of prompts."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastdraft.data.shards import Shards, Tokens, survey
+from fastdraft.data.shards import Shards, Tokens, describe_shards
 from fastdraft.synthesize.completions import SamplingParams
-from fastdraft.synthesize.prompts import document_prompts, over_sampling, repeated
+from fastdraft.synthesize.prompts import assign_sampling, document_prompts, repeat_samples
 from fastdraft.system.errors import CorpusError
 
 
@@ -16,7 +16,7 @@ def shards_of(folder: Path, *files: list[Tokens]) -> Shards:
     for i, documents in enumerate(files):
         np.concatenate(documents).astype("<u2").tofile(folder / f"{i}.ds")
         np.cumsum([len(document) for document in documents]).astype("<u8").tofile(folder / f"{i}.ds.index")
-    return Shards(folder, survey(folder, 2))
+    return Shards(folder, describe_shards(folder, 2))
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def draw(shards: Shards, count: int, seed: int = 7) -> list[list[int]]:
     return [prompt.tolist() for prompt in document_prompts(shards, count, 5, 3, np.random.default_rng(seed))]
 
 
-def test_each_document_that_is_long_enough_gives_one_prompt_before_any_gives_two(shards: Shards) -> None:
-    # Of 11, 3, 7, 13 and 10 tokens, three hold a prompt of 5 with 3 behind it.
+def test_every_long_document_gives_one_prompt_before_any_gives_two(shards: Shards) -> None:
+    # Three documents, of 11, 13 and 10 tokens, have room for a prompt of 5 followed by 3 more in several places.
     for seed in range(5):
         prompts = draw(shards, 3, seed)
         assert sorted(prompt[0] // 1000 for prompt in prompts) == [1, 4, 5]
@@ -46,7 +46,7 @@ def test_prompts_start_anywhere_in_a_document(shards: Shards) -> None:
     assert starts == {start + i for start, places in ((1000, 4), (4000, 6), (5000, 3)) for i in range(places)}
 
 
-def test_then_windows_inside_documents_each_once_and_none_across_a_border(shards: Shards) -> None:
+def test_all_windows_inside_documents_follow_each_once(shards: Shards) -> None:
     everything = [start + i for start, places in ((1000, 4), (4000, 6), (5000, 3)) for i in range(places)]
     assert sorted(draw(shards, 13)) == [list(range(start, start + 5)) for start in everything]
 
@@ -56,10 +56,8 @@ def test_the_same_generator_gives_the_same_prompts(shards: Shards) -> None:
     assert draw(shards, 9) != draw(shards, 9, seed=8)
 
 
-def test_too_few_prompts_stop_and_say_how_many_there_are(shards: Shards) -> None:
-    with pytest.raises(
-        CorpusError, match=r"give 13 distinct prompts of 5 tokens with 3 behind them, wanted 14\n  do: "
-    ):
+def test_too_few_prompts_raise_an_error_with_their_number(shards: Shards) -> None:
+    with pytest.raises(CorpusError, match=r"13 distinct prompts of 5 tokens .* 3 .* 14\n  do: "):
         draw(shards, 14)
 
 
@@ -67,25 +65,25 @@ def test_documents_that_begin_alike_give_one_prompt(tmp_path: Path) -> None:
     licence = np.array([5, 4, 3, 2, 1])
     alike = [np.concatenate([licence, np.arange(3) + 10 * i]) for i in range(4)]
     assert draw(shards_of(tmp_path, alike), 1) == [licence.tolist()]
-    with pytest.raises(CorpusError, match="give 1 distinct prompts"):
+    with pytest.raises(CorpusError, match="1 distinct prompts"):
         draw(shards_of(tmp_path, alike), 2)
 
 
-def test_distributions_fraction_the_prompts_by_weight_at_every_moment() -> None:
+def test_sampling_parameters_share_the_prompts_by_weight_at_every_moment() -> None:
     weights = {SamplingParams(0): 1.0, SamplingParams(0.6): 2.0, SamplingParams(1.0, 0, 0.9): 4.0}
-    requests = list(over_sampling((np.array([i]) for i in range(70)), weights))
+    requests = list(assign_sampling((np.array([i]) for i in range(70)), weights))
     assert [int(request.prompt[0]) for request in requests] == list(range(70))
-    for some in (7, 35, 70):
-        counts = [sum(request.sampling == sampling for request in requests[:some]) for sampling in weights]
-        assert counts == [some // 7, 2 * some // 7, 4 * some // 7]
+    for count in (7, 35, 70):
+        counts = [sum(request.sampling == sampling for request in requests[:count]) for sampling in weights]
+        assert counts == [count // 7, 2 * count // 7, 4 * count // 7]
 
 
-def test_several_answers_to_a_prompt_are_reported_apart_and_greedy_ones_never_repeated() -> None:
+def test_samples_of_a_prompt_differ_in_index_and_greedy_ones_are_not_repeated() -> None:
     requests = list(
-        over_sampling((np.array([i]) for i in range(4)), {SamplingParams(0): 1.0, SamplingParams(1.0): 1.0})
+        assign_sampling((np.array([i]) for i in range(4)), {SamplingParams(0): 1.0, SamplingParams(1.0): 1.0})
     )
-    found = [(int(request.prompt[0]), request.sampling, request.index) for request in repeated(requests, 3)]
-    assert found == [
+    samples = [(int(request.prompt[0]), request.sampling, request.index) for request in repeat_samples(requests, 3)]
+    assert samples == [
         (0, SamplingParams(0), 0),
         *((1, SamplingParams(1.0), i) for i in range(3)),
         (2, SamplingParams(0), 0),

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from fastdraft.config import TargetPart
 from fastdraft.config.resolve import resolve
+from fastdraft.models.pretrained import open_model, open_tokenizer
 from fastdraft.models.run_context import RunContext
-from fastdraft.models.target import open_model, open_tokenizer
 from fastdraft.pipeline.synthesize import make_completions
-from fastdraft.report.terminal_quality import written
-from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.report.terminal_quality import quality_table
+from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.synthesize.engines import ENGINES
 from fastdraft.system.cards import read_card
@@ -183,11 +183,11 @@ def test_the_table_reports_what_the_report_reports(finished):
     assert card.quality is not None
     report = card.quality.model_copy(update={"refused": {"HTTP 400": 5}})
     screen = Console(width=150, file=io.StringIO())
-    screen.print(written(card.engine, card.log_probabilities, report))
+    screen.print(quality_table(card.engine, card.log_probabilities, report))
     told = screen.file.getvalue()
     for part in (
-        "24 written of 24 asked",
-        "refused: HTTP 400",
+        "24 of 24 requested",
+        "rejected: HTTP 400",
         "under the distribution sampled from",
         "trained on",
         "at T = 0.6",

@@ -1,4 +1,4 @@
-"""The card of the completions that the target wrote for training."""
+"""The card of the stage `synthesize`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastdraft.synthesize.quality import Quality
 from fastdraft.system.cards import Card
 from fastdraft.system.precision import Precision
 
+# The card's `log_probabilities`, by the engine's `logprobs_mode`.
 LOGP = {
     "processed": "under the distribution sampled from, by the engine",
     "raw": "under the distribution sampled from: rescored by the target where the engine's were raw",
@@ -16,10 +17,10 @@ LOGP = {
 
 
 class CompletionsCard(Card):
-    """What the target wrote for training; the rows lie in completions/ beside the card, and quality.json.
+    """Completions for training. The store is the folder completions/ next to the card; so is quality.json.
 
-    `log_probabilities` says what they are, and `ids` where the token ids come from. `precision` is what the target
-    computed in, in this process or in vLLM: the log-probabilities are those of that model.
+    `log_probabilities` describes the log-probabilities, `ids` the origin of the token ids. `precision` is what the
+    target computed in, in this process or in vLLM.
     """
 
     kind: ClassVar[str] = "completions"

@@ -1,7 +1,7 @@
-"""The engine `server`: OpenAI-compatible servers of the target, one or several, that share one queue.
+"""The engine `server`: one or several OpenAI-compatible servers of the target, which share one queue.
 
-A server takes the next request whenever it has room, so a fast one answers more. One that cannot be reached gets no
-requests until it answers again, and what it held goes back to the queue: nothing is lost, and no attempt is counted.
+A server takes the next request whenever it has room, so a fast one answers more. An unreachable server gets no requests
+until it answers again, and its pending requests go back to the queue without counting as attempts.
 """
 
 from __future__ import annotations
@@ -22,52 +22,55 @@ import httpx
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.config import ServerPart
-from fastdraft.synthesize.completions import Completion, Keys
-from fastdraft.synthesize.server_responses import answer_of, text_of_prompt
-from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
+from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_interface import KeyedRequest, LogprobsMode, Shard, UnusableAnswer
+from fastdraft.synthesize.key_set import KeySet
+from fastdraft.synthesize.server_responses import parse_completion, prompt_text
 from fastdraft.system.errors import ServerError
 
-LONGEST_WAIT_SECONDS = 30.0
-# A server that answers so is asked again; any other refusal is meant for the request.
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-# A server that answers so says it to every request.
-CLOSED = frozenset({401, 403, 404, 405})
+MAX_WAIT_SECONDS = 30.0
+# Responses after which a request is sent again; any other error is about the request itself.
+TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+# Responses that a server would give to every request: wrong key or address.
+FATAL_STATUSES = frozenset({401, 403, 404, 405})
 
 
 class Refused(NamedTuple):
-    """A request without a row."""
+    """A request without a completion."""
 
     reason: str
 
 
+# What the client's thread puts into the queue; an error or None is the last element.
 Answer = Completion | Refused | BaseException | None
 
 
-class Servers:
-    """The target on servers, which are asked for `decoding.top_logprobs` most likely tokens too."""
+class ServerEngine:
+    """The target on servers; `decoding.top_logprobs` most likely tokens are requested from them too."""
 
-    def __init__(self, part: ServerPart, decoding: Decoding, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.logp: Logp = "none" if part.text_only else "raw"
+    def __init__(self, part: ServerPart, decoding: DecodingParams, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.logprobs_mode: LogprobsMode = "none" if part.text_only else "raw"
         self._part, self._decoding, self._tokenizer = part, decoding, tokenizer
 
-    def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
-        """Answers in the order in which they come, while a thread of its own keeps the servers busy."""
-        wanted = (row for row in requests if row.key not in stored)
+    def shards(self, requests: Iterable[KeyedRequest], stored: KeySet) -> Iterator[Shard]:
+        """Completions in the order in which they arrive, while a separate thread keeps the servers busy."""
+        missing = (row for row in requests if row.key not in stored)
         answers: queue.Queue[Answer] = queue.Queue(maxsize=4 * self._decoding.shard_prompts)
-        work = _Work(self._part, self._decoding, self._tokenizer, wanted, answers)
-        thread = threading.Thread(target=work.run, daemon=True)
+        client = _Client(self._part, self._decoding, self._tokenizer, missing, answers)
+        thread = threading.Thread(target=client.run, daemon=True)
         thread.start()
         try:
-            yield from _gathered(answers, self._decoding.shard_prompts)
+            yield from _collect_shards(answers, self._decoding.shard_prompts)
         finally:
-            work.stop()
+            client.stop()
             while thread.is_alive():
                 with suppress(queue.Empty):
                     answers.get(timeout=0.05)
 
 
-def _gathered(answers: queue.Queue[Answer], shard_rows: int) -> Iterator[Shard]:
-    """Answers as shards; None ends them, an error is raised once what came before it is given out."""
+def _collect_shards(answers: queue.Queue[Answer], shard_rows: int) -> Iterator[Shard]:
+    """Answers as shards. None ends them; an error is raised after everything before it has been yielded."""
     rows: list[Completion] = []
     refused: Counter[str] = Counter()
     while True:
@@ -87,14 +90,14 @@ def _gathered(answers: queue.Queue[Answer], shard_rows: int) -> Iterator[Shard]:
 
 
 class _Task(NamedTuple):
-    """A request, and how often it has been sent for nothing."""
+    """A request, and the number of its failed attempts."""
 
-    row: Keyed
+    row: KeyedRequest
     failures: int = 0
 
 
 class _Server:
-    """One server: whether it can be reached, and its connections."""
+    """One server: its connections, and whether it is reachable."""
 
     def __init__(self, url: str, part: ServerPart) -> None:
         self.url = url.rstrip("/")
@@ -106,43 +109,43 @@ class _Server:
         self.client = httpx.AsyncClient(timeout=part.timeout_seconds, limits=limits, headers=headers, trust_env=False)
 
 
-class _Work:
-    """All requests to all servers, in an event loop of its own thread."""
+class _Client:
+    """Sends all requests to all servers, in the event loop of a separate thread."""
 
     def __init__(
         self,
         part: ServerPart,
-        decoding: Decoding,
+        decoding: DecodingParams,
         tokenizer: PreTrainedTokenizerFast,
-        requests: Iterator[Keyed],
+        requests: Iterator[KeyedRequest],
         answers: queue.Queue[Answer],
     ) -> None:
         self._part, self._decoding, self._tokenizer = part, decoding, tokenizer
         self._requests, self._answers = requests, answers
-        self._again: deque[_Task] = deque()
+        self._retries: deque[_Task] = deque()
         self._in_flight = 0
         self._stopped = threading.Event()
         self._done = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> None:
-        """Ask until there is nothing more to ask; then None, or the error that ended it, is the last answer."""
-        _mark_absent("sniffio")
+        """Send all requests; the last element of the queue is None, or the error that ended this."""
+        _skip_import_search("sniffio")
         try:
-            asyncio.run(self._all())
+            asyncio.run(self._send_all())
         except BaseException as error:
-            self._give(error)
+            self._answers.put(error)
         else:
-            self._give(None)
+            self._answers.put(None)
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Send no more requests."""
         self._stopped.set()
         if self._loop is not None and not self._loop.is_closed():
-            with suppress(RuntimeError):  # it may close just now
+            with suppress(RuntimeError):  # the loop may be closing
                 self._loop.call_soon_threadsafe(self._done.set)
 
-    async def _all(self) -> None:
+    async def _send_all(self) -> None:
         self._loop = asyncio.get_running_loop()
         servers = [_Server(url, self._part) for url in self._part.urls]
         try:
@@ -150,17 +153,17 @@ class _Work:
                 tasks = [group.create_task(self._watch(server, servers)) for server in servers]
                 for server in servers * self._part.concurrent_requests:
                     tasks.append(group.create_task(self._worker(server)))
-                # Not the end of all workers: those of a server that is gone wait for it.
+                # Waiting for all workers would not end: those of an unreachable server wait for it.
                 await self._done.wait()
                 for task in tasks:
                     task.cancel()
         except BaseExceptionGroup as group_error:
-            raise _first(group_error) from None
+            raise _innermost(group_error) from None
         finally:
             await asyncio.gather(*(server.client.aclose() for server in servers))
 
     async def _watch(self, server: _Server, servers: list[_Server]) -> None:
-        """Ask a server that cannot be reached for its models until it answers; ServerError where none does for long."""
+        """Poll the models of an unreachable server until it answers; ServerError if all are unreachable for long."""
         wait = self._part.backoff_seconds
         while True:
             if server.reachable.is_set():
@@ -173,12 +176,12 @@ class _Work:
                 server.reachable.set()
                 continue
             server.down_since = server.down_since or time.monotonic()
-            self._refuse_all_down(servers, fault)
+            self._check_any_reachable(servers, fault)
             await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            wait = min(2 * wait, MAX_WAIT_SECONDS)
 
     async def _fault(self, server: _Server) -> str | None:
-        """Why a server does not answer; ServerError where it serves another model."""
+        """Why a server is not reachable, None if it is; ServerError if it serves another model."""
         try:
             answer = await server.client.get(f"{server.url}/models")
             answer.raise_for_status()
@@ -188,122 +191,115 @@ class _Work:
         if self._part.model not in names:
             raise ServerError(
                 f"{server.url} serves {', '.join(names) or 'no model'}, wanted {self._part.model}\n"
-                f"  do: correct synthesize.server.model, or ask the server that serves the target"
+                f"  do: correct synthesize.server.model, or use the server of the target"
             )
         return None
 
-    def _refuse_all_down(self, servers: list[_Server], fault: str) -> None:
-        patience = sum(min(self._part.backoff_seconds * 2**i, LONGEST_WAIT_SECONDS) for i in range(self._part.attempts))
+    def _check_any_reachable(self, servers: list[_Server], fault: str) -> None:
+        """ServerError once all servers have been unreachable for the sum of all waits of a request."""
+        patience = sum(min(self._part.backoff_seconds * 2**i, MAX_WAIT_SECONDS) for i in range(self._part.attempts))
         since = [server.down_since for server in servers]
         if all(start is not None and time.monotonic() - start > patience for start in since):
             raise ServerError(
                 f"no server has answered for {patience:.0f} s; the last fault: {fault}\n"
-                f"  kept: every row that was answered\n"
+                f"  kept: all completions received so far\n"
                 f"  do: start a server, check synthesize.server.urls, then run the same command again"
             )
 
     async def _worker(self, server: _Server) -> None:
-        """Send requests to one server as long as there are any."""
+        """Send one request after the other to one server, until all requests are answered."""
         while not self._done.is_set():
             await server.reachable.wait()
-            task = self._next()
-            if task is None and not self._in_flight:
-                self._done.set()
-                return
-            if task is None:  # another worker's request may still come back
+            if self._retries:
+                task = self._retries.popleft()
+            elif (row := next(self._requests, None)) is not None:
+                task = _Task(row)
+            elif self._in_flight:  # another worker's request may still come back
                 await asyncio.sleep(0.01)
                 continue
+            else:
+                self._done.set()
+                return
             self._in_flight += 1
             try:
                 await self._send(server, task)
             finally:
                 self._in_flight -= 1
 
-    def _next(self) -> _Task | None:
-        if self._again:
-            return self._again.popleft()
-        row = next(self._requests, None)
-        return None if row is None else _Task(row)
-
     async def _send(self, server: _Server, task: _Task) -> None:
         try:
-            answer = await server.client.post(f"{server.url}/completions", json=self._body(task.row))
-        except Unusable as unusable:
-            await self._give_async(Refused(str(unusable)))
+            response = await server.client.post(f"{server.url}/completions", json=self._body(task.row))
+        except UnusableAnswer as unusable:
+            await self._put(Refused(str(unusable)))
             return
         except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError):
             server.reachable.clear()
-            self._again.append(task)
+            self._retries.append(task)
             return
         except httpx.TimeoutException:
-            await self._failed(task, f"no answer within {self._part.timeout_seconds:g} s")
+            await self._retry_later(task, f"no answer within {self._part.timeout_seconds:g} s")
             return
-        if answer.status_code in PASSING:
-            await self._failed(task, f"HTTP {answer.status_code}", answer.headers.get("retry-after"))
-        elif answer.status_code != httpx.codes.OK:
-            self._refuse_limit(server, answer)
-            self._refuse_closed(server, answer)
-            await self._give_async(Refused(f"the server answered HTTP {answer.status_code}"))
+        if response.status_code in TRANSIENT_STATUSES:
+            await self._retry_later(task, f"HTTP {response.status_code}", response.headers.get("retry-after"))
+        elif response.status_code != httpx.codes.OK:
+            self._check_not_fatal(server, response)
+            await self._put(Refused(f"the server answered HTTP {response.status_code}"))
         else:
-            await self._read(server, task, answer)
+            await self._receive(server, task, response)
 
-    async def _read(self, server: _Server, task: _Task, answer: httpx.Response) -> None:
+    async def _receive(self, server: _Server, task: _Task, response: httpx.Response) -> None:
         try:
-            content = answer.json()
+            content = response.json()
         except ValueError:
-            await self._failed(task, "an answer that is not JSON")
+            await self._retry_later(task, "an answer that is not JSON")
             return
         try:
-            given = answer_of(content, task.row, self._part, self._decoding, self._tokenizer, server.url)
-        except Unusable as unusable:
-            await self._give_async(Refused(str(unusable)))
-        else:
-            await self._give_async(given)
+            await self._put(
+                parse_completion(content, task.row, self._part, self._decoding, self._tokenizer, server.url)
+            )
+        except UnusableAnswer as unusable:
+            await self._put(Refused(str(unusable)))
 
-    def _refuse_limit(self, server: _Server, answer: httpx.Response) -> None:
-        """ServerError where a server says no so many log-probabilities: it would of every request."""
-        if self._decoding.top_logprobs and "logprobs" in answer.text:
+    def _check_not_fatal(self, server: _Server, response: httpx.Response) -> None:
+        """ServerError if the server would answer every request so."""
+        if self._decoding.top_logprobs and "logprobs" in response.text:
             raise ServerError(
-                f"{server.url} gives no {self._decoding.top_logprobs} most likely tokens: {answer.text[:200]}\n"
+                f"{server.url} refuses logprobs={self._decoding.top_logprobs}: {response.text[:200]}\n"
                 f"  do: raise the server's limit (vLLM: --max-logprobs), lower synthesize.top_logprobs, or set "
                 f"synthesize.top_logprobs_from=target"
             )
-
-    def _refuse_closed(self, server: _Server, answer: httpx.Response) -> None:
-        """ServerError where a server wants another key, or has no such address."""
-        if answer.status_code in CLOSED:
+        if response.status_code in FATAL_STATUSES:
             raise ServerError(
-                f"{server.url}/completions answered HTTP {answer.status_code}: {answer.text[:200]}\n"
+                f"{server.url}/completions answered HTTP {response.status_code}: {response.text[:200]}\n"
                 f"  do: check synthesize.server.urls, each with its /v1, and the key in synthesize.server.key_variable"
             )
 
-    async def _failed(self, task: _Task, why: str, retry_after: str | None = None) -> None:
-        """Wait, and put the request back; after the last attempt its row is given up."""
+    async def _retry_later(self, task: _Task, reason: str, retry_after: str | None = None) -> None:
+        """Wait, then put the request back into the queue; after the last attempt it is refused."""
         failures = task.failures + 1
         if failures >= self._part.attempts:
-            await self._give_async(Refused(f"{why}, {failures} times"))
+            await self._put(Refused(f"{reason}, {failures} times"))
             return
-        wait = min(self._part.backoff_seconds * 2 ** (failures - 1), LONGEST_WAIT_SECONDS)
+        wait = min(self._part.backoff_seconds * 2 ** (failures - 1), MAX_WAIT_SECONDS)
         if retry_after is not None and retry_after.isdecimal():
-            wait = min(float(retry_after), LONGEST_WAIT_SECONDS)
+            wait = min(float(retry_after), MAX_WAIT_SECONDS)
         await asyncio.sleep(wait)
-        self._again.append(task._replace(failures=failures))
+        self._retries.append(task._replace(failures=failures))
 
-    def _body(self, row: Keyed) -> dict[str, Any]:
-        """What is asked. All that a server may have a default of its own for is said."""
-        sampling = row.request.sampling
-        prompt = row.request.prompt
+    def _body(self, row: KeyedRequest) -> dict[str, Any]:
+        """The JSON of a request. It sets every option for which servers have defaults of their own."""
+        sampling, prompt = row.request.sampling, row.request.prompt
         return {
             "model": self._part.model,
-            "prompt": text_of_prompt(prompt, self._tokenizer) if self._part.text_only else prompt.tolist(),
-            "add_special_tokens": False,  # to a text: a prompt has those that it wants
+            "prompt": prompt_text(prompt, self._tokenizer) if self._part.text_only else prompt.tolist(),
+            "add_special_tokens": False,  # the prompt already contains them
             "max_tokens": self._decoding.max_new_tokens,
             "stop_token_ids": sorted(self._decoding.eos),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
             "min_p": 0.0,
-            # llama-server's own order cuts before it divides by the temperature.
+            # llama-server's default order applies top-k and top-p before the temperature.
             "samplers": ["temperature", "top_k", "top_p"],
             "repetition_penalty": 1.0,
             "seed": int(row.key, 16) % 2**31,
@@ -312,11 +308,8 @@ class _Work:
             "return_tokens_as_token_ids": True,
         }
 
-    def _give(self, answer: Answer) -> None:
-        self._answers.put(answer)
-
-    async def _give_async(self, answer: Answer) -> None:
-        """Hand on; where the reader is behind, the servers wait and the others' answers are not held up."""
+    async def _put(self, answer: Answer) -> None:
+        """Put an answer into the queue; while that is full, wait without blocking the event loop."""
         while not self._stopped.is_set():
             try:
                 self._answers.put_nowait(answer)
@@ -325,16 +318,17 @@ class _Work:
                 await asyncio.sleep(0.01)
 
 
-def _mark_absent(module: str) -> None:
-    """A module that is not installed is not looked for again; to import it fails as before.
+def _skip_import_search(module: str) -> None:
+    """Make imports of a module that is not installed fail at once, without a search.
 
-    httpcore 1.0.9 tries sniffio at each use of a lock (encode/httpcore#1103): 3.9 ms of CPU a request, 2.7 with this.
+    httpcore 1.0.9 tries to import sniffio at each use of a lock (encode/httpcore#1103): 3.9 ms of CPU per request
+    instead of 2.7.
     """
     if find_spec(module) is None:
         sys.modules.setdefault(module, None)  # type: ignore[arg-type]
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group, the innermost."""
+def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, which may be nested."""
     error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return _innermost(error) if isinstance(error, BaseExceptionGroup) else error

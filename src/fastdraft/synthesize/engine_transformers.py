@@ -1,8 +1,8 @@
-"""The engine `transformers`: the target completes prompts in this process, with a coin of its own for every token.
+"""The engine `transformers`: the target generates in this process, with a random number of its own for every token.
 
-The coins of a row come from its key, so what a row says depends on neither its batch nor its place in it (up to the
-rounding of batched arithmetic). Which rows are decoded together follows from the requests alone, and they are stored
-whole, or not at all: a killed run goes on where it stood and ends with the same bits.
+The random numbers of a row follow from its key, so its text does not depend on the batch, up to the rounding of batched
+arithmetic. Which rows are decoded together follows from the requests alone, and each group is stored whole or not at
+all: an interrupted run continues where it stopped and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -13,64 +13,74 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.synthesize.completions import Completion, CompletionStore, Keys, Request, SamplingParams
-from fastdraft.synthesize.decode import generate
-from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, as_given, keyed, write
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, Request, SamplingParams
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_interface import KeyedRequest, LogprobsMode, Shard, with_keys
+from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.key_set import KeySet
+from fastdraft.synthesize.rescore import keep_as_is
+from fastdraft.synthesize.write import write_completions
 from fastdraft.system.progress import Bar
 
-__all__ = ["Decoding", "InProcess", "complete", "generate"]
 
-
-class InProcess:
+class TransformersEngine:
     """The target in this process."""
 
-    logp: Logp = "processed"
+    logprobs_mode: LogprobsMode = "processed"
 
-    def __init__(self, target: PreTrainedModel, decoding: Decoding) -> None:
+    def __init__(self, target: PreTrainedModel, decoding: DecodingParams) -> None:
         self._target, self._decoding = target, decoding
 
-    def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
-        """One shard for each group of requests that is not stored whole."""
-        for group in groups(requests, self._decoding.shard_prompts):
+    def shards(self, requests: Iterable[KeyedRequest], stored: KeySet) -> Iterator[Shard]:
+        """One shard per group of requests that is not fully stored."""
+        for group in sampling_groups(requests, self._decoding.shard_prompts):
             missing = {row.key for row in group if row.key not in stored}
             if missing:
-                # All are decoded even if a part is stored: the same rows together give the same bits.
-                yield Shard([row for row in answered(self._target, group, self._decoding) if row.key in missing])
-
-
-def answered(target: PreTrainedModel, group: Sequence[Keyed], how: Decoding) -> list[Completion]:
-    """The completions of one group."""
-    sampling, prompts = group[0].request.sampling, [row.request.prompt for row in group]
-    coins_RN = torch.from_numpy(np.stack([coins(row.key, how.seed, how.max_new_tokens) for row in group]))
-    given = sampling, how.max_new_tokens, how.eos, coins_RN, how.batch_size, how.top_logprobs
-    rows = generate(target, prompts, *given)
-    return [
-        Completion(row.key, row.request.prompt, written.tokens, written.logp, sampling, row.request.index, written.top)
-        for row, written in zip(group, rows, strict=True)
-    ]
-
-
-def coins(key: str, seed: int, tokens: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """(n) uniform on [0, 1): the coins of a row."""
-    return np.random.default_rng([seed, int(key, 16)]).random(tokens)
+                # The whole group is decoded even if a part is stored: the same batches give the same bits.
+                completions = complete_group(self._target, group, self._decoding)
+                yield Shard([row for row in completions if row.key in missing])
 
 
 def complete(
-    target: PreTrainedModel, requests: Sequence[Request], decoding: Decoding, store: CompletionStore, what: str
+    target: PreTrainedModel, requests: Sequence[Request], decoding: DecodingParams, store: CompletionStore, name: str
 ) -> list[Completion]:
-    """The completion of each request, in their order, from the store or else from the target; `what` names the bar.
+    """The completion of each request, in their order, from the store or else from the target; `name` labels the bar.
 
-    TargetError where the target's first rows ever say nothing but end-of-text.
+    TargetError if the first rows of an empty store are all end-of-text alone.
     """
-    rows, stored = list(keyed(requests, decoding)), store.stored()
-    with Bar(what, len(rows), "completions", sum(row.key in stored for row in rows)) as bar:
-        write(InProcess(target, decoding), rows, store, decoding, bar, as_given)
+    rows, stored = list(with_keys(requests, decoding)), store.stored_keys()
+    with Bar(name, len(rows), "completions", sum(row.key in stored for row in rows)) as bar:
+        write_completions(TransformersEngine(target, decoding), rows, store, decoding, bar, keep_as_is)
     return store.read([row.key for row in rows])
 
 
-def groups(requests: Iterable[Keyed], group_rows: int) -> Iterator[list[Keyed]]:
-    """Groups of one distribution each, in an order that the requests alone decide."""
-    waiting: dict[SamplingParams, list[Keyed]] = {}
+def complete_group(
+    target: PreTrainedModel, group: Sequence[KeyedRequest], decoding: DecodingParams
+) -> list[Completion]:
+    """The completions of one group of requests, which share their sampling parameters."""
+    sampling = group[0].request.sampling
+    generators = [np.random.default_rng([decoding.seed, int(row.key, 16)]) for row in group]
+    coins_RN = np.stack([generator.random(decoding.max_new_tokens) for generator in generators])
+    completions = generate(
+        target,
+        [row.request.prompt for row in group],
+        sampling,
+        decoding.max_new_tokens,
+        decoding.eos,
+        torch.from_numpy(coins_RN),
+        batch_size=decoding.batch_size,
+        top_logprobs=decoding.top_logprobs,
+    )
+    return [
+        Completion(row.key, row.request.prompt, each.tokens, each.logp, sampling, row.request.index, each.top)
+        for row, each in zip(group, completions, strict=True)
+    ]
+
+
+def sampling_groups(requests: Iterable[KeyedRequest], group_rows: int) -> Iterator[list[KeyedRequest]]:
+    """Groups of requests with equal sampling parameters, in an order that follows from the requests alone."""
+    waiting: dict[SamplingParams, list[KeyedRequest]] = {}
     for row in requests:
         group = waiting.setdefault(row.request.sampling, [])
         group.append(row)

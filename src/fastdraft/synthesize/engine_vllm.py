@@ -1,11 +1,11 @@
-"""The engine `vllm`: vLLM offline. Token ids in, token ids out; log-probabilities of the processed distribution.
+"""The engine `vllm`: vLLM offline, token ids in and out.
 
-vLLM has one mode for all that it says, and the most likely tokens are kept raw: where they are asked for, all is raw,
-and rows whose distribution is another are rescored.
+vLLM has one `logprobs_mode` for everything. Top tokens are kept raw, so with `top_logprobs` all log-probabilities are
+raw, and rows whose distribution differs are rescored; otherwise they are processed.
 
-It is opened for rows that are missing, and closed behind them: it takes most of a GPU, which training wants next.
+vLLM is opened only if rows are missing, and closed after them: it takes most of a GPU, which training needs next.
 
-Run with vLLM 0.32.0 as it is built for CPUs (docs/synthesis.md); not yet on a GPU.
+Tested with vLLM 0.32.0 built for CPUs (docs/synthesis.md); not yet on a GPU.
 """
 
 from __future__ import annotations
@@ -19,63 +19,70 @@ from typing import Any
 
 import numpy as np
 
-from fastdraft.synthesize.completions import Completion, Keys
-from fastdraft.synthesize.top_logprobs import top_logprobs_of
-from fastdraft.synthesize.write import Decoding, Keyed, Logp, Shard, Unusable
+from fastdraft.synthesize.answer_parsing import parse_logp, parse_top_logprobs
+from fastdraft.synthesize.completions import Completion
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_interface import KeyedRequest, LogprobsMode, Shard, UnusableAnswer
+from fastdraft.synthesize.key_set import KeySet
 from fastdraft.system.optional_packages import need
 
-# Of a GPU's memory, where the target is opened beside vLLM to read rows again.
-SHARED = 0.45
+# vLLM's fraction of the GPU's memory when the target is opened next to it for rescoring.
+SHARED_GPU_FRACTION = 0.45
 
 
-class Vllm:
-    """The target in vLLM; `read_again` where rows are rescored in this process, so that it leaves room for that."""
+class VllmEngine:
+    """The target in vLLM. With `share_gpu` it leaves room for the target that rescores in this process."""
 
     def __init__(
-        self, folder: Path, dtype: str, trust_remote_code: bool, decoding: Decoding, read_again: bool = False
+        self, folder: Path, dtype: str, trust_remote_code: bool, decoding: DecodingParams, share_gpu: bool = False
     ) -> None:
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # its log; results are printed to stdout
-        self._vllm, self._decoding = need("vllm", "vllm"), decoding
-        self.logp: Logp = "raw" if decoding.top_logprobs else "processed"
-        self._read_again = read_again
-        self._asked: dict[str, Any] = {
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
+        self._vllm, self._decoding, self._share_gpu = need("vllm", "vllm"), decoding, share_gpu
+        self.logprobs_mode: LogprobsMode = "raw" if decoding.top_logprobs else "processed"
+        self._arguments: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
             "trust_remote_code": trust_remote_code,
-            # Before or after temperature, top-k and top-p; greedy rows have 0 (set below).
-            "logprobs_mode": "raw_logprobs" if decoding.top_logprobs else "processed_logprobs",
-            "max_logprobs": max(decoding.top_logprobs, 1),  # otherwise 20
-            "generation_config": "vllm",  # not the model's own: it may set a top-k or a penalty
+            "logprobs_mode": f"{self.logprobs_mode}_logprobs",
+            "max_logprobs": max(decoding.top_logprobs, 1),  # the default is 20
+            "generation_config": "vllm",  # not the model's, which may set a top-k or a penalty
             "seed": decoding.seed,
         }
 
-    def shards(self, requests: Iterable[Keyed], stored: Keys) -> Iterator[Shard]:
-        """A shard for each so many requests; vLLM batches them as it likes."""
+    def shards(self, requests: Iterable[KeyedRequest], stored: KeySet) -> Iterator[Shard]:
+        """One shard per `shard_prompts` requests; vLLM batches them itself."""
         waiting = (row for row in requests if row.key not in stored)
-        if not (asked := list(islice(waiting, self._decoding.shard_prompts))):
+        if not (group := list(islice(waiting, self._decoding.shard_prompts))):
             return
         model = self._open()
         try:
-            while asked:
-                yield self._answered(model, asked)
-                asked = list(islice(waiting, self._decoding.shard_prompts))
+            while group:
+                yield self._complete(model, group)
+                group = list(islice(waiting, self._decoding.shard_prompts))
         finally:
-            model.llm_engine.engine_core.shutdown()  # its process outlives the object: seen 5 s after
+            model.llm_engine.engine_core.shutdown()  # its process outlived the object by 5 s
 
     def _open(self) -> Any:
-        opens = self._vllm.LLM  # brings `platforms`, which vLLM loads late
+        model_class = self._vllm.LLM  # loads `vllm.platforms`, which is not there before
         if self._vllm.platforms.current_platform.is_cpu():
-            # vLLM 0.32.0 dies of a seeded request whose prompt it reads in pieces (set_offset of a generator).
-            return opens(**self._asked, enable_chunked_prefill=False)
-        return opens(**self._asked, **({"gpu_memory_utilization": SHARED} if self._read_again else {}))
+            # vLLM 0.32.0 crashes on a seeded request whose prompt it reads in chunks (set_offset of a generator).
+            return model_class(**self._arguments, enable_chunked_prefill=False)
+        return model_class(
+            **self._arguments, **({"gpu_memory_utilization": SHARED_GPU_FRACTION} if self._share_gpu else {})
+        )
 
-    def _answered(self, model: Any, asked: list[Keyed]) -> Shard:
-        prompts = [{"prompt_token_ids": row.request.prompt.tolist()} for row in asked]
-        outputs = model.generate(prompts, [self._settings(row) for row in asked], use_tqdm=False)
-        answers = zip(asked, [output.outputs[0] for output in outputs], strict=True)
-        return _shard(answers, self._decoding.top_logprobs)
+    def _complete(self, model: Any, group: list[KeyedRequest]) -> Shard:
+        prompts = [{"prompt_token_ids": row.request.prompt.tolist()} for row in group]
+        outputs = model.generate(prompts, [self._settings(row) for row in group], use_tqdm=False)
+        rows, refused = list[Completion](), Counter[str]()
+        for row, output in zip(group, outputs, strict=True):
+            try:
+                rows.append(_completion(row, output.outputs[0], self._decoding.top_logprobs))
+            except UnusableAnswer as unusable:
+                refused[str(unusable)] += 1
+        return Shard(rows, refused)
 
-    def _settings(self, row: Keyed) -> Any:
+    def _settings(self, row: KeyedRequest) -> Any:
         sampling = row.request.sampling
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
@@ -84,32 +91,21 @@ class Vllm:
             max_tokens=self._decoding.max_new_tokens,
             stop_token_ids=sorted(self._decoding.eos),
             seed=int(row.key, 16) % 2**31,
-            logprobs=self._decoding.top_logprobs,  # beside the sampled token's
+            logprobs=self._decoding.top_logprobs,  # in addition to the sampled token's
             detokenize=False,
         )
 
 
-def _shard(answers: Iterable[tuple[Keyed, Any]], top_logprobs: int) -> Shard:
-    rows: list[Completion] = []
-    refused: Counter[str] = Counter()
-    for row, output in answers:
-        try:
-            rows.append(_answer(row, output, top_logprobs))
-        except Unusable as unusable:
-            refused[str(unusable)] += 1
-    return Shard(rows, refused)
-
-
-def _answer(row: Keyed, output: Any, top_logprobs: int) -> Completion:
+def _completion(row: KeyedRequest, output: Any, top_logprobs: int) -> Completion:
+    """The completion in vLLM's output; UnusableAnswer if its log-probabilities are invalid."""
     tokens = np.array(output.token_ids, np.int64)
     if row.request.sampling.greedy:
         logp = np.zeros(len(tokens), np.float32)
     else:
         pairs = zip(output.token_ids, output.logprobs, strict=True)
-        logp = np.minimum(np.array([of_step[token].logprob for token, of_step in pairs], np.float32), 0)
-    if not np.isfinite(logp).all():
-        raise Unusable("log-probabilities above zero, infinite or NaN")
+        logp = parse_logp(np.minimum([position[token].logprob for token, position in pairs], 0), len(tokens))
     top = None
     if top_logprobs:
-        top = top_logprobs_of([{i: of.logprob for i, of in step.items()} for step in output.logprobs], top_logprobs)
+        positions = [{i: entry.logprob for i, entry in position.items()} for position in output.logprobs]
+        top = parse_top_logprobs(positions, top_logprobs)
     return Completion(row.key, row.request.prompt, tokens, logp, row.request.sampling, row.request.index, top)

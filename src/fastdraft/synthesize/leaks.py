@@ -1,6 +1,6 @@
-"""Evaluation prompts that leaked into the prompts for training: found by runs of tokens, and left out.
+"""Decontamination: prompts that occur in evaluation texts are found by n-grams of tokens and left out.
 
-Windows of the recipe's own corpus need no such search: no held-out document has a near-duplicate among the training
+Windows of the recipe's own corpus need no such check: no held-out document has a near-duplicate among the training
 documents (docs/decisions/0001-held-out.md).
 """
 
@@ -14,47 +14,46 @@ import xxhash
 
 from fastdraft.data.shards import Tokens
 
-Runs = npt.NDArray[np.uint64]
+HashArray = npt.NDArray[np.uint64]
 LEAKED_FRACTION = 0.5
-REASON = "prompts that stand in evaluation texts"
+LEAKED_PROMPT = "prompts that stand in evaluation texts"
 
 
 class Leaks:
-    """Runs of n tokens of evaluation texts, at 8 bytes each.
+    """The n-grams of evaluation texts, at 8 bytes each.
 
-    Runs of `common` texts say nothing, and are not counted: all chats begin with the words of their template.
+    n-grams of `common` texts do not count: all chats begin with the tokens of their template.
     """
 
-    def __init__(self, texts: Iterable[Tokens], run_tokens: int, common: Iterable[Tokens] = ()) -> None:
-        self._run_tokens = run_tokens
-        self._runs, self._common = _all_runs(texts, run_tokens), _all_runs(common, run_tokens)
+    def __init__(self, texts: Iterable[Tokens], n: int, common: Iterable[Tokens] = ()) -> None:
+        self._n, self._ngrams, self._common = n, _all_ngrams(texts, n), _all_ngrams(common, n)
 
     def __contains__(self, prompt: Tokens) -> bool:
-        """Whether half of a prompt's runs stand in the evaluation texts."""
-        own = runs(prompt, self._run_tokens)
-        own = own[~_among(own, self._common)]
-        return len(own) > 0 and float(_among(own, self._runs).mean()) >= LEAKED_FRACTION
+        """Whether at least half of a prompt's n-grams occur in the evaluation texts."""
+        ngrams = ngram_hashes(prompt, self._n)
+        ngrams = ngrams[~_is_in(ngrams, self._common)]
+        return len(ngrams) > 0 and float(_is_in(ngrams, self._ngrams).mean()) >= LEAKED_FRACTION
 
 
-def _among(some: Runs, table: Runs) -> npt.NDArray[np.bool_]:
-    """Which of some stand in a sorted table.
+def _is_in(values: HashArray, table: HashArray) -> npt.NDArray[np.bool_]:
+    """Whether each value is in the sorted table.
 
-    numpy's `isin` would sort it again: .8 s a prompt where it has a million runs, for .15 ms.
+    numpy's `isin` would sort the table again: .8 s instead of .15 ms per prompt at a million n-grams.
     """
-    places = np.searchsorted(table, some)
-    found = np.zeros(len(some), np.bool_)
-    inside = places < len(table)
-    found[inside] = table[places[inside]] == some[inside]
+    index = np.searchsorted(table, values)
+    found = np.zeros(len(values), np.bool_)
+    inside = index < len(table)
+    found[inside] = table[index[inside]] == values[inside]
     return found
 
 
-def _all_runs(texts: Iterable[Tokens], run_tokens: int) -> Runs:
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *(runs(text, run_tokens) for text in texts)]))
+def _all_ngrams(texts: Iterable[Tokens], n: int) -> HashArray:
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(ngram_hashes(text, n) for text in texts)]))
 
 
-def runs(tokens: Tokens, run_tokens: int) -> Runs:
-    """Hashes of the runs of so many tokens; none of a shorter text, which says too little."""
+def ngram_hashes(tokens: Tokens, n: int) -> HashArray:
+    """The hashes of a text's n-grams; empty if it has fewer than n tokens."""
     content = np.ascontiguousarray(tokens, np.int64)
-    starts = range(len(content) - run_tokens + 1)
-    hashes = (xxhash.xxh3_64_intdigest(content[i : i + run_tokens].tobytes()) for i in starts)
+    starts = range(len(content) - n + 1)
+    hashes = (xxhash.xxh3_64_intdigest(content[i : i + n].tobytes()) for i in starts)
     return np.fromiter(hashes, np.uint64, len(starts))

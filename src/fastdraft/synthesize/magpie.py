@@ -1,7 +1,7 @@
-"""Magpie (Xu et al. 2024, arXiv:2406.08464): the target writes the instruction too, from its chat template's opening.
+"""Magpie (Xu et al. 2024, arXiv:2406.08464): the target writes instructions too, from its chat template's opening.
 
-Given all that stands before a user's words, an instruction-tuned model writes what users ask. The instruction ends
-where the template ends a user's turn; the template's own closing follows, and then the answer.
+After everything that precedes a user's text, an instruction-tuned model writes what a user might ask. The instruction
+ends with the template's end-of-turn token; then come the rest of the template's closing and the answer.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Completion, Keys, Request, SamplingParams
+from fastdraft.synthesize.completions import Completion, Request, SamplingParams
+from fastdraft.synthesize.key_set import KeySet
 from fastdraft.synthesize.prompts import prompt_key
 from fastdraft.system.errors import TargetError
 
-MARK = "What stands here is the user's"
+PLACEHOLDER = "What stands here is the user's"
 SAMPLING = SamplingParams(1.0)
-SHORTEST_TOKENS = 3
+MIN_INSTRUCTION_TOKENS = 3
 
 
 class Turn(NamedTuple):
-    """What the chat template puts before and behind a user's words, up to where the answer begins."""
+    """What the chat template puts before a user's text, and after it up to the beginning of the answer."""
 
     opening: Tokens
     closing: Tokens
@@ -35,45 +36,47 @@ class Turn(NamedTuple):
         return int(self.closing[0])
 
 
-def turn_of(tokenizer: PreTrainedTokenizerFast) -> Turn:
-    """The turn of a user in the target's chat template; TargetError where it has none, or it cannot be taken apart."""
+def user_turn(tokenizer: PreTrainedTokenizerFast) -> Turn:
+    """A user's turn in the chat template; TargetError if there is no template, or it adds nothing before or after."""
     if tokenizer.chat_template is None:
         raise TargetError(
             "the target's tokenizer has no chat template, and magpie begins with its opening\n"
-            "  do: leave `magpie` out of synthesize.mix, or put chat_template.jinja beside the target's tokenizer"
+            "  do: leave `magpie` out of synthesize.mix, or put chat_template.jinja next to the target's tokenizer"
         )
-    messages = [{"role": "user", "content": MARK}]
+    messages = [{"role": "user", "content": PLACEHOLDER}]
     text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    opening, found, closing = str(text).partition(MARK)
-    sides = [np.array(tokenizer(side, add_special_tokens=False).input_ids, np.int64) for side in (opening, closing)]
-    if not found or not len(sides[0]) or not len(sides[1]):
+    before, found, after = str(text).partition(PLACEHOLDER)
+    opening, closing = (
+        np.array(tokenizer(part, add_special_tokens=False).input_ids, np.int64) for part in (before, after)
+    )
+    if not found or not len(opening) or not len(closing):
         raise TargetError(
-            "the target's chat template puts nothing before or behind a user's words, so they cannot be told apart\n"
+            "the target's chat template puts nothing before or after a user's text, so a turn has no beginning or end\n"
             "  do: leave `magpie` out of synthesize.mix"
         )
-    return Turn(*sides)
+    return Turn(opening, closing)
 
 
 def instruction_requests(turn: Turn, count: int) -> Iterator[Request]:
-    """Requests for instructions, all alike but for their index."""
+    """Requests for instructions, equal except for their index."""
     return (Request(turn.opening, SAMPLING, index) for index in range(count))
 
 
 def magpie_prompts(
     turn: Turn, instructions: Iterable[Completion], count: int, refused: Counter[str]
 ) -> Iterator[Tokens]:
-    """Up to `count` distinct prompts made of instructions; why others are none is counted in `refused`."""
-    seen = Keys()
+    """Up to `count` distinct prompts from instructions; the others are counted in `refused` by reason."""
+    seen = KeySet()
     for row in instructions:
         if len(seen) == count:
             return
-        words = row.tokens[:-1]
+        text = row.tokens[:-1]
         if int(row.tokens[-1]) != turn.end:
             refused["instructions without an end"] += 1
-        elif len(words) < SHORTEST_TOKENS:
-            refused[f"instructions of fewer than {SHORTEST_TOKENS} tokens"] += 1
-        elif (key := prompt_key(words)) in seen:
+        elif len(text) < MIN_INSTRUCTION_TOKENS:
+            refused[f"instructions of fewer than {MIN_INSTRUCTION_TOKENS} tokens"] += 1
+        elif (key := prompt_key(text)) in seen:
             refused["instructions that were there before"] += 1
         else:
             seen.add([key])
-            yield np.concatenate([turn.opening, words, turn.closing])
+            yield np.concatenate([turn.opening, text, turn.closing])

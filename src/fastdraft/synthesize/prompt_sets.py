@@ -1,7 +1,7 @@
-"""Prompts from sets of instructions: texts, or chat messages under the target's chat template, applied once.
+"""Prompts from instruction data sets: texts, or chat messages under the target's chat template, applied once.
 
-What is trained on follows from token positions: the prompt ends where the answer begins. Templates with markers for it
-(`{% generation %}`) are rare, and without them transformers' own mask is all zero in silence.
+Training labels follow from token positions: the prompt ends where the answer begins. Markers in templates
+(`{% generation %}`) are not used: they are rare, and without them transformers returns an all-zero mask silently.
 """
 
 from __future__ import annotations
@@ -14,79 +14,77 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.config import PromptSetPart
-from fastdraft.data.record_files import Row, hub_rows, local_rows, sound_text
+from fastdraft.data.record_files import Record, hub_records, local_records, sound_text
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Keys
-from fastdraft.synthesize.prompts import SEEN, prompt_key
+from fastdraft.synthesize.key_set import KeySet
+from fastdraft.synthesize.prompts import DUPLICATE_PROMPT, prompt_key
 from fastdraft.system.errors import CorpusError, TargetError
 
-UNSOUND_FRACTION = 0.01
+MAX_BROKEN_FRACTION = 0.01
 
 
 def instruction_prompts(
-    part: PromptSetPart, tokenizer: PreTrainedTokenizerFast, count: int, longest_tokens: int, refused: Counter[str]
+    part: PromptSetPart, tokenizer: PreTrainedTokenizerFast, count: int, max_tokens: int, refused: Counter[str]
 ) -> Iterator[Tokens]:
-    """Up to `count` distinct prompts of a set in its order; why rows give none is counted in `refused`.
+    """Up to `count` distinct prompts of a set, in its order; other records are counted in `refused` by reason.
 
-    CorpusError where more than 1 % of the rows are broken, or none is sound.
+    CorpusError if more than 1 % of the records are broken, or none gives a prompt.
     """
-    seen = Keys()
-    rows = broken = 0
-    for row in local_rows(part.path) if part.source != "hub" else hub_rows(part.path, part.subset, part.split):
+    seen = KeySet()
+    total = broken = 0
+    records = hub_records(part.path, part.subset, part.split) if part.source == "hub" else local_records(part.path)
+    for record in records:
         if len(seen) == count:
             break
-        rows += 1
-        tokens = None if row.fault else _tokens(row, part, tokenizer)
+        total += 1
+        tokens = None if record.fault else _prompt_tokens(record, part, tokenizer)
         if tokens is None:
             broken += 1
-            refused[row.fault or f"rows without a prompt in `{part.field}`"] += 1
-        elif len(tokens) > longest_tokens:
-            refused[f"prompts of more than {longest_tokens} tokens"] += 1
+            refused[record.fault or f"rows without a prompt in `{part.field}`"] += 1
+        elif len(tokens) > max_tokens:
+            refused[f"prompts of more than {max_tokens} tokens"] += 1
         elif (key := prompt_key(tokens)) in seen:
-            refused[SEEN] += 1
+            refused[DUPLICATE_PROMPT] += 1
         else:
             seen.add([key])
             yield tokens
-    if broken > UNSOUND_FRACTION * rows or not len(seen):
+    if broken > MAX_BROKEN_FRACTION * total or not len(seen):
+        reasons = "; ".join(f"{number:,} {reason}" for reason, number in refused.items()) or "the file is empty"
         raise CorpusError(
-            f"{part.path}: {broken:,} of {rows:,} rows give no prompt; left out are {_listed(refused)}\n"
+            f"{part.path}: {broken:,} of {total:,} rows give no prompt; left out are {reasons}\n"
             f"  wanted: at most 1 % of the rows broken, and one prompt\n  do: fix the file, or name another `field`"
         )
 
 
-def is_messages(given: Any) -> bool:
-    """Is this a chat, the last message a user's?"""
-    chat = isinstance(given, list) and bool(given) and all(isinstance(message, dict) for message in given)
-    return chat and all(sound_text(message.get("content")) for message in given) and given[-1].get("role") == "user"
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of chat messages that ends with a user's."""
+    chat = isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+    return chat and all(sound_text(message.get("content")) for message in value) and value[-1].get("role") == "user"
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
-    """Messages under the chat template, up to where the answer begins; TargetError where the target has none."""
+    """Messages under the chat template, up to the beginning of the answer; TargetError if there is no template."""
     if tokenizer.chat_template is None:
         raise TargetError(
             "the target's tokenizer has no chat template, and the prompts are chat messages\n"
-            "  do: put chat_template.jinja beside the target's tokenizer, or give prompts as texts"
+            "  do: put chat_template.jinja next to the target's tokenizer, or give prompts as texts"
         )
-    found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return np.array(found["input_ids"], np.int64)
+    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return np.array(encoded["input_ids"], np.int64)
 
 
-def _tokens(row: Row, part: PromptSetPart, tokenizer: PreTrainedTokenizerFast) -> Tokens | None:
-    """The prompt of a row; None where it holds none."""
-    given = row.content.get(part.field)
-    messages: Any = given if is_messages(given) else []
+def _prompt_tokens(record: Record, part: PromptSetPart, tokenizer: PreTrainedTokenizerFast) -> Tokens | None:
+    """The prompt of a record; None if it contains none."""
+    value = record.content.get(part.field)
+    messages: Any = value if is_messages(value) else []
     if not messages:
-        text = sound_text(given)
+        text = sound_text(value)
         if text is None:
             return None
-        context = sound_text(row.content.get(part.context_field)) if part.context_field else None
+        context = sound_text(record.content.get(part.context_field)) if part.context_field else None
         text = f"{text}\n\n{context}" if context else text
         if not part.chat:
             return np.array(tokenizer(f"{part.system}\n\n{text}" if part.system else text).input_ids, np.int64)
         messages = [{"role": "user", "content": text}]
     system = [{"role": "system", "content": part.system}] if part.system else []
     return chat_tokens(tokenizer, [*system, *messages])
-
-
-def _listed(refused: Counter[str]) -> str:
-    return "; ".join(f"{count:,} {reason}" for reason, count in refused.items()) or "the file is empty"

@@ -1,4 +1,4 @@
-"""Texts that go round in circles: a draft predicts them too easily, so results are also given without them."""
+"""Looping texts: repeated n-grams. A draft predicts loops too easily, so results are also reported without them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from fastdraft.data.shards import Tokens
 
-# Of 128 tokens: a stretch of 38 that was said before holds 31 of the 121 8-grams, 0.256.
+# In 128 tokens: a repeated passage of 38 tokens contains 31 of the 121 8-grams, 0.256.
 LOOPING_FRACTION = 0.25
 
 
 class Repeats(NamedTuple):
-    """How many n-grams a text has, and how many of them occurred earlier in it."""
+    """The n-grams of a text, and those that occurred earlier in it."""
 
     repeated: int
     ngrams: int
@@ -24,23 +24,18 @@ class Repeats(NamedTuple):
 
 
 def repeats(tokens: Tokens, n: int = 8) -> Repeats:
-    """The n-grams of a text, and those that occurred earlier in the same text."""
+    """The numbers of a text's n-grams, and of those that occurred earlier in it."""
     ids = tokens.tolist()
     ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return Repeats(len(ngrams) - len(set(ngrams)), len(ngrams))
 
 
-def repeated_ngrams(tokens: Tokens, n: int = 8) -> float:
-    """Share of a text's n-grams that occurred earlier in it."""
-    return repeats(tokens, n).fraction
-
-
 def pooled_repeats(texts: Sequence[Tokens], n: int = 8) -> float:
-    """Share of repeated n-grams over several texts, each looked at on its own."""
+    """The fraction of repeated n-grams over several texts, each compared only with itself."""
     counts = [repeats(text, n) for text in texts]
     return Repeats(sum(count.repeated for count in counts), sum(count.ngrams for count in counts)).fraction
 
 
 def loops(tokens: Tokens) -> bool:
     """Whether a text loops: more than a quarter of its 8-grams occurred earlier in it."""
-    return repeated_ngrams(tokens) > LOOPING_FRACTION
+    return repeats(tokens).fraction > LOOPING_FRACTION

@@ -1,4 +1,4 @@
-"""A user's own prompts, with answers or without: those a draft is aligned on, and those it is measured on."""
+"""A user's own prompts, with or without answers: a draft is aligned on most of them and measured on the rest."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import xxhash
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.data.record_files import Row, local_rows, sound_text
+from fastdraft.data.record_files import Record, local_records, sound_text
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
 from fastdraft.system.errors import CorpusError
 from fastdraft.system.files import atomic_write
 
 
-class Log(NamedTuple):
-    """A prompt, a text or chat messages, and the answer to it; None where the target is to write it."""
+class LogEntry(NamedTuple):
+    """A prompt, as text or chat messages, and its answer; None if the target is to write it."""
 
     prompt: Any
     answer: str | None
@@ -27,14 +27,14 @@ class Log(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The same for equal prompts."""
+        """A hash of the prompt."""
         return xxhash.xxh3_64_hexdigest(json.dumps(self.prompt, sort_keys=True).encode())
 
 
-class Logs(NamedTuple):
-    """Sound rows, and why others gave none; all rows have an answer, or none has."""
+class UserLogs(NamedTuple):
+    """The usable entries, which all have an answer or all have none, and the number of the others by reason."""
 
-    rows: list[Log]
+    rows: list[LogEntry]
     refused: Counter[str]
 
     @property
@@ -42,39 +42,39 @@ class Logs(NamedTuple):
         return self.rows[0].answer is not None
 
 
-def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int, max_new_tokens: int) -> Logs:
-    """Rows with `prompt` or `messages`, and `completion`; messages may end in the assistant's.
+def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int, max_new_tokens: int) -> UserLogs:
+    """The records with `prompt` or `messages`, and `completion`; messages may end with the assistant's.
 
-    Where some rows have an answer, those without are left out. CorpusError where no row is sound.
+    If some records have an answer, those without are left out. CorpusError if no record is usable.
     """
-    rows, refused = list[Log](), Counter[str]()
-    for row in local_rows(path):
-        found = _log(row, tokenizer)
-        if isinstance(found, str):
-            refused[found] += 1
-        elif found.prompt_tokens + found.answer_tokens >= context_tokens:
+    rows, refused = list[LogEntry](), Counter[str]()
+    for record in local_records(path):
+        entry = _log_entry(record, tokenizer)
+        if isinstance(entry, str):
+            refused[entry] += 1
+        elif entry.prompt_tokens + entry.answer_tokens >= context_tokens:
             refused["rows longer than the target's context"] += 1
-        elif found.answer is None and found.prompt_tokens + max_new_tokens > context_tokens:
+        elif entry.answer is None and entry.prompt_tokens + max_new_tokens > context_tokens:
             refused[f"rows that leave no {max_new_tokens:,} tokens for an answer in the target's context"] += 1
         else:
-            rows.append(found)
+            rows.append(entry)
     answered = [row for row in rows if row.answer is not None]
     if answered and len(answered) < len(rows):
-        refused["rows without a `completion`, beside rows with one"] += len(rows) - len(answered)
+        refused["rows without a `completion`, while others have one"] += len(rows) - len(answered)
     if not rows:
-        told = "; ".join(f"{count:,} {reason}" for reason, count in refused.items()) or "it is empty"
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in refused.items()) or "it is empty"
         raise CorpusError(
-            f"{path} has no row to align on: {told}\n"
-            f"  wanted: rows with `prompt` or `messages`, and `completion` where there are answers\n"
+            f"{path} has no row to align on: {reasons}\n"
+            f"  wanted: rows with `prompt` or `messages`, and `completion` if there are answers\n"
             f"  do: correct the file"
         )
-    return Logs(answered or rows, refused)
+    return UserLogs(answered or rows, refused)
 
 
-def parted(logs: Logs, held_out_fraction: float) -> tuple[list[Log], list[Log]]:
-    """Rows to align on, and rows held out: a share of the distinct prompts, the same for the same prompts.
+def split_held_out(logs: UserLogs, held_out_fraction: float) -> tuple[list[LogEntry], list[LogEntry]]:
+    """Entries to align on, and entries held out: a fraction of the distinct prompts, chosen by their hashes.
 
-    CorpusError where there are not two distinct prompts.
+    Each held-out prompt comes once, with its first answer. CorpusError if there are fewer than two distinct prompts.
     """
     digests = sorted({row.digest for row in logs.rows})
     if len(digests) < 2:
@@ -86,28 +86,28 @@ def parted(logs: Logs, held_out_fraction: float) -> tuple[list[Log], list[Log]]:
     return train, list(first.values())
 
 
-def write_logs(rows: Sequence[Log], file: Path, messages_field: str = "prompt") -> None:
-    """The rows as .jsonl with `prompt` and `completion`; a prompt of messages under a name of its own."""
+def write_logs(rows: Sequence[LogEntry], file: Path, messages_field: str = "prompt") -> None:
+    """Write the entries as .jsonl with `prompt` and `completion`; chat messages go to `messages_field`."""
     with atomic_write(file) as part, part.open("w", encoding="utf-8") as lines:
         for row in rows:
-            name = "prompt" if isinstance(row.prompt, str) else messages_field
-            content = {name: row.prompt} | ({} if row.answer is None else {"completion": row.answer})
+            field = "prompt" if isinstance(row.prompt, str) else messages_field
+            content = {field: row.prompt} | ({} if row.answer is None else {"completion": row.answer})
             lines.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def _log(row: Row, tokenizer: PreTrainedTokenizerFast) -> Log | str:
-    """A row, or why it gives none."""
-    if row.fault:
-        return row.fault
-    prompt: Any = row.content.get("messages", row.content.get("prompt"))
-    answer = sound_text(row.content.get("completion"))
+def _log_entry(record: Record, tokenizer: PreTrainedTokenizerFast) -> LogEntry | str:
+    """The entry of a record, or the reason why it gives none."""
+    if record.fault:
+        return record.fault
+    prompt: Any = record.content.get("messages", record.content.get("prompt"))
+    answer = sound_text(record.content.get("completion"))
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
         prompt, answer = prompt[:-1], sound_text(prompt[-1].get("content"))
     if is_messages(prompt):
-        tokens = len(chat_tokens(tokenizer, prompt))
+        prompt_tokens = len(chat_tokens(tokenizer, prompt))
     elif text := sound_text(prompt):
-        tokens = len(tokenizer(text).input_ids)
+        prompt_tokens = len(tokenizer(text).input_ids)
     else:
         return "rows without `prompt` or `messages`"
     answer_tokens = len(tokenizer(answer, add_special_tokens=False).input_ids) + 1 if answer else 0
-    return Log(prompt, answer, tokens, answer_tokens)
+    return LogEntry(prompt, answer, prompt_tokens, answer_tokens)

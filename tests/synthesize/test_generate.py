@@ -1,4 +1,4 @@
-"""Decoding in places of a fixed cache: the same rows as the target's own cache, whatever comes and goes beside them."""
+"""Batched decoding: every row is the same alone and in a batch whose rows come and go."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from fastdraft.synthesize.completions import SamplingParams
-from fastdraft.synthesize.decode import generate
-from fastdraft.synthesize.token_sampling import draw
+from fastdraft.synthesize.generate import generate
+from fastdraft.synthesize.token_sampling import draw_tokens
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (1, 11, 5, 1, 7, 2, 29, 3)]
-NO_END: frozenset[int] = frozenset()
+NO_EOS: frozenset[int] = frozenset()
 
 
 def coins(rows, tokens):
@@ -18,10 +18,10 @@ def coins(rows, tokens):
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)])
-@pytest.mark.parametrize("rows_at_once", [1, 3, 8])
-def test_a_place_is_filled_anew_without_a_trace_of_the_row_before(target, sampling, rows_at_once):
-    eos = frozenset(range(0, 131, 9))  # rows end at all sorts of lengths
-    together = generate(target, PROMPTS, sampling, 17, eos, coins(8, 17), rows_at_once)
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_reused_place_has_no_trace_of_the_row_before(target, sampling, batch_size):
+    eos = frozenset(range(0, 131, 9))  # rows end at different lengths
+    together = generate(target, PROMPTS, sampling, 17, eos, coins(8, 17), batch_size)
     assert len({len(row.tokens) for row in together}) >= 3
     for i, prompt in enumerate(PROMPTS):
         (alone,) = generate(target, [prompt], sampling, 17, eos, coins(8, 17)[i : i + 1])
@@ -29,14 +29,14 @@ def test_a_place_is_filled_anew_without_a_trace_of_the_row_before(target, sampli
         np.testing.assert_allclose(alone.logp, together[i].logp, atol=1e-4)
 
 
-def test_the_attention_of_the_target_is_its_own_again(target):
+def test_the_attention_of_the_target_is_restored(target):
     before = target.config._attn_implementation
-    generate(target, PROMPTS, SamplingParams(0), 3, NO_END, coins(8, 3))
+    generate(target, PROMPTS, SamplingParams(0), 3, NO_EOS, coins(8, 3))
     assert target.config._attn_implementation == before == "sdpa"
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(1.0)])
-def test_a_target_with_a_window_goes_through_its_own_cache(sampling):
+def test_a_target_with_sliding_window_uses_its_own_cache(sampling):
     with torch.random.fork_rng():
         torch.manual_seed(5)
         config = MistralConfig(
@@ -66,21 +66,21 @@ def test_a_target_with_a_window_goes_through_its_own_cache(sampling):
 
 
 @pytest.mark.parametrize("vocabulary", [5, 64, 131, 257])
-def test_a_coin_falls_where_the_sum_of_all_before_reports(vocabulary):
-    dice = np.random.default_rng(3)
-    p_BV = torch.from_numpy(dice.random((97, vocabulary)) * (dice.random((97, vocabulary)) < 0.3)).float()
+def test_a_token_is_drawn_by_the_cumulative_sum(vocabulary):
+    rng = np.random.default_rng(3)
+    p_BV = torch.from_numpy(rng.random((97, vocabulary)) * (rng.random((97, vocabulary)) < 0.3)).float()
     p_BV[:, 2] += 0.1
     p_BV /= p_BV.sum(-1, keepdim=True)
-    coin_B = torch.from_numpy(dice.random(97))
+    coin_B = torch.from_numpy(rng.random(97))
     sums_BV = p_BV.double().cumsum(-1)
     expected_B = (sums_BV <= coin_B[:, None] * sums_BV[:, -1:]).sum(-1)
-    assert draw(p_BV, coin_B).tolist() == expected_B.tolist()
+    assert draw_tokens(p_BV, coin_B).tolist() == expected_B.tolist()
 
 
 @pytest.mark.parametrize("vocabulary", [5, 64, 131])
-def test_the_last_coin_and_the_first_fall_on_tokens_of_some_probability(vocabulary):
+def test_the_smallest_and_largest_coin_draw_tokens_of_nonzero_probability(vocabulary):
     p_BV = torch.zeros(2, vocabulary)
     p_BV[:, [1, 3]] = 0.5
     coin_B = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert draw(p_BV, coin_B).tolist() == [1, 3]
-    assert draw(p_BV, torch.ones(2, dtype=torch.float64)).tolist() == [3, 3], "whatever rounding does"
+    assert draw_tokens(p_BV, coin_B).tolist() == [1, 3]
+    assert draw_tokens(p_BV, torch.ones(2, dtype=torch.float64)).tolist() == [3, 3], "a coin rounded up to 1"
