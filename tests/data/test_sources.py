@@ -261,7 +261,7 @@ def test_a_task_reads_only_its_own_files(tmp_path, source):
 
 
 @pytest.mark.parametrize("source", ["parquet", "hub"])
-def test_tasks_share_the_row_groups_of_a_file(tmp_path, source):
+def test_row_groups_of_a_file_are_divided_among_tasks(tmp_path, source):
     """The first of three tasks reads groups 0 and 3; the data pages of all other groups are damaged."""
     rows = [f"tale {i:05d} " * 40 for i in range(600)]
     path = tmp_path / "one.parquet"

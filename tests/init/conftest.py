@@ -1,4 +1,4 @@
-"""Donors small enough to be cut in the blink of an eye: random models of any family, with or without a tokenizer."""
+"""Tiny donors: random models of any family, with or without a tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ TEXT = [
 
 
 def random_model(family: str = "llama", seed: int = 3, **more: object) -> PreTrainedModel:
-    """A random fp32 model: 3 layers, 24 wide, 4 heads of 6, 2 key-value heads. Its norms are no constants."""
+    """A random fp32 model: 3 layers, 24 wide, 4 heads of size 6, 2 key-value heads, and norms that are not constant."""
     sizes = {
         "vocab_size": ROWS,
         "hidden_size": 24,
@@ -45,7 +45,7 @@ def random_model(family: str = "llama", seed: int = 3, **more: object) -> PreTra
 
 
 def bpe(vocabulary: int, end: str = "<end>") -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer, as GPT-2's and Qwen's are."""
+    """A byte-level tokenizer like those of GPT-2 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -57,7 +57,7 @@ def bpe(vocabulary: int, end: str = "<end>") -> PreTrainedTokenizerFast:
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """A tokenizer that marks spaces and falls back to bytes, as Llama's first ones do."""
+    """A tokenizer with space marks and byte fallback, like those of Llama 1 and 2."""
     special = ["<unk>", "<s>", "</s>"]
     learner = Tokenizer(models.BPE())
     learner.train_from_iterator(
@@ -91,7 +91,7 @@ def make_tokenizer() -> dict[str, Callable[..., PreTrainedTokenizerFast]]:
 
 @pytest.fixture(scope="session")
 def save_donor(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A folder with a model and a tokenizer."""
+    """Saves a model and a tokenizer, and returns the folder."""
 
     def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
         folder = tmp_path_factory.mktemp("donor")

@@ -1,4 +1,4 @@
-"""A draft before its first step: what each start promises, and every mistake that can be made with the key."""
+"""What each kind of `draft.init` promises, and the errors for every wrong use of the key."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from fastdraft import init
 from fastdraft.config import DraftPart, TargetPart
 from fastdraft.config.resolve import resolve
-from fastdraft.init.target_embedding import projected, target_rows
-from fastdraft.models import draft, target
+from fastdraft.init.target_embedding import project_rows, read_target_embedding
+from fastdraft.models import draft, pretrained
 from fastdraft.models.shape import derive
 from fastdraft.pipeline.stages import key_of, stages_of
 from fastdraft.system.errors import RecipeError, ShapeError, TargetError, UserError, VocabularyMismatch
@@ -22,7 +22,7 @@ SMALL = {"layers": 2, "hidden_size": 12, "heads": 2, "kv_heads": 1, "intermediat
 
 @pytest.fixture(scope="session")
 def pair(make_model, make_tokenizer, save_donor):
-    """A target of 311 rows, a sibling of 337 rows and 4 layers with the same 307 tokens, a donor with others."""
+    """A target with 311 rows; a sibling with 337 rows, 4 layers and the same 307 tokens; a donor with other tokens."""
     sibling = make_model(num_hidden_layers=4, vocab_size=337, seed=8)
     donor = make_model("qwen3", vocab_size=337, seed=9, tie_word_embeddings=False)
     return {
@@ -34,13 +34,15 @@ def pair(make_model, make_tokenizer, save_donor):
 
 @pytest.fixture
 def begin(pair, batch, tmp_path):
-    """The first weights of a draft, with the paths of the pair's models put into its start."""
+    """The first weights of a draft; `{target}`, `{sibling}` and `{donor}` in `init` stand for the models of `pair`."""
 
-    def first(seed=7, note="init.json", **part):
+    def first(seed=7, layers_file="init.json", **part):
         part = DraftPart(**part | {"init": part["init"].format(**pair)})
         whole = TargetPart(path=str(pair["target"]))
         shape = init.shape_of(whole, part)
-        model = init.first_weights(init.InitInputs(whole, part, shape, seed, CPU, lambda: batch, tmp_path / note))
+        model = init.first_weights(
+            init.InitInputs(whole, part, shape, seed, CPU, lambda: batch, tmp_path / layers_file)
+        )
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert model.num_parameters() == shape.parameters
         assert init.as_built(shape, model).open_config().to_dict() == model.config.to_dict()
@@ -58,118 +60,117 @@ def opened(path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def test_a_random_start_is_what_a_new_draft_is(begin, pair):
+def test_random_init_is_a_new_draft(begin, pair):
     part = DraftPart(hidden_size=12, layers=2, heads=2)
-    new = draft.new(derive(target.open_config(TargetPart(path=str(pair["target"]))), part), 7)
+    new = draft.new(derive(pretrained.open_config(TargetPart(path=str(pair["target"]))), part), 7)
     assert all(
         map(torch.equal, begin(init="random", **part.model_dump(include=SMALL.keys())).parameters(), new.parameters())
     )
 
 
-def test_the_targets_embedding_is_all_that_differs_from_a_random_start(begin, pair):
+def test_target_embedding_differs_from_random_only_in_the_embedding(begin, pair):
     size = {"hidden_size": 12, "layers": 2, "heads": 2}
-    ours, theirs = (dict(begin(init=way, **size).named_parameters()) for way in ("target_embedding", "random"))
-    differ = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert differ == ["model.embed_tokens.weight"]
-    assert torch.equal(ours[differ[0]], projected(target_rows(TargetPart(path=str(pair["target"]))), 12))
+    embedded, random = (dict(begin(init=kind, **size).named_parameters()) for kind in ("target_embedding", "random"))
+    differing = [name for name in random if not torch.equal(embedded[name], random[name])]
+    assert differing == ["model.embed_tokens.weight"]
+    assert torch.equal(
+        embedded[differing[0]], project_rows(read_target_embedding(TargetPart(path=str(pair["target"]))), 12)
+    )
 
 
-def test_nothing_asked_is_nothing_lost(begin, pair, batch):
-    """The sibling itself, on the rows that the target has."""
+def test_without_sizes_prune_keeps_the_whole_model(begin, pair, batch):
     assert torch.equal(logits(begin(init="prune:{sibling}"), batch), logits(opened(pair["sibling"]), batch)[..., :311])
 
 
-def test_a_model_that_ties_nothing_keeps_an_output_layer_of_its_own(
-    begin, pair, batch, make_model, save_donor, make_tokenizer
-):
+def test_an_untied_donor_keeps_its_output_layer(begin, pair, batch, make_model, save_donor, make_tokenizer):
     folder = save_donor(make_model(tie_word_embeddings=False, seed=6), make_tokenizer["bpe"](307))
     assert torch.equal(logits(begin(init=f"prune:{folder}"), batch), logits(opened(folder), batch))
 
 
-def test_fewer_layers_are_the_layers_of_the_note(begin, pair, batch, tmp_path):
+def test_the_kept_layers_are_those_of_the_layers_file(begin, pair, batch, tmp_path):
     model = begin(init="prune:{sibling}", layers=2)
-    noted = json.loads((tmp_path / "init.json").read_text())
-    assert noted["init"] == f"prune:{pair['sibling']}"
-    theirs = opened(pair["sibling"])
-    theirs.model.layers = torch.nn.ModuleList([theirs.model.layers[layer] for layer in noted["layers_kept"]])
+    stored = json.loads((tmp_path / "init.json").read_text())
+    assert stored["init"] == f"prune:{pair['sibling']}"
+    sibling = opened(pair["sibling"])
+    sibling.model.layers = torch.nn.ModuleList([sibling.model.layers[layer] for layer in stored["layers_kept"]])
     with torch.no_grad():
-        wanted = theirs(batch.inputs_BT, use_cache=False).logits[..., :311]
-    torch.testing.assert_close(logits(model, batch), wanted)
+        expected = sibling(batch.inputs_BT, use_cache=False).logits[..., :311]
+    torch.testing.assert_close(logits(model, batch), expected)
 
 
-def test_what_is_noted_is_not_measured_again(begin, tmp_path):
-    """A phase that was stopped goes on with the layers that it began with."""
-    chosen = begin(init="prune:{sibling}", layers=2)
+def test_stored_layers_are_not_measured_again(begin, tmp_path):
+    """A resumed phase uses the layers with which it began."""
+    measured = begin(init="prune:{sibling}", layers=2)
     for layers in ([0, 1], [2, 3]):
         (tmp_path / "other.json").write_text(json.dumps({"layers_kept": layers}))
-        other = begin(init="prune:{sibling}", layers=2, note="other.json")
-        same = json.loads((tmp_path / "init.json").read_text())["layers_kept"] == layers
-        assert all(map(torch.equal, chosen.parameters(), other.parameters())) == same
+        stored = begin(init="prune:{sibling}", layers=2, layers_file="other.json")
+        is_same = json.loads((tmp_path / "init.json").read_text())["layers_kept"] == layers
+        assert all(map(torch.equal, measured.parameters(), stored.parameters())) == is_same
 
 
-def test_a_kind_of_layer_stays_with_its_layer(begin, make_model, make_tokenizer, save_donor, tmp_path):
-    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
-    model = make_model("gemma2", num_hidden_layers=4, layer_types=kinds, sliding_window=5)
+def test_layer_types_are_kept_with_their_layers(begin, make_model, make_tokenizer, save_donor, tmp_path):
+    layer_types = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    model = make_model("gemma2", num_hidden_layers=4, layer_types=layer_types, sliding_window=5)
     folder = save_donor(model, make_tokenizer["bpe"](307))
     for layers in ([0, 1], [2, 3], [0, 3]):
         (tmp_path / "kinds.json").write_text(json.dumps({"layers_kept": layers}))
-        made = begin(init=f"prune:{folder}", layers=2, note="kinds.json")
-        assert made.config.layer_types == [kinds[layer] for layer in layers]
+        model = begin(init=f"prune:{folder}", layers=2, layers_file="kinds.json")
+        assert model.config.layer_types == [layer_types[layer] for layer in layers]
 
 
-@pytest.mark.parametrize("way", ["prune:{sibling}", "transplant:{donor}", "target_embedding"])
-def test_the_same_start_twice_is_the_same_start(way, begin, tmp_path):
-    one, two = (begin(init=way, note=f"{n}.json", **SMALL) for n in range(2))
+@pytest.mark.parametrize("kind", ["prune:{sibling}", "transplant:{donor}", "target_embedding"])
+def test_init_is_deterministic(kind, begin, tmp_path):
+    one, two = (begin(init=kind, layers_file=f"{n}.json", **SMALL) for n in range(2))
     assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 
-@pytest.mark.parametrize("way", ["prune:{sibling}", "transplant:{donor}"])
-def test_a_donor_leaves_nothing_to_the_seed(way, begin):
-    one, two = (begin(init=way, seed=seed, **SMALL) for seed in (7, 8))
+@pytest.mark.parametrize("kind", ["prune:{sibling}", "transplant:{donor}"])
+def test_with_a_donor_the_seed_has_no_effect(kind, begin):
+    one, two = (begin(init=kind, seed=seed, **SMALL) for seed in (7, 8))
     assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 
-def test_transplanted_onto_its_own_tokenizer_it_is_itself(begin, pair, batch):
+def test_transplant_to_the_same_tokenizer_keeps_the_model(begin, pair, batch):
     assert torch.equal(
         logits(begin(init="transplant:{sibling}"), batch)[..., :307], logits(opened(pair["sibling"]), batch)[..., :307]
     )
 
 
-def test_a_transplant_speaks_the_targets_tokens(begin, pair):
+def test_a_transplant_has_the_vocabulary_of_the_target(begin, pair):
     model = begin(init="transplant:{donor}", **SMALL)
-    config = target.open_config(TargetPart(path=str(pair["target"])))
+    config = pretrained.open_config(TargetPart(path=str(pair["target"])))
     assert model.config.model_type == "qwen3"
     assert (model.config.vocab_size, model.config.eos_token_id) == (config.vocab_size, config.eos_token_id)
     assert model.get_input_embeddings().weight.shape == model.get_output_embeddings().weight.shape == (311, 12)
 
 
-def test_what_the_recipe_leaves_out_is_the_donors(pair):
+def test_sizes_that_the_recipe_leaves_out_are_those_of_the_donor(pair):
     part = DraftPart(init=f"transplant:{pair['donor']}", layers=2)
     shape = init.shape_of(TargetPart(path=str(pair["target"])), part)
     sizes = (shape.hidden_size, shape.layers, shape.heads, shape.kv_heads, shape.head_size, shape.intermediate_size)
     assert sizes == (24, 2, 4, 2, 6, 37)
-    assert shape.embedding_parameters == 2 * 311 * 24  # it ties nothing
+    assert shape.embedding_parameters == 2 * 311 * 24  # the output layer is not tied
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (2, 1), (1, 1)])
-def test_heads_alone_leave_the_largest_groups(heads, kv_heads, pair):
+def test_without_kv_heads_groups_are_as_large_as_possible(heads, kv_heads, pair):
     part = DraftPart(init=f"prune:{pair['sibling']}", layers=2, heads=heads)
     assert init.shape_of(TargetPart(path=str(pair["target"])), part).kv_heads == kv_heads
 
 
-def test_a_budget_reports_how_many_layers_stay(pair):
+def test_a_budget_determines_the_number_of_layers(pair):
     whole = TargetPart(path=str(pair["target"]))
-    way = f"prune:{pair['sibling']}"
-    sizes = {n: init.shape_of(whole, DraftPart(init=way, layers=n)).parameters for n in (1, 2, 3, 4)}
+    kind = f"prune:{pair['sibling']}"
+    sizes = {n: init.shape_of(whole, DraftPart(init=kind, layers=n)).parameters for n in (1, 2, 3, 4)}
     for layers, size in sizes.items():
         for more in (0, 1):
-            part = DraftPart(init=way, params_millions=(size + more) / 1e6)
+            part = DraftPart(init=kind, params_millions=(size + more) / 1e6)
             assert init.shape_of(whole, part).layers == layers
-    assert init.shape_of(whole, DraftPart(init=way, params_millions=9)).layers == 4
+    assert init.shape_of(whole, DraftPart(init=kind, params_millions=9)).layers == 4
 
 
 @pytest.mark.parametrize(
-    ("part", "error", "said"),
+    ("part", "error", "message"),
     [
         (
             {"init": "prune:{sibling}", "layers": 5},
@@ -189,13 +190,21 @@ def test_a_budget_reports_how_many_layers_stay(pair):
             "3 attention heads with any number of .*\n.*\n  do: set draft",
         ),
         ({"init": "prune:{sibling}", "kv_heads": 1}, ShapeError, "4 attention heads with 1 key-value heads"),
-        ({"init": "prune:{sibling}", "params_millions": 0.009}, ShapeError, r"one layer .* already(.|\n)*do: raise"),
+        (
+            {"init": "prune:{sibling}", "params_millions": 0.009},
+            ShapeError,
+            r"one layer .* of 0.01M parameters(.|\n)*  do: ",
+        ),
         (
             {"init": "prune:{sibling}", "params_millions": 0.02, "layers": 4},
             ShapeError,
             "of 0.0.M parameters\n.*0.02M at",
         ),
-        ({"init": "prune:{donor}"}, VocabularyMismatch, r"means something else(.|\n)*do: set draft.init=transplant:"),
+        (
+            {"init": "prune:{donor}"},
+            VocabularyMismatch,
+            r"of the target's \d+ ids(.|\n)*do: set draft.init=transplant:",
+        ),
         ({"init": "prune:./nowhere"}, TargetError, "draft.init: no config.json in nowhere\n  do: "),
         ({"init": "transplant:./nowhere"}, TargetError, "draft.init: no config.json in nowhere\n  do: "),
         (
@@ -205,9 +214,9 @@ def test_a_budget_reports_how_many_layers_stay(pair):
         ),
     ],
 )
-def test_what_cannot_be_is_reported_before_any_work(part, error, said, pair):
+def test_impossible_inits_are_reported_before_any_work(part, error, message, pair):
     part = DraftPart(**part | {"init": part["init"].format(**pair)})
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=message) as caught:
         init.shape_of(TargetPart(path=str(pair["target"])), part)
     assert isinstance(caught.value, UserError)
 
@@ -219,60 +228,60 @@ def without(folder: Path, name: str) -> Path:
 
 def test_a_donor_without_weights_or_tokenizer(make_model, make_tokenizer, save_donor, pair):
     whole = TargetPart(path=str(pair["target"]))
-    bare = without(save_donor(make_model(), make_tokenizer["bpe"](307)), "model.safetensors")
+    no_weights = without(save_donor(make_model(), make_tokenizer["bpe"](307)), "model.safetensors")
     with pytest.raises(TargetError, match=r"draft.init: .* has no weights\n  wanted: .*safetensors\n  do: "):
-        init.shape_of(whole, DraftPart(init=f"prune:{bare}"))
-    mute = without(save_donor(make_model(), make_tokenizer["bpe"](307)), "tokenizer.json")
+        init.shape_of(whole, DraftPart(init=f"prune:{no_weights}"))
+    no_tokenizer = without(save_donor(make_model(), make_tokenizer["bpe"](307)), "tokenizer.json")
     with pytest.raises(TargetError, match=r"draft.init: (.|\n)*  do: "):
-        init.shape_of(whole, DraftPart(init=f"prune:{mute}"))
+        init.shape_of(whole, DraftPart(init=f"prune:{no_tokenizer}"))
 
 
 def test_a_donor_of_an_unknown_family(make_model, make_tokenizer, save_donor, pair):
     folder = save_donor(make_model("bloom", n_layer=2, n_head=4), make_tokenizer["bpe"](307))
-    with pytest.raises(ShapeError, match=r"draft.init: .* is a `bloom`, of which no rule(.|\n)*wanted: one of .*llama"):
+    with pytest.raises(ShapeError, match=r"draft.init: .* is a `bloom`(.|\n)*wanted: one of .*llama"):
         init.shape_of(TargetPart(path=str(pair["target"])), DraftPart(init=f"prune:{folder}"))
 
 
-@pytest.mark.parametrize("way", ["prun:demo", "prune", "prune:", "transplant: demo", "random:demo", "", "Random"])
-def test_a_start_that_is_none(way, tiny):
+@pytest.mark.parametrize("kind", ["prun:demo", "prune", "prune:", "transplant: demo", "random:demo", "", "Random"])
+def test_a_malformed_init(kind, tiny):
     with pytest.raises(
-        RecipeError, match=f"draft.init: found `{way}`, wanted random, target_embedding, prune:MODEL or"
+        RecipeError, match=f"draft.init: found `{kind}`, wanted random, target_embedding, prune:MODEL or"
     ):
-        resolve(tiny / "recipe.yaml", [f'draft.init="{way}"'])
+        resolve(tiny / "recipe.yaml", [f'draft.init="{kind}"'])
 
 
-def test_a_donor_needs_no_size_and_others_do():
+def test_only_an_init_with_a_donor_needs_no_size():
     assert DraftPart(init="prune:demo").layers is None
-    for way in ("random", "target_embedding"):
+    for kind in ("random", "target_embedding"):
         with pytest.raises(ValueError, match="give params_millions, or both hidden_size and layers"):
-            DraftPart(init=way)
+            DraftPart(init=kind)
 
 
-def test_a_donors_files_are_part_of_the_key(tiny, pair, tmp_path):
-    """Of the phases alone, and only of recipes that start from it."""
+def test_the_files_of_a_donor_are_part_of_the_stage_key(tiny, pair, tmp_path):
+    """Only of the training phases, and only in recipes with this donor."""
 
     def keys(*overrides):
         recipe = resolve(tiny / "recipe.yaml", [f"target.path={tiny}/target", *overrides]).recipe
         return {stage.name: key_of(stage, recipe, {need: need for need in stage.needs}) for stage in stages_of(recipe)}
 
     donor = tmp_path / "target"
-    way = f"draft.init=prune:{donor}"
-    before, plain = keys(way), keys()
+    kind = f"draft.init=prune:{donor}"
+    before, plain = keys(kind), keys()
     config = json.loads((donor / "generation_config.json").read_text())
     (donor / "generation_config.json").write_text(json.dumps(config | {"top_k": 3}))
-    changed = {name for name, key in keys(way).items() if before[name] != key}
-    assert changed == {"target", "pretrain", "continue", "align"}  # the target is the donor here
+    changed = {name for name, key in keys(kind).items() if before[name] != key}
+    assert changed == {"target", "pretrain", "continue", "align"}  # here the donor is the target
     assert {name for name in before if before[name] != plain[name]} == {"pretrain", "continue", "align"}
     assert keys("draft.init=target_embedding") == keys()
 
 
 @pytest.mark.slow
-def test_the_pipeline_from_a_donor(tiny, fastdraft):
-    """The card says what shape came of it, and the next phase goes on from it."""
+def test_the_pipeline_with_a_donor(tiny, fastdraft):
+    """The card has the shape of the draft, and the next phase continues with it."""
     keys = ["draft={init: prune:target, layers: 1, hidden_size: 16}", "--until", "continue"]
-    ended = fastdraft("run", "recipe.yaml", *keys)
-    assert ended.code == 0, ended.err
-    assert "init: without layer" in ended.err
+    result = fastdraft("run", "recipe.yaml", *keys)
+    assert result.code == 0, result.err
+    assert "init: without layer" in result.err
     run = tiny / "runs" / "tiny"
     cards = [json.loads((run / phase / "card.json").read_text()) for phase in ("pretrain", "continue")]
     sizes = [(card["shape"]["config"]["hidden_size"], card["shape"]["config"]["num_hidden_layers"]) for card in cards]
@@ -282,9 +291,9 @@ def test_the_pipeline_from_a_donor(tiny, fastdraft):
     assert not (run / "continue" / "init.json").exists()
 
 
-def test_a_donor_that_is_not_there_is_reported_plainly(tiny, fastdraft):
-    ended = fastdraft("run", "recipe.yaml", "draft.init=prune:./nowhere")
-    assert (ended.code, ended.out) == (2, "")
-    assert "error: draft.init: no config.json in nowhere" in ended.err
-    assert "  do: " in ended.err
-    assert "Traceback" not in ended.err
+def test_a_missing_donor_is_reported_without_a_traceback(tiny, fastdraft):
+    result = fastdraft("run", "recipe.yaml", "draft.init=prune:./nowhere")
+    assert (result.code, result.out) == (2, "")
+    assert "error: draft.init: no config.json in nowhere" in result.err
+    assert "  do: " in result.err
+    assert "Traceback" not in result.err

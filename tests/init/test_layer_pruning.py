@@ -1,4 +1,4 @@
-"""Which layers stay is what the measured losses say, turn by turn; the rest of the model is untouched by measuring."""
+"""Layers are chosen by the measured losses, step by step, and measuring does not change the model."""
 
 import json
 
@@ -8,15 +8,15 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft.data.order import IGNORED
-from fastdraft.init.layer_pruning import keep, layers_that_stay, loss_with
+from fastdraft.init.layer_pruning import choose_layers, keep_layers, loss_with_layers
 
 
 def rebuilt(model, kept):
-    """A model of its own with these layers, made without our code: by names."""
+    """A new model with these layers, made independently of `keep_layers` by the names of the weights."""
     config = json.loads(model.config.to_json_string(use_diff=False)) | {"num_hidden_layers": len(kept)}
-    if kinds := config.get("layer_types"):
-        config["layer_types"] = [kinds[layer] for layer in kept]
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    if layer_types := config.get("layer_types"):
+        config["layer_types"] = [layer_types[layer] for layer in kept]
+    model_of_kept = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     weights = {}
     for name, weight in model.state_dict().items():
         head, _, rest = name.partition(".layers.")
@@ -25,8 +25,8 @@ def rebuilt(model, kept):
             weights[name] = weight
         elif int(layer) in kept:
             weights[f"{head}.layers.{kept.index(int(layer))}.{rest}"] = weight
-    made.load_state_dict(weights)
-    return made.eval()
+    model_of_kept.load_state_dict(weights)
+    return model_of_kept.eval()
 
 
 def nats(model, batch):
@@ -36,51 +36,51 @@ def nats(model, batch):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "starcoder2"])
-def test_the_loss_without_a_layer_is_that_of_the_model_without_it(family, make_model, batch):
+def test_loss_with_layers_is_the_loss_of_a_model_with_only_these_layers(family, make_model, batch):
     model = make_model(family, num_hidden_layers=4)
     for kept in ([0, 1, 2, 3], [0, 2, 3], [1, 2], [3]):
-        assert loss_with(model, kept, batch) == pytest.approx(nats(rebuilt(model, kept), batch), abs=1e-5)
+        assert loss_with_layers(model, kept, batch) == pytest.approx(nats(rebuilt(model, kept), batch), abs=1e-5)
     assert nats(model, batch) == nats(rebuilt(model, [0, 1, 2, 3]), batch)  # measuring has changed nothing
 
 
 @pytest.mark.parametrize("layers", [3, 4, 5])
-def test_the_layers_that_stay_are_those_of_brute_force(layers, make_model, batch):
+def test_chosen_layers_are_those_of_brute_force(layers, make_model, batch):
     model = make_model(num_hidden_layers=layers, seed=layers)
-    wanted = list(range(layers))
+    expected = list(range(layers))
     for count in range(layers - 1, 0, -1):
-        losses = {gone: nats(rebuilt(model, [i for i in wanted if i != gone]), batch) for gone in wanted}
-        wanted.remove(min(losses, key=losses.__getitem__))
-        assert layers_that_stay(model, count, batch) == tuple(wanted)
+        losses = {removed: nats(rebuilt(model, [i for i in expected if i != removed]), batch) for removed in expected}
+        expected.remove(min(losses, key=losses.__getitem__))
+        assert choose_layers(model, count, batch) == tuple(expected)
 
 
-def test_not_always_the_same_layer_goes(make_model, batch):
-    """Or the test above would say nothing."""
-    gone = {
-        ({0, 1, 2, 3} - {*layers_that_stay(make_model(num_hidden_layers=4, seed=s), 3, batch)}).pop() for s in range(9)
+def test_the_removed_layer_differs_between_models(make_model, batch):
+    """Otherwise the comparison with brute force would be trivial."""
+    removed = {
+        ({0, 1, 2, 3} - {*choose_layers(make_model(num_hidden_layers=4, seed=s), 3, batch)}).pop() for s in range(9)
     }
-    assert len(gone) >= 3
+    assert len(removed) >= 3
 
 
-def test_a_second_turn_measures_anew(make_model, batch):
-    """The two cheapest to lose one by one are not the cheapest two: seen on at least one of these models."""
-    apart = []
+def test_losses_are_measured_again_after_each_removal(make_model, batch):
+    """In some of these models, the two layers with the lowest single costs are not the two that are removed."""
+    differs = []
     for seed in range(9):
         model = make_model(num_hidden_layers=5, seed=seed)
-        once = {gone: loss_with(model, [i for i in range(5) if i != gone], batch) for gone in range(5)}
-        cheapest = sorted(once, key=once.__getitem__)[:2]
-        apart.append({*range(5)} - {*cheapest} != {*layers_that_stay(model, 3, batch)})
-    assert any(apart)
+        single = {i: loss_with_layers(model, [j for j in range(5) if j != i], batch) for i in range(5)}
+        cheapest = sorted(single, key=single.__getitem__)[:2]
+        differs.append({*range(5)} - {*cheapest} != {*choose_layers(model, 3, batch)})
+    assert any(differs)
 
 
-def test_all_that_are_asked_for_stay_unmeasured(make_model, batch):
+def test_nothing_is_measured_if_all_layers_are_kept(make_model, batch):
     model = make_model()
     model.forward = None
-    assert layers_that_stay(model, 3, batch) == (0, 1, 2)
+    assert choose_layers(model, 3, batch) == (0, 1, 2)
 
 
-def test_layers_left_out_for_good(make_model, batch):
+def test_keep_layers(make_model, batch):
     model = make_model(num_hidden_layers=4)
-    wanted = nats(rebuilt(model, [0, 3]), batch)
-    keep(model, (0, 3))
+    expected = nats(rebuilt(model, [0, 3]), batch)
+    keep_layers(model, (0, 3))
     assert model.config.num_hidden_layers == 2
-    assert loss_with(model, [0, 1], batch) == pytest.approx(wanted, abs=1e-6)
+    assert loss_with_layers(model, [0, 1], batch) == pytest.approx(expected, abs=1e-6)

@@ -1,6 +1,6 @@
-"""Where a draft's weights start: at random, with the target's embedding, or from another model, pruned or transplanted.
+"""The initial weights of a draft: random, with the target's embedding, or from another model (pruned or transplanted).
 
-The recipe's `draft.init` names the way; `first_weights` goes it, `shape_of` says what shape the draft has by it.
+The recipe's `draft.init` selects one. `shape_of` is the shape of the draft, `first_weights` makes the weights.
 """
 
 from fastdraft.init.donor import digest

@@ -1,7 +1,8 @@
-"""Which layers of a donor stay: the one whose absence hurts least goes, and all that are left are measured again.
+"""Choose the layers of a donor to keep: remove the layer without which the loss is lowest, measure again, and repeat.
 
-Measured, not guessed from the similarity of a layer's input and output: of the five layers of a demo target (17M
-tokens) the first costs 6.9 nats, the second .9, the fourth .5; once that one and the third are gone, the second 1.3.
+The loss is measured, because the cost of a layer depends on which others are left. Example: five layers of a demo
+target (17M tokens). Without the first layer the loss rises by 6.9 nats, without the second by 0.9, without the fourth
+by 0.5. When the third and fourth are gone, removing the second costs 1.3.
 """
 
 from __future__ import annotations
@@ -15,75 +16,74 @@ from transformers import PreTrainedModel
 
 from fastdraft.data.order import IGNORED, Batch
 from fastdraft.system.progress import Bar, log_line
-from fastdraft.train.head import on_finished_logits, summed_loss
+from fastdraft.train.head import on_scaled_logits, summed_loss
 from fastdraft.train.objectives import cross_entropy
 
 HEAD_CHUNK_TOKENS = 1024
-# Sequences in one forward of the measurement.
 FORWARD_SEQUENCES = 8
 
 
-def layers_that_stay(model: PreTrainedModel, count: int, batch: Batch) -> tuple[int, ...]:
-    """`count` of the model's layers, in order: greedily, the loss on the batch without each is measured at every turn.
+def choose_layers(model: PreTrainedModel, count: int, batch: Batch) -> tuple[int, ...]:
+    """The indices of `count` layers to keep, chosen greedily by the loss on the batch.
 
-    n layers down to m cost (n (n + 1) - m (m + 1)) / 2 forwards of the batch.
+    From n layers to m this takes (n (n + 1) - m (m + 1)) / 2 forward passes of the batch.
     """
     kept = tuple(range(len(layer_stack(model))))
     if len(kept) <= count:
         return kept
     with Bar("init", sum(range(count + 1, len(kept) + 1)), "measurements") as bar:
         while len(kept) > count:
-            nats = {}
+            loss_without = {}
             for layer in kept:
-                nats[layer] = loss_with(model, [other for other in kept if other != layer], batch)
+                loss_without[layer] = loss_with_layers(model, [i for i in kept if i != layer], batch)
                 bar.advance(1)
-            gone = min(nats, key=lambda layer: nats[layer])
-            kept = tuple(layer for layer in kept if layer != gone)
+            removed = min(loss_without, key=lambda layer: loss_without[layer])
+            kept = tuple(layer for layer in kept if layer != removed)
             log_line(
-                f"init: without layer {gone} {nats[gone]:.3f} nats, without any other up to {max(nats.values()):.3f}"
+                f"init: without layer {removed} {loss_without[removed]:.3f} nats, "
+                f"without any other up to {max(loss_without.values()):.3f}"
             )
     return kept
 
 
-def loss_with(model: PreTrainedModel, kept: Sequence[int], batch: Batch) -> float:
-    """Nats per token of the batch with these layers alone."""
+def loss_with_layers(model: PreTrainedModel, layers: Sequence[int], batch: Batch) -> float:
+    """Cross entropy in nats per label of the batch with only these layers."""
     total = torch.zeros((), device=model.device)
-    with torch.no_grad(), only(model, kept):
-        for start in range(0, len(batch.inputs_BT), FORWARD_SEQUENCES):
-            place = slice(start, start + FORWARD_SEQUENCES)
-            part = Batch(batch.inputs_BT[place].to(model.device), batch.labels_BT[place].to(model.device))
+    with torch.no_grad(), only_layers(model, layers):
+        for part in batch.split(FORWARD_SEQUENCES):
+            part = part.map_tensors(lambda tensor: tensor.to(model.device))
             hidden_NE = model.base_model(input_ids=part.inputs_BT, use_cache=False).last_hidden_state.flatten(0, 1)
-            loss_of = on_finished_logits(cross_entropy(part), model.config)
-            total += summed_loss(hidden_NE, model.get_output_embeddings().weight, loss_of, HEAD_CHUNK_TOKENS)
+            chunk_loss = on_scaled_logits(cross_entropy(part), model.config)
+            total += summed_loss(hidden_NE, model.get_output_embeddings().weight, chunk_loss, HEAD_CHUNK_TOKENS)
     return float(total) / int((batch.labels_BT != IGNORED).sum())
 
 
 @contextmanager
-def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
-    """The model with these of its layers, in this order; afterwards with all of them again."""
+def only_layers(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[None]:
+    """Within the context the model has only these layers, in this order."""
     stack = layer_stack(model)
-    layers = list(stack)
-    _fill(stack, [layers[layer] for layer in kept])
+    all_layers = list(stack)
+    _set_layers(stack, [all_layers[layer] for layer in layers])
     try:
         yield
     finally:
-        _fill(stack, layers)
+        _set_layers(stack, all_layers)
 
 
-def keep(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Leave out all other layers for good."""
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Remove all other layers from the model and its configuration."""
     stack = layer_stack(model)
-    _fill(stack, [stack[layer] for layer in kept])
-    model.config.num_hidden_layers = len(kept)
+    _set_layers(stack, [stack[layer] for layer in layers])
+    model.config.num_hidden_layers = len(layers)
 
 
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of the model's layers: the families name it differently."""
+    """The list of the model's layers, whose name depends on the family."""
     count = model.config.num_hidden_layers
-    found = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]
-    assert len(found) == 1, f"a `{model.config.model_type}` keeps its layers in one list"
-    return found[0]
+    stacks = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m) == count]
+    assert len(stacks) == 1, f"a `{model.config.model_type}` keeps its layers in one list"
+    return stacks[0]
 
 
-def _fill(stack: nn.ModuleList, layers: list[nn.Module]) -> None:
-    stack._modules = {str(place): layer for place, layer in enumerate(layers)}
+def _set_layers(stack: nn.ModuleList, layers: list[nn.Module]) -> None:
+    stack._modules = {str(index): layer for index, layer in enumerate(layers)}

@@ -1,4 +1,4 @@
-"""`target_embedding`: the target's embedding along its principal directions, in a draft that is otherwise random."""
+"""`target_embedding`: a random draft whose embedding is the target's, projected to its principal directions."""
 
 from __future__ import annotations
 
@@ -10,49 +10,50 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastdraft.config import TargetPart
-from fastdraft.models import target
+from fastdraft.models import architecture, pretrained
 from fastdraft.models.model_files import weight_files
 from fastdraft.system.errors import ShapeError
 
-# Root mean square of the draft's embedding. Demo draft, 64 wide, after 300k tokens of text, nats on held-out text:
-# random at .02 6.79; the target's directions at .02 6.50, .04 6.24, .08 5.99, .16 5.80, .32 5.93. The size alone is not
-# it: random at .16 has 6.75. Nor are the large logits that it begins with: a last norm of .3 makes it 6.73.
-EMBEDDING_SPREAD = 0.16
+# Root mean square of the draft's embedding. Nats on held-out text of a demo draft, 64 wide, after 300k tokens: 6.50 at
+# 0.02, 6.24 at 0.04, 5.99 at 0.08, 5.80 at 0.16, 5.93 at 0.32. A random embedding has 6.79 at 0.02 and 6.75 at 0.16, so
+# the size alone is not the reason. The large initial logits are not either: with a last norm of 0.3 it has 6.73.
+EMBEDDING_RMS = 0.16
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-def target_rows(part: TargetPart) -> Tensor:
-    """(V,E) the target's input embedding, float32: of weights in safetensors no other tensor is read."""
-    wanted = [name.split(".")[-2:] for name in target.vocabulary_tensors(target.open_config(part))[0]]
-    with suppress(SafetensorError):  # of a damaged file the whole model says more
-        for file in weight_files(target.folder_of(part)):
+def read_target_embedding(part: TargetPart) -> Tensor:
+    """(V,E) the target's input embedding in float32; from safetensors only this tensor is read."""
+    wanted = [name.split(".")[-2:] for name in architecture.vocabulary_tensors(pretrained.open_config(part))[0]]
+    with suppress(SafetensorError):  # opening the whole model reports a damaged file in more detail
+        for file in weight_files(pretrained.folder_of(part)):
             with safe_open(file, framework="pt") as weights:  # type: ignore[no-untyped-call]
                 for name in weights.keys():  # noqa: SIM118
                     if name.split(".")[-2:] in wanted and weights.get_slice(name).get_dtype() in FLOATS:
                         rows_VE: Tensor = weights.get_tensor(name)
                         return rows_VE.float()
-    model: Any = target.open_model(part, torch.device("cpu"))  # pickled, quantised, or under another name
+    # The weights are pickled or quantised, or the tensor has another name.
+    model: Any = pretrained.open_model(part, torch.device("cpu"))
     rows_VE = model.get_input_embeddings().weight.detach()
     return rows_VE.float()
 
 
-def projected(rows_VE: Tensor, width: int) -> Tensor:
-    """(V,W) the rows along the directions in which they differ most, at EMBEDDING_SPREAD.
+def project_rows(rows_VE: Tensor, width: int) -> Tensor:
+    """(V,W) the rows in their `width` principal directions, scaled to EMBEDDING_RMS.
 
-    The directions are those of the centred rows, so that none is spent on what all rows have in common; the rows
-    themselves are not centred: at full width this is a rotation, and every inner product keeps its share.
-    ShapeError where the draft is wider than its target.
+    The directions are those of the centred rows, so that none is spent on the mean of all rows. The rows themselves are
+    not centred: at full width the projection is a rotation and keeps all inner products up to the scale.
+    ShapeError if the draft is wider than its target.
     """
     check_width(width, rows_VE.shape[1])
     centred_VE = rows_VE - rows_VE.mean(0)
     directions_EE = torch.linalg.eigh((centred_VE.T @ centred_VE).double()).eigenvectors
     projected_VW: Tensor = rows_VE @ directions_EE.flip(1)[:, :width].to(rows_VE.dtype)
-    spread: Tensor = EMBEDDING_SPREAD / projected_VW.square().mean().sqrt()
-    return projected_VW * spread
+    scale: Tensor = EMBEDDING_RMS / projected_VW.square().mean().sqrt()
+    return projected_VW * scale
 
 
 def check_width(draft: int, target: int) -> None:
-    """ShapeError where an embedding of the target's width has no directions for the draft's."""
+    """ShapeError if the draft is wider than the target's embedding."""
     if draft > target:
         raise ShapeError(
             f"the draft is {draft} wide, its target {target}\n"

@@ -1,21 +1,24 @@
-"""A donor made narrower: fewer MLP channels, heads and hidden channels, chosen by what passes through them.
+"""Make a donor narrower: fewer MLP channels, heads and hidden channels, chosen by their activations.
 
-MLP channels and heads are read and written by their own layer alone: those stay that add most to the residual stream,
-by the mean square of their activation times that of the column that leads back. Heads stay with the key-value head that
-they share, so a group that stays is whole, or loses the same number of heads as every other.
+MLP channels and heads belong to one layer. Those that add most to the residual stream are kept, measured by the mean
+square of their activation times the squared norm of their column in the output projection. Heads that share a key-value
+head are kept or dropped as a group, or every group loses the same number of heads.
 
-The residual stream is one space for all layers, so what is cut from it is cut everywhere alike. In families whose only
-norms are RMSNorms in front of a layer's two halves and of the output layer, a norm's weight is folded into the matrices
-that read it; what is left only measures length, which a rotation does not change. So the whole model can be turned to
-the principal directions of what its norms see, and the last of them dropped (SliceGPT, Ashkboos et al. 2024,
-arXiv:2401.15024; there each layer has directions of its own, which needs a matrix in every residual that no engine
-knows). The last norm's weight cannot be folded where the output layer is the embedding: of the turned one the diagonal
-is kept. What has norms behind its layers, or norms that subtract the mean, does not survive rotation: there whole
-channels stay, by the same measure. Each norm is scaled so that it gives the length it gave, in the mean.
+The residual stream is shared by all layers, so the same directions are cut from all of them. In families whose only
+norms are RMSNorms before attention, MLP and output layer, the weight of a norm can be folded into the matrices that
+read it. What is left of the norm depends only on the length of its input, which a rotation does not change. So the
+residual stream can be rotated to the principal directions of the norms' inputs, and the last of them dropped: SliceGPT
+(Ashkboos et al. 2024, arXiv:2401.15024). Unlike there, all layers share one rotation, because engines have no matrix in
+the residual connection. If the output layer is tied to the embedding, the weight of the last norm cannot be folded; the
+diagonal of its rotated matrix is used. Families with other norms cannot be rotated. There, whole channels are kept by
+the same measure. Each norm is scaled so that its output keeps its mean length.
 
-A demo target (17M tokens), 5 layers 256 wide to 2 layers 64 wide with 1 head and 192 MLP channels; nats on text at once
-and after 300k tokens: channels 8.93, 5.66; directions 7.10, 5.17; a random start 9.02, 6.79. The directions of the
-embedding alone 7.56, 5.37. Fitting what stays to what went, by least squares, gave .03 nats more: not worth its lines.
+Measured on a demo target (17M tokens), from 5 layers 256 wide to 2 layers 64 wide with 1 head and 192 MLP channels, in
+nats on text before training and after 300k tokens: channels 8.93 and 5.66; directions 7.10 and 5.17; directions of the
+embedding alone 7.56 and 5.37; random init 9.02 and 6.79. Least-squares compensation of what was dropped was 0.03 nats
+worse.
+
+Dimensions: N tokens, E hidden size of the donor, W hidden size of the draft, K key-value heads, G heads per group.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from fastdraft.data.order import Batch
-from fastdraft.init.layer_pruning import layer_stack, loss_with
+from fastdraft.init.layer_pruning import layer_stack, loss_with_layers
 from fastdraft.models.shape import FAMILIES, DraftShape
 from fastdraft.system.errors import ShapeError
 
-# Families whose norms are RMSNorms in front of what reads them: these can be turned.
-TURNED = {
+# Families with RMSNorms only before the layers that read them.
+ROTATABLE = {
     "llama",
     "mistral",
     "ministral",
@@ -49,9 +52,9 @@ TURNED = {
     "helium",
     "gemma",
 }
-# Families that keep a norm's weight less one, and multiply the embedding by the root of the width.
-OFFSET = SCALED = {"gemma", "gemma2", "gemma3_text"}
-# Of each matrix the axes (out, in).
+# Families that store a norm's weight minus one, and multiply the embedding by the square root of the width.
+GEMMA = {"gemma", "gemma2", "gemma3_text"}
+# The axes (out, in) of each matrix.
 AXES = {
     "q_proj": ("heads", "hidden"),
     **dict.fromkeys(("k_proj", "v_proj"), ("kv_heads", "hidden")),
@@ -63,49 +66,49 @@ AXES = {
     "q_norm": ("heads",),
     "k_norm": ("kv_heads",),
 }
-READ_BEHIND = {
+NORM_READERS = {
     "input_layernorm": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
     "post_attention_layernorm": ("gate_proj", "up_proj", "gate_up_proj"),
 }
-WRITE_BACK = {"o_proj": "heads", "down_proj": "mlp", "c_proj": "mlp"}
+# The matrices that write to the residual stream, and the axis that they read.
+OUTPUT_PROJECTIONS = {"o_proj": "heads", "down_proj": "mlp", "c_proj": "mlp"}
 
 
-def narrowed(model: PreTrainedModel, own: DraftShape, shape: DraftShape, batch: Batch) -> dict[str, Tensor]:
-    """The weights of a model of shape `own` for one of `shape`; its own where no width differs.
+def narrow(model: PreTrainedModel, whole: DraftShape, shape: DraftShape, batch: Batch) -> dict[str, Tensor]:
+    """The weights of a model of shape `whole`, cut to `shape`; unchanged if no width differs.
 
-    ShapeError where the family keeps its heads in one matrix in an order of its own.
+    ShapeError for families that store their heads in one matrix in an order of their own.
     """
-    if _widths(own) == _widths(shape):
+    if all(
+        getattr(whole, size) == getattr(shape, size)
+        for size in ("hidden_size", "heads", "kv_heads", "intermediate_size")
+    ):
         return dict(model.state_dict())
-    if FAMILIES[own.family].names.kv_heads is None:
+    if FAMILIES[whole.family].names.kv_heads is None:
         raise ShapeError(
-            f"draft.init: of a `{own.family}` layers can be left out, its width cannot be cut\n"
+            f"draft.init: a `{whole.family}` can lose layers, but its width cannot be cut\n"
             f"  do: leave out draft.hidden_size, draft.heads and draft.intermediate_size, and set draft.layers"
         )
-    turn = own.family in TURNED and shape.hidden_size < own.hidden_size
-    if turn:
-        _fold(model, own.family)
+    rotate = whole.family in ROTATABLE and shape.hidden_size < whole.hidden_size
+    if rotate:
+        _fold_norms(model, whole.family)
     layers = list(layer_stack(model))
-    seen = _Seen()
-    with _hooked(model, seen.note):
-        loss_with(model, range(len(layers)), batch)
-    kept_EW = _directions(seen.moment_EE, shape.hidden_size, turn)
-    lengths = _Lengths(kept_EW)
-    with _hooked(model, lengths.note):
-        loss_with(model, range(len(layers)), batch)
-    stay = [_stay(layer, seen, own, shape) for layer in layers]
-    return dict(_cut(model, own, kept_EW, lengths, stay))
+    statistics = _Statistics()
+    with _observe(model, statistics.add):
+        loss_with_layers(model, range(len(layers)), batch)
+    kept_EW = _directions(statistics.moment_EE, shape.hidden_size, rotate)
+    lengths = _KeptLengths(kept_EW)
+    with _observe(model, lengths.add):
+        loss_with_layers(model, range(len(layers)), batch)
+    kept_indices = [_kept_indices(layer, statistics, whole, shape) for layer in layers]
+    return dict(_cut_weights(model, whole, kept_EW, lengths, kept_indices))
 
 
-def _widths(shape: DraftShape) -> tuple[int, ...]:
-    return shape.hidden_size, shape.heads, shape.kv_heads, shape.intermediate_size
-
-
-def _fold(model: PreTrainedModel, family: str) -> None:
-    """Put the weight of every norm into the matrices that read it: the model computes the same."""
-    offset = float(family in OFFSET)
+def _fold_norms(model: PreTrainedModel, family: str) -> None:
+    """Move the weight of every norm into the matrices that read it; the output of the model does not change."""
+    offset = float(family in GEMMA)
     for layer in layer_stack(model):
-        for norm, readers in READ_BEHIND.items():
+        for norm, readers in NORM_READERS.items():
             weight = getattr(layer, norm).weight
             for name, module in layer.named_modules():
                 if name.rpartition(".")[2] in readers:
@@ -113,18 +116,18 @@ def _fold(model: PreTrainedModel, family: str) -> None:
             weight.data.fill_(1.0 - offset)
 
 
-# What passes through a model: modules are told apart by identity, since a layer's names are those of all others.
+# Activations.
 
 
 @dataclass
-class _Seen:
-    """Sums over a batch: second moments of what norms see, at length 1, and mean squares of what is written back."""
+class _Statistics:
+    """Sums over a batch: second moments of the norms' inputs at length 1, mean squares of the projections' inputs."""
 
     moment_EE: Tensor = field(default_factory=lambda: torch.zeros(()))
     squares: dict[nn.Module, Tensor] = field(default_factory=dict)
 
-    def note(self, module: nn.Module, name: str, input_NE: Tensor) -> None:
-        if name in WRITE_BACK:
+    def add(self, module: nn.Module, name: str, input_NE: Tensor) -> None:
+        if name in OUTPUT_PROJECTIONS:
             self.squares[module] = self.squares.get(module, 0) + input_NE.square().mean(0)
         else:
             unit_NE = normalize(input_NE)
@@ -132,33 +135,33 @@ class _Seen:
 
 
 @dataclass
-class _Lengths:
-    """For each norm the mean share of its input's squared length that lies in the kept directions."""
+class _KeptLengths:
+    """For each norm, the mean fraction of its input's squared length that is in the kept directions."""
 
     kept_EW: Tensor
-    shares: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+    fractions: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
 
-    def note(self, module: nn.Module, name: str, input_NE: Tensor) -> None:
-        if name not in WRITE_BACK:
-            unit_NE = normalize(input_NE)  # a token whose row is zero, as padding's may be, has no length to keep
+    def add(self, module: nn.Module, name: str, input_NE: Tensor) -> None:
+        if name not in OUTPUT_PROJECTIONS:
+            unit_NE = normalize(input_NE)  # rows of zeros, as padding may have, stay zero and do not count
             fraction = (unit_NE @ self.kept_EW).square().sum() / unit_NE.square().sum()
-            self.shares.setdefault(module, []).append(fraction)
+            self.fractions.setdefault(module, []).append(fraction)
 
     def scale(self, norm: nn.Module) -> Tensor:
-        """() what the norm's output must be multiplied by to have, in the mean, the length along the kept it had."""
+        """() the factor with which the norm's output keeps its mean length in the kept directions."""
         before, after = self.kept_EW.shape
-        return (torch.stack(self.shares[norm]).mean() * before / after).sqrt()
+        return (torch.stack(self.fractions[norm]).mean() * before / after).sqrt()
 
 
 @contextmanager
-def _hooked(model: PreTrainedModel, note: Callable[[nn.Module, str, Tensor], None]) -> Iterator[None]:
-    """`note` is told what enters each norm over the residual stream, and each matrix that writes back to it."""
+def _observe(model: PreTrainedModel, observer: Callable[[nn.Module, str, Tensor], None]) -> Iterator[None]:
+    """Call `observer` with the inputs of all norms of the residual stream and of all output projections."""
     hooks = []
     for name, module in model.base_model.named_modules():
         last = name.rpartition(".")[2]
-        if last in WRITE_BACK or ("norm" in last and last not in AXES):
+        if last in OUTPUT_PROJECTIONS or ("norm" in last and last not in AXES):
             hook = module.register_forward_pre_hook(
-                lambda module, inputs, last=last: note(module, last, inputs[0].flatten(0, -2).float())
+                lambda module, inputs, last=last: observer(module, last, inputs[0].flatten(0, -2).float())
             )
             hooks.append(hook)
     try:
@@ -168,83 +171,88 @@ def _hooked(model: PreTrainedModel, note: Callable[[nn.Module, str, Tensor], Non
             hook.remove()
 
 
-# What stays of it.
+# What is kept.
 
 
-def _directions(moment_EE: Tensor, width: int, turn: bool) -> Tensor:
-    """(E,W) orthonormal columns: principal directions, or of whole channels those through which most passes."""
-    every_EE = torch.eye(len(moment_EE), device=moment_EE.device)
-    if turn:
-        turned_EE: Tensor = torch.linalg.eigh(moment_EE.double()).eigenvectors.flip(1)
-        return turned_EE[:, :width].to(moment_EE.dtype)
-    return every_EE[:, _largest(moment_EE.diagonal(), width)]
+def _directions(moment_EE: Tensor, width: int, rotate: bool) -> Tensor:
+    """(E,W) orthonormal columns: principal directions, or else the channels with the largest second moments."""
+    if rotate:
+        principal_EE: Tensor = torch.linalg.eigh(moment_EE.double()).eigenvectors.flip(1)
+        return principal_EE[:, :width].to(moment_EE.dtype)
+    identity_EE = torch.eye(len(moment_EE), device=moment_EE.device)
+    return identity_EE[:, _largest(moment_EE.diagonal(), width)]
 
 
-def _stay(layer: nn.Module, seen: _Seen, own: DraftShape, shape: DraftShape) -> dict[str, Tensor]:
-    """The indices that stay on each axis of a layer's matrices."""
+def _kept_indices(layer: nn.Module, statistics: _Statistics, whole: DraftShape, shape: DraftShape) -> dict[str, Tensor]:
+    """The indices to keep on each axis of a layer's matrices."""
     written = {
-        WRITE_BACK[last]: seen.squares[module] * module.weight.square().sum(0)
+        OUTPUT_PROJECTIONS[last]: statistics.squares[module] * module.weight.square().sum(0)
         for name, module in layer.named_modules()
-        if (last := name.rpartition(".")[2]) in WRITE_BACK
+        if (last := name.rpartition(".")[2]) in OUTPUT_PROJECTIONS
     }
-    heads, kv_heads = _heads_that_stay(written["heads"].view(own.kv_heads, -1, own.head_size).sum(-1), shape)
+    heads, kv_heads = _kept_heads(written["heads"].view(whole.kv_heads, -1, whole.head_size).sum(-1), shape)
     mlp = _largest(written["mlp"], shape.intermediate_size)
-    places = torch.arange(own.head_size, device=heads.device)
-    q, kv = ((some[:, None] * own.head_size + places).flatten() for some in (heads, kv_heads))
-    values = own.heads * own.head_size, own.kv_heads * own.head_size
+    channels = torch.arange(whole.head_size, device=heads.device)
+    q, kv = ((indices[:, None] * whole.head_size + channels).flatten() for indices in (heads, kv_heads))
+    q_size, kv_size = whole.heads * whole.head_size, whole.kv_heads * whole.head_size
     return {
         "heads": q,
         "kv_heads": kv,
         "mlp": mlp,
-        "qkv": torch.cat([q, values[0] + kv, sum(values) + kv]),
-        "gate_up": torch.cat([mlp, own.intermediate_size + mlp]),
+        "qkv": torch.cat([q, q_size + kv, q_size + kv_size + kv]),
+        "gate_up": torch.cat([mlp, whole.intermediate_size + mlp]),
     }
 
 
-def _heads_that_stay(written_KG: Tensor, shape: DraftShape) -> tuple[Tensor, Tensor]:
-    """(heads), (key-value heads): the best groups, by the heads that each of them keeps."""
+def _kept_heads(written_KG: Tensor, shape: DraftShape) -> tuple[Tensor, Tensor]:
+    """(heads), (key-value heads): the groups that add most with their best heads."""
     group = written_KG.shape[1]
     best = written_KG.topk(shape.heads // shape.kv_heads, dim=1)
     kv_heads = _largest(best.values.sum(1), shape.kv_heads)
-    inside = best.indices[kv_heads].sort(dim=1).values
-    return (kv_heads[:, None] * group + inside).flatten(), kv_heads
+    in_group = best.indices[kv_heads].sort(dim=1).values
+    return (kv_heads[:, None] * group + in_group).flatten(), kv_heads
 
 
 def _largest(values_N: Tensor, count: int) -> Tensor:
-    """(count) indices of the largest values, in order."""
+    """(count) the indices of the largest values, ascending."""
     return values_N.topk(count).indices.sort().values
 
 
-def _cut(
-    model: PreTrainedModel, own: DraftShape, kept_EW: Tensor, lengths: _Lengths, stay: list[dict[str, Tensor]]
+# The cut.
+
+
+def _cut_weights(
+    model: PreTrainedModel,
+    whole: DraftShape,
+    kept_EW: Tensor,
+    lengths: _KeptLengths,
+    kept_indices: list[dict[str, Tensor]],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the model by name, cut on its axes."""
-    offset = float(own.family in OFFSET)
-    # The root of the width by which these families multiply what they read.
-    read = (kept_EW.shape[0] / kept_EW.shape[1]) ** 0.5 if own.family in SCALED else 1.0
-    norms = dict(model.named_modules())
-    rows = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    """(name, weight) of every weight of the model, cut on its axes; `kept_indices` of each layer."""
+    offset = float(whole.family in GEMMA)
+    # These families multiply the embedding by the root of the width, which becomes smaller.
+    embedding_scale = (kept_EW.shape[0] / kept_EW.shape[1]) ** 0.5 if whole.family in GEMMA else 1.0
+    modules = dict(model.named_modules())
+    vocabulary = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     for name, weight in model.state_dict(keep_vars=True).items():
         owner, _, kind = name.rpartition(".")
         last, layer = owner.rpartition(".")[2], re.search(r"\.layers\.(\d+)\.", name)
-        if id(weight) in rows:
-            yield name, weight @ kept_EW * read
-        elif last in AXES and layer and not (last in ("q_norm", "k_norm") and len(weight) == own.head_size):
-            yield name, _on_axes(weight, AXES[last][: weight.ndim], kept_EW, stay[int(layer[1])])
+        if id(weight) in vocabulary:
+            yield name, weight @ kept_EW * embedding_scale
+        elif last in AXES and layer and not (last in ("q_norm", "k_norm") and len(weight) == whole.head_size):
+            cut = weight
+            for dim, axis in enumerate(AXES[last][: weight.ndim]):
+                if axis == "hidden":
+                    cut = (cut.movedim(dim, -1) @ kept_EW).movedim(-1, dim)
+                else:
+                    cut = cut.index_select(dim, kept_indices[int(layer[1])][axis])
+            yield name, cut
         elif "norm" in last and last not in AXES:
-            scale = lengths.scale(norms[owner]) if kind == "weight" else 1.0
-            scale = scale / read if layer is None else scale
-            turned = kept_EW.square().T @ (weight + offset) if kind == "weight" else kept_EW.T @ weight
-            yield name, turned * scale - (offset if kind == "weight" else 0.0)
+            is_weight = kind == "weight"
+            scale = lengths.scale(modules[owner]) if is_weight else 1.0
+            if layer is None:
+                scale = scale / embedding_scale
+            rotated = kept_EW.square().T @ (weight + offset) if is_weight else kept_EW.T @ weight
+            yield name, rotated * scale - (offset if is_weight else 0.0)
         else:
             yield name, weight
-
-
-def _on_axes(weight: Tensor, axes: tuple[str, ...], kept_EW: Tensor, stay: dict[str, Tensor]) -> Tensor:
-    """A matrix or a bias with what stays of each axis."""
-    for dim, axis in enumerate(axes):
-        if axis == "hidden":
-            weight = (weight.movedim(dim, -1) @ kept_EW).movedim(-1, dim)
-        else:
-            weight = weight.index_select(dim, stay[axis])
-    return weight
