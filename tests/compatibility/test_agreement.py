@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, pipeline
 
-from fastdraft.compatibility.engine_rules import ENGINES
+from fastdraft.compatibility.engine_rules import ENGINE_RULES
 from fastdraft.models.model_files import read
 
 from .conftest import ROWS, edit
@@ -15,7 +15,7 @@ from .test_engine_rules import change, other_bos, with_prefix
 
 pytestmark = pytest.mark.slow
 
-RULES = {rule.name: rule for rule in ENGINES}
+RULES = {rule.name: rule for rule in ENGINE_RULES}
 PROMPT = torch.tensor([[1, 5, 17, 97]])
 
 

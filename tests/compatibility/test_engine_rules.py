@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from fastdraft.compatibility.engine_rules import ENGINES
-from fastdraft.compatibility.strict_rules import OURS
+from fastdraft.compatibility.engine_rules import ENGINE_RULES
+from fastdraft.compatibility.strict_rules import STRICT_RULES
 from fastdraft.config import DraftPart, TargetPart
-from fastdraft.models import draft, target
+from fastdraft.models import draft, pretrained, target
 from fastdraft.models.model_files import read
 from fastdraft.models.shape import derive
 from fastdraft.models.target import TargetCard
-from fastdraft.models.token_bytes import spelled
+from fastdraft.models.token_bytes import id_bytes
 from fastdraft.system.cards import Cost
 from fastdraft.system.errors import VocabularyMismatch
 
 from .conftest import ROWS, TOKENS, edit, held
 
-RULES = (*ENGINES, *OURS)
+RULES = (*ENGINE_RULES, *STRICT_RULES)
 SIZES = {"transformers, generate", "transformers, pipeline", "vLLM, draft_model", "SGLang, STANDALONE"}
 OPENVINO = {"OpenVINO GenAI", "OpenVINO GenAI, NPU"}
 LLAMA_CPP, NPU = {"llama.cpp, -md"}, {"OpenVINO GenAI, NPU"}
@@ -169,7 +169,7 @@ def test_what_another_tokenizer_is_reported(pair):
     assert why["every id, the same bytes"].endswith("', draft ' zq'")
     assert "2 texts differ, " in why["SGLang, STANDALONE"]
     assert "1 texts differ, 300: target " in why["llama.cpp, -md"]
-    assert "probe texts cut otherwise" in why["every text, the same ids"]
+    assert "probe texts encoded differently" in why["every text, the same ids"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_bytes_of_a_token(token, decoder, wanted):
         def get_vocab(self):
             return {token: 5}
 
-    assert spelled(Known()) == {5: wanted}
+    assert id_bytes(Known()) == {5: wanted}
 
 
 OTHER_PARTS = ("normalizer", "pre_tokenizer", "post_processor")
@@ -205,14 +205,14 @@ def test_bytes_are_those_that_the_tokenizer_decodes(fitting):
     side = read(str(fitting[0]))
     for text in ("seven wolves, ñandú 🙂!", " \tunder\n\n", "日本語"):
         ids = side.tokenizer(text, add_special_tokens=False).input_ids
-        assert b"".join(side.spelled[i] for i in ids) == text.encode()
+        assert b"".join(side.id_bytes[i] for i in ids) == text.encode()
 
 
 def test_the_demo_and_a_draft_of_it(tmp_path):
     part = TargetPart(path="demo")
     card = TargetCard(key="k", cost=Cost(seconds=1.0), **target.card(part))
-    model = draft.new(derive(target.open_config(part), DraftPart(hidden_size=64, layers=2)), seed=7)
-    draft.save(model, target.folder_of(part), card, tmp_path / "draft")
+    model = draft.new(derive(pretrained.open_config(part), DraftPart(hidden_size=64, layers=2)), seed=7)
+    draft.save(model, pretrained.folder_of(part), card, tmp_path / "draft")
     report = held("demo", tmp_path / "draft")
     assert broken(report) == set()
     assert (report.target.name, report.target.rows_from, report.target.output_rows) == ("demo", "weights", 8192)
@@ -225,7 +225,7 @@ def test_a_saved_draft_pads_as_its_target_generates(tmp_path, fitting):
     edit(folder / "generation_config.json", pad_token_id=7, eos_token_id=[0, 9])
     part = TargetPart(path=str(folder))
     card = TargetCard(key="k", cost=Cost(seconds=1.0), **target.card(part))
-    model = draft.new(derive(target.open_config(part), DraftPart(hidden_size=16, layers=1)), seed=7)
+    model = draft.new(derive(pretrained.open_config(part), DraftPart(hidden_size=16, layers=1)), seed=7)
     draft.save(model, folder, card, tmp_path / "draft")
     assert broken(held(folder, tmp_path / "draft")) == set()
 
@@ -235,6 +235,6 @@ def test_a_target_that_does_not_fit_itself(pair, make_model, keys):
     if keys["vocab_size"] < TOKENS:
         make_model(pair[0], 24, **keys)
     edit(pair[0] / "config.json", **keys)
-    with pytest.raises(VocabularyMismatch, match="(?s)config.json says .*\n  wanted: .*\n  do: take") as caught:
+    with pytest.raises(VocabularyMismatch, match="(?s)config.json says .*\n  wanted: .*\n  do: ") as caught:
         held(*pair)
     assert caught.value.exit_code == 2

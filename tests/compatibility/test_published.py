@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastdraft.compatibility.engine_rules import ENGINES
+from fastdraft.compatibility.engine_rules import ENGINE_RULES
 from fastdraft.compatibility.repair import repair
 from fastdraft.compatibility.report import check_pair
-from fastdraft.compatibility.strict_rules import OURS
+from fastdraft.compatibility.strict_rules import STRICT_RULES
 from fastdraft.models.model_files import read
 
 from .conftest import held
@@ -18,8 +18,8 @@ from .published import pieces
 # vocab.json and merges.txt, without a tokenizer.json, are read in a way that the library itself calls deprecated.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0:DeprecationWarning")]
 
-GENERATE, PIPELINE, VLLM, SGLANG, LLAMA_CPP, OPENVINO, NPU = (rule.name for rule in ENGINES)
-BYTES, CUTTING, SPECIALS, TEMPLATE, PADDED, GENERATION, CONTEXT = (rule.name for rule in OURS)
+GENERATE, PIPELINE, VLLM, SGLANG, LLAMA_CPP, OPENVINO, NPU = (rule.name for rule in ENGINE_RULES)
+BYTES, CUTTING, SPECIALS, TEMPLATE, PADDED, GENERATION, CONTEXT = (rule.name for rule in STRICT_RULES)
 SIZES = {GENERATE, PIPELINE, VLLM, SGLANG, NPU, PADDED}
 IDS = {PIPELINE, GENERATION}
 NAMES = {SGLANG, LLAMA_CPP, BYTES}
@@ -112,8 +112,8 @@ def test_bytes_of_ids_are_the_text(published, name):
     side = read(str(published(name)))
     for text in ("naïve café\n\tx = 3  # 🙂", "日本語 𝔘𝔫𝔦"):
         ids = side.tokenizer(text, add_special_tokens=False).input_ids
-        spelled = b"".join(side.spelled[i] for i in ids)
-        assert spelled in (text.encode(), b" " + text.encode())
+        id_bytes = b"".join(side.id_bytes[i] for i in ids)
+        assert id_bytes in (text.encode(), b" " + text.encode())
 
 
 def test_the_sentencepiece_reader(published):

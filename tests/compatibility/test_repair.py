@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from fastdraft.compatibility.repair import place, repair, with_rows
+from fastdraft.compatibility.repair import default_folder, repair, with_rows
 from fastdraft.compatibility.report import check_pair
 from fastdraft.models.model_files import INDEX, read
-from fastdraft.models.target import TOKENIZER_FILES
+from fastdraft.models.pretrained import TOKENIZER_FILES
 from fastdraft.system.errors import RepairError
 
 from .conftest import ROWS, TOKENS, edit, held
@@ -20,7 +20,7 @@ from .conftest import ROWS, TOKENS, edit, held
 PROMPT = torch.tensor([[1, 5, 17, 301, 97, 2]])
 
 
-def mended(target: Path, draft: Path, out: Path) -> list[str]:
+def repaired(target: Path, draft: Path, out: Path) -> list[str]:
     """Repair, and hold the result against every rule."""
     done = repair(read(str(target)), read(str(draft)), out)
     report = check_pair(read(str(target)), read(str(out)), repaired=True)
@@ -56,7 +56,7 @@ def test_rows_padded_or_trimmed(pair, make_model, tmp_path, family, rows):
     """Bit for bit the same logits on shared rows; a padded id is never the best."""
     mine, theirs = pair
     of_family(theirs, make_model, rows, **family)
-    done = mended(mine, theirs, tmp_path / "out")
+    done = repaired(mine, theirs, tmp_path / "out")
     before, after = logits(theirs), logits(tmp_path / "out")
     assert (before.shape[-1], after.shape[-1]) == (rows, ROWS)
     shared = min(rows, ROWS)
@@ -86,7 +86,7 @@ def test_an_output_layer_with_a_bias(pair, tmp_path):
     model = AutoModelForCausalLM.from_config(config)
     torch.nn.init.normal_(model.lm_head.bias, -50.0)
     model.save_pretrained(theirs)
-    mended(mine, theirs, tmp_path / "out")
+    repaired(mine, theirs, tmp_path / "out")
     before, after = logits(theirs), logits(tmp_path / "out")
     assert torch.equal(before, after[..., : ROWS - 5])
     assert int(after.argmax(-1).max()) < ROWS - 5
@@ -110,7 +110,7 @@ def test_a_padded_id_never_wins(dtype, shift):
 
 
 def test_quantised_rows_are_refused():
-    with pytest.raises(RepairError, match="rows of torch.int8 cannot be averaged\n  do: give the draft as before"):
+    with pytest.raises(RepairError, match="rows of torch.int8 cannot be averaged\n  do: "):
         with_rows(torch.zeros(7, 3, dtype=torch.int8), 11, 7)
 
 
@@ -123,7 +123,7 @@ def test_many_files_of_weights(pair, tmp_path):
     model.save_pretrained(theirs, max_shard_size="9KB")
     files = sorted(path.name for path in theirs.glob("*.safetensors"))
     assert len(files) >= 3
-    mended(mine, theirs, tmp_path / "out")
+    repaired(mine, theirs, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == files
     same = [name for name in files if (theirs / name).read_bytes() == (tmp_path / "out" / name).read_bytes()]
     assert len(same) == len(files) - 1
@@ -140,7 +140,7 @@ def test_tokenizer_files_byte_for_byte(pair, tmp_path):
     (theirs / "special_tokens_map.json").write_text('{"eos_token": "<end>"}')
     content = json.loads((theirs / "tokenizer.json").read_text())
     (theirs / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
-    assert any("byte for byte" in line for line in mended(mine, theirs, tmp_path / "out"))
+    assert any("byte for byte" in line for line in repaired(mine, theirs, tmp_path / "out"))
     for name in TOKENIZER_FILES:
         assert (mine / name).is_file() == (tmp_path / "out" / name).is_file()
         assert not (mine / name).is_file() or (mine / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
@@ -154,7 +154,7 @@ def test_special_ids(pair, tmp_path):
     edit(mine / "generation_config.json", eos_token_id=[0, 5, 7])
     edit(theirs / "config.json", bos_token_id=9, pad_token_id=None, note="kept")
     edit(theirs / "generation_config.json", eos_token_id=3, pad_token_id=4, assistant_confidence_threshold=0.0)
-    done = mended(mine, theirs, tmp_path / "out")
+    done = repaired(mine, theirs, tmp_path / "out")
     assert "config.json: bos_token_id 9 to 1" in done
     made = AutoConfig.from_pretrained(tmp_path / "out")
     assert (made.bos_token_id, made.eos_token_id, made.pad_token_id, made.note) == (1, [0, 5], 2, "kept")
@@ -169,14 +169,14 @@ def test_a_draft_that_names_nothing_to_generate_with(pair, tmp_path):
     mine, theirs = pair
     (theirs / "generation_config.json").unlink()
     edit(theirs / "config.json", eos_token_id=4)
-    mended(mine, theirs, tmp_path / "out")
+    repaired(mine, theirs, tmp_path / "out")
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 0
 
 
 def test_config_json_alone_is_wrong(pair, tmp_path):
     """Its weights are then copied, not rewritten."""
     edit(pair[1] / "config.json", vocab_size=ROWS + 7)
-    assert "config.json: vocab_size 324 to 317" in mended(*pair, tmp_path / "out")
+    assert "config.json: vocab_size 324 to 317" in repaired(*pair, tmp_path / "out")
     assert (pair[1] / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
@@ -188,7 +188,7 @@ def test_weights_under_the_names_of_a_model_without_a_head(pair, tmp_path):
     bare["embed_tokens.weight"] = bare["embed_tokens.weight"][: ROWS - 2].clone()
     save_file(bare, theirs / "model.safetensors", {"format": "pt"})
     edit(theirs / "config.json", vocab_size=ROWS - 2)
-    assert f"embed_tokens.weight: {ROWS - 2} to {ROWS} rows" in mended(mine, theirs, tmp_path / "out")
+    assert f"embed_tokens.weight: {ROWS - 2} to {ROWS} rows" in repaired(mine, theirs, tmp_path / "out")
 
 
 def test_what_else_lies_there(pair, tmp_path):
@@ -203,7 +203,7 @@ def test_what_else_lies_there(pair, tmp_path):
     }
     for name in names:
         (pair[1] / name).write_bytes(b"x")
-    mended(*pair, tmp_path / "out")
+    repaired(*pair, tmp_path / "out")
     assert {name for name in names if (tmp_path / "out" / name).exists()} == {"README.md", "LICENSE", "modeling_own.py"}
 
 
@@ -213,7 +213,7 @@ def test_tokens_that_the_draft_has_never_seen(pair, tmp_path):
     content = json.loads((mine / "tokenizer.json").read_text())
     content["added_tokens"].append({**content["added_tokens"][-1], "content": "<late>", "id": TOKENS + 1})
     (mine / "tokenizer.json").write_text(json.dumps(content))
-    done = mended(mine, theirs, tmp_path / "out")
+    done = repaired(mine, theirs, tmp_path / "out")
     assert f"1 tokens are new to the draft, first {TOKENS + 1}: it will hardly propose them" in done
 
 
@@ -234,7 +234,7 @@ def test_another_tokenizer_is_not_papered_over(pair):
     another_tokenizer(pair[1])
     report = held(*pair)
     assert report.obstacle
-    assert report.obstacle.startswith("no repair: another tokenizer, in which 2 ids are other text; 41: target ")
+    assert report.obstacle.startswith("no repair: in the draft's tokenizer 2 ids are other text; 41: target ")
     assert f"\n  do: train a draft for this target; draft.init=transplant:{pair[1]} keeps" in report.obstacle
     assert {found.repair for found in report.findings} == {()}
     assert report.repairs == {}
@@ -250,7 +250,7 @@ def test_tokens_without_a_row(pair, make_model):
     make_model(theirs, 16, vocab_size=ROWS + 2)
     obstacle = held(mine, theirs).obstacle
     assert obstacle
-    assert obstacle.startswith(f"no repair: {ROWS} rows have no place for 2 of the draft's tokens, first id {ROWS}")
+    assert obstacle.startswith(f"no repair: {ROWS} rows are too few for 2 of the draft's tokens, first id {ROWS}")
 
 
 def test_nothing_is_replaced(pair, tmp_path):
@@ -268,7 +268,9 @@ def test_a_draft_without_weights(pair, tmp_path):
 
 def test_a_place_that_cannot_be(pair, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RepairError, match=f"{tmp_path}/file/out cannot be made: .*\n  do: choose another folder") as e:
+    with pytest.raises(
+        RepairError, match=f"{tmp_path}/file/out cannot be written: .*\n  do: choose another folder"
+    ) as e:
         repair(*map(read, map(str, pair)), tmp_path / "file" / "out")
     assert e.value.exit_code == 2
 
@@ -276,7 +278,7 @@ def test_a_place_that_cannot_be(pair, tmp_path):
 def test_the_draft_itself_stays_as_it_was(pair, make_model, tmp_path):
     make_model(pair[1], 16, vocab_size=ROWS - 3)
     before = {path.name: path.read_bytes() for path in pair[1].iterdir()}
-    mended(*pair, tmp_path / "out")
+    repaired(*pair, tmp_path / "out")
     assert before == {path.name: path.read_bytes() for path in pair[1].iterdir()}
 
 
@@ -285,6 +287,6 @@ def test_where_it_goes(pair, tmp_path, monkeypatch):
     shutil.copytree(pair[1], tmp_path / "models" / "mine")
     monkeypatch.chdir(tmp_path)
     for name, wanted in (("models/mine", tmp_path / "models" / "mine-repaired"), ("demo", Path("demo-repaired"))):
-        assert place(read(name)) == wanted
+        assert default_folder(read(name)) == wanted
     monkeypatch.chdir(tmp_path / "models" / "mine")
-    assert place(read(".")) == tmp_path / "models" / "mine-repaired"
+    assert default_folder(read(".")) == tmp_path / "models" / "mine-repaired"

@@ -1,4 +1,4 @@
-"""A draft opens wherever a transformers model does, and speaks its target's tokens."""
+"""A saved draft opens in transformers and has its target's tokenizer and special ids."""
 
 import json
 import os
@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastdraft.config import DraftPart, TargetPart
-from fastdraft.models import draft, target
+from fastdraft.models import draft, pretrained, target
+from fastdraft.models.pretrained import PICKLED, TOKENIZER_FILES
 from fastdraft.models.shape import derive
-from fastdraft.models.target import TOKENIZER_FILES, TargetCard
+from fastdraft.models.target import TargetCard
 from fastdraft.system.cards import Cost
 from fastdraft.system.errors import CardError, VocabularyMismatch
 
@@ -27,32 +28,32 @@ def demo() -> tuple[TargetPart, TargetCard]:
 @pytest.fixture
 def saved(demo, tmp_path) -> Path:
     part, card = demo
-    model = draft.new(derive(target.open_config(part), DraftPart(hidden_size=64, layers=2)), seed=7)
-    draft.save(model, target.folder_of(part), card, tmp_path / "model")
+    model = draft.new(derive(pretrained.open_config(part), DraftPart(hidden_size=64, layers=2)), seed=7)
+    draft.save(model, pretrained.folder_of(part), card, tmp_path / "model")
     return tmp_path / "model"
 
 
-def test_a_random_start_is_a_function_of_the_seed(demo):
-    shape = derive(target.open_config(demo[0]), DraftPart(hidden_size=64, layers=2))
-    one, same, other = (draft.new(shape, seed) for seed in (7, 7, 8))
-    assert one.num_parameters() == shape.parameters
-    assert all(map(torch.equal, one.parameters(), same.parameters()))
-    assert not torch.equal(next(one.parameters()), next(other.parameters()))
-    assert {p.dtype for p in one.parameters()} == {torch.float32}
-    assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+def test_random_weights_depend_only_on_the_seed(demo):
+    shape = derive(pretrained.open_config(demo[0]), DraftPart(hidden_size=64, layers=2))
+    first, same, different = (draft.new(shape, seed) for seed in (7, 7, 8))
+    assert first.num_parameters() == shape.parameters
+    assert all(map(torch.equal, first.parameters(), same.parameters()))
+    assert not torch.equal(next(first.parameters()), next(different.parameters()))
+    assert {p.dtype for p in first.parameters()} == {torch.float32}
+    assert first.get_output_embeddings().weight is first.get_input_embeddings().weight
 
 
-def test_it_opens_with_transformers_alone(demo, saved):
+def test_opens_with_transformers_alone(demo, saved):
     model = AutoModelForCausalLM.from_pretrained(saved)
-    tokenizer, theirs = AutoTokenizer.from_pretrained(saved), target.open_tokenizer(demo[0])
+    tokenizer, target_tokenizer = AutoTokenizer.from_pretrained(saved), pretrained.open_tokenizer(demo[0])
     text = "def tale(fox):\n    return [fox] * 3  # äöü"
-    assert tokenizer(text).input_ids == theirs(text).input_ids
+    assert tokenizer(text).input_ids == target_tokenizer(text).input_ids
     ids = tokenizer("def", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] <= ids.input_ids.shape[1] + 3
 
 
-def test_it_is_what_was_saved(demo, saved):
-    shape = derive(target.open_config(demo[0]), DraftPart(hidden_size=64, layers=2))
+def test_opens_with_the_saved_weights(demo, saved):
+    shape = derive(pretrained.open_config(demo[0]), DraftPart(hidden_size=64, layers=2))
     opened = draft.open_draft(saved, CPU)
     assert all(map(torch.equal, opened.parameters(), draft.new(shape, 7).parameters()))
     assert not opened.training
@@ -60,31 +61,30 @@ def test_it_is_what_was_saved(demo, saved):
 
 
 def test_tokenizer_files_are_the_targets_byte_for_byte(demo, saved):
-    theirs = target.folder_of(demo[0])
-    names = [name for name in TOKENIZER_FILES if (theirs / name).is_file()]
+    target_folder = pretrained.folder_of(demo[0])
+    names = [name for name in TOKENIZER_FILES if (target_folder / name).is_file()]
     assert len(names) >= 2
     for name in TOKENIZER_FILES:
         assert (saved / name).is_file() == (name in names)
-    assert all((saved / name).read_bytes() == (theirs / name).read_bytes() for name in names)
-    assert not [path for path in saved.rglob("*") if path.suffix in target.PICKLED]
+    assert all((saved / name).read_bytes() == (target_folder / name).read_bytes() for name in names)
+    assert not [path for path in saved.rglob("*") if path.suffix in PICKLED]
 
 
-@pytest.mark.parametrize(("eos", "wanted"), [((0,), 0), ((5, 0, 7), [5, 0, 7])])
-def test_generation_ends_where_the_targets_does(demo, saved, tmp_path, eos, wanted):
+@pytest.mark.parametrize(("eos", "expected"), [((0,), 0), ((5, 0, 7), [5, 0, 7])])
+def test_generation_ends_where_the_targets_does(demo, saved, tmp_path, eos, expected):
     part, card = demo
     model = draft.open_draft(saved, CPU)
     card = card.model_copy(update={"eos_ids": eos, "bos_id": 3})
-    draft.save(model, target.folder_of(part), card, tmp_path / "again")
+    draft.save(model, pretrained.folder_of(part), card, tmp_path / "again")
     config = GenerationConfig.from_pretrained(tmp_path / "again")
-    assert (config.eos_token_id, config.bos_token_id) == (wanted, 3)
+    assert (config.eos_token_id, config.bos_token_id) == (expected, 3)
     assert config.pad_token_id is not None
 
 
 def test_a_draft_of_another_vocabulary_is_refused(demo, saved):
     _, card = demo
     rows = f"{card.vocab_rows} output rows, target demo has {card.vocab_rows + 64}"
-    said = f"{saved} has {rows}\n  wanted.*\n  do: fastdraft check demo {saved} --repair"
-    with pytest.raises(VocabularyMismatch, match=said):
+    with pytest.raises(VocabularyMismatch, match=f"(?s){saved} has {rows}\n.*fastdraft check demo {saved} --repair"):
         draft.check_fit(
             draft.open_draft(saved, CPU), card.model_copy(update={"vocab_rows": card.vocab_rows + 64}), saved
         )
@@ -103,13 +103,13 @@ def cut(path: Path) -> None:
         lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "t5"})),
     ],
 )
-def test_a_damaged_draft_is_named(saved, damage):
+def test_the_error_names_a_damaged_draft(saved, damage):
     damage(saved)
-    with pytest.raises(CardError, match=f"the draft at {saved} cannot be opened: .*\n  do: remove {saved.parent}") as e:
+    with pytest.raises(CardError, match=f"{saved} cannot be opened: .*\n  do: remove {saved.parent}") as error:
         draft.open_draft(saved, CPU)
-    assert e.value.exit_code == 2
+    assert error.value.exit_code == 2
 
 
-def test_a_kill_while_it_was_replaced_does_not_lose_it(saved):
+def test_a_draft_survives_a_kill_while_it_is_replaced(saved):
     os.rename(saved, saved.with_name("model.old"))
     draft.open_draft(saved, CPU)

@@ -1,4 +1,4 @@
-"""What the hub says to a name is told with what to do next: a hub of the test's own answers as the real one does."""
+"""Errors of the hub become errors with advice. A local server answers as the real hub does."""
 
 import json
 import subprocess
@@ -12,13 +12,13 @@ import pytest
 from huggingface_hub import close_session
 
 from fastdraft.config import TargetPart
-from fastdraft.models import target
+from fastdraft.models import pretrained, target
 from fastdraft.system.errors import TargetError
 
 CONFIG = json.dumps({"model_type": "llama", "vocab_size": 131}).encode()
 COMMIT = "1" * 40
 FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
-# status and headers by a word in the path, as https://huggingface.co gives them
+# Status and headers by a word in the path, as https://huggingface.co returns them.
 REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
     "missing": (404, {"X-Error-Code": "RepoNotFound"}),
     "hidden": (401, {}),
@@ -29,9 +29,9 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model i
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Lists every model's files; gives them but for a gated one's, and refuses as REFUSALS says."""
+    """Lists every model's files and serves them, except those of a gated model and of REFUSALS."""
 
-    fetched: list[str]
+    downloaded: list[str]
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -58,14 +58,14 @@ class Hub(BaseHTTPRequestHandler):
             return 200, {"Content-Type": "application/json"}, json.dumps({"id": "a/b", "sha": COMMIT}).encode()
         if "gated" in self.path:
             return 403, GATED, b""
-        self.fetched.append(self.path.rpartition("/")[2])
+        self.downloaded.append(self.path.rpartition("/")[2])
         return 200, {"ETag": '"1"', "X-Repo-Commit": COMMIT}, CONFIG
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of a hub that is asked in place of the real one; nothing is in its cache."""
-    Hub.fetched = []
+    """The address of a local hub; its cache is empty."""
+    Hub.downloaded = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -82,35 +82,35 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_model_is_fetched_and_for_a_plan_without_its_weights(hub):
-    assert target.open_config(TargetPart(path="some/model")).vocab_size == 131
-    assert {"config.json", "tokenizer.json", "README.md"} == set(Hub.fetched)
-    target.folder_of(TargetPart(path="some/model"))
-    assert {"config.json", "tokenizer.json", "README.md", "model.safetensors"} == set(Hub.fetched)
+def test_weights_are_downloaded_only_if_needed(hub):
+    assert pretrained.open_config("some/model").vocab_size == 131
+    assert {"config.json", "tokenizer.json", "README.md"} == set(Hub.downloaded)
+    pretrained.folder_of("some/model")
+    assert {"config.json", "tokenizer.json", "README.md", "model.safetensors"} == set(Hub.downloaded)
 
 
-SAID = {
+ERRORS = {
     "some/gated": (
-        r"some/gated is no local folder, and on the hub it is gated: .*\n  wanted: an account.*\n"
+        r"some/gated is not a local folder, and on the hub it is gated: .*\n  wanted: an account.*\n"
         r"  do: accept its licence at http://127\.0\.0\.1:\d+/some/gated, then `hf auth login`"
     ),
-    "some/missing": r"the hub has no such model, or hides it from you\n  wanted: an id.*\n  do: check the name",
-    "some/hidden": r"the hub wants to know who asks: .*401.*\n  do: `hf auth login`",
-    "some/broken": r"the hub does not answer as it should: .*500.*\n  do: try again later",
-    "neither an id": r"neither an id is no local folder, and no hub id either: .*\n  do: give a folder",
+    "some/missing": r"the hub has no such model, .*\n  wanted: an id.*\n  do: check the name",
+    "some/hidden": r"authentication: .*401.*\n  do: `hf auth login`",
+    "some/broken": r"returned an error: .*500.*\n  do: try again later",
+    "neither an id": r"neither an id is not a local folder, and not a hub id either: .*\n  do: give a folder",
 }
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_what_the_hub_refuses(hub, name):
-    with pytest.raises(TargetError, match=SAID[name]) as caught:
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_the_hub(hub, name):
+    with pytest.raises(TargetError, match=ERRORS[name]) as caught:
         target.card(TargetPart(path=name))
     assert caught.value.exit_code == 2
-    assert Hub.fetched == []
+    assert Hub.downloaded == []
 
 
 def test_a_revision_that_the_hub_does_not_have(hub):
-    with pytest.raises(TargetError, match="the hub has no revision `other-branch` of it\n  do: give a branch"):
+    with pytest.raises(TargetError, match="the hub has no revision `other-branch` of it\n  do: "):
         target.card(TargetPart(path="some/model", revision="other-branch"))
 
 
@@ -123,18 +123,18 @@ def test_no_network(hub, monkeypatch):
 
 
 def test_offline_mode(hub, monkeypatch):
-    """What was fetched before is still there; what was not is said to be out of reach."""
-    target.open_config(TargetPart(path="some/model"))
+    """A cached model opens; any other cannot be reached."""
+    pretrained.open_config("some/model")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert target.open_config(TargetPart(path="some/model")).vocab_size == 131
+    assert pretrained.open_config("some/model").vocab_size == 131
     with pytest.raises(TargetError, match="(?s)cannot be reached: .*\n  do: check the network, HF_ENDPOINT and HF_HUB"):
         target.card(TargetPart(path="some/other"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["some/gated", "some/missing"])
-def test_the_command_ends_with_the_users_mistake(hub, name, tiny, monkeypatch):
-    """As a user meets it: HF_ENDPOINT in the environment, exit code 2, no traceback."""
+def test_the_command_prints_the_error(hub, name, tiny, monkeypatch):
+    """With HF_ENDPOINT in the environment the command exits with code 2 and prints no traceback."""
     monkeypatch.setenv("HF_ENDPOINT", hub)
     monkeypatch.setenv("HF_HOME", str(tiny / "home"))
     command = [sys.executable, "-c", "from fastdraft.cli import main; main()", "run", "recipe.yaml"]

@@ -11,9 +11,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from fastdraft.config import DraftPart
 from fastdraft.models import draft
-from fastdraft.models.shape import FAMILIES, around, default_budget_millions, derive, smallest
+from fastdraft.models.architecture import parameters
+from fastdraft.models.pretrained import load
+from fastdraft.models.shape import FAMILIES, default_budget_millions, derive, nearby_shapes, smallest
 from fastdraft.models.shape.families import STAND_INS
-from fastdraft.models.target import load, parameters
 from fastdraft.planning.model_size import ModelSize
 from fastdraft.system.errors import ShapeError
 
@@ -146,7 +147,7 @@ def test_published_targets(name, millions):
 def test_keys_and_values_are_shared_as_in_the_target_as_near_as_heads_divide(name):
     target = published(name)
     fraction = (getattr(target, "num_key_value_heads", None) or target.num_attention_heads) / target.num_attention_heads
-    for shape in around(target, DraftPart(params_millions=100)):
+    for shape in nearby_shapes(target, DraftPart(params_millions=100)):
         possible = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
         off = {n: abs(math.log(n / shape.heads / fraction)) for n in possible}
         assert off[shape.kv_heads] == min(off.values())
@@ -232,7 +233,7 @@ def test_positions_that_not_every_engine_computes_are_left_out_aloud():
     shape = derive(target, DraftPart(hidden_size=64, layers=1))
     assert shape.open_config().rope_parameters["rope_type"] == "default"
     assert shape.open_config().rope_parameters["rope_theta"] == 7e4
-    assert "positions of type `longrope` are not taken over" in shape.notes[1]
+    assert "positions of type `longrope` are not copied" in shape.notes[1]
 
 
 UNKNOWN = {
@@ -265,7 +266,7 @@ def test_an_unknown_family_gets_a_llama_with_what_can_be_read(names):
     assert (shape.heads, shape.kv_heads, shape.head_size) == (2, 1, 64)
     assert (config.max_position_embeddings, config.rope_parameters["rope_theta"]) == (97, 5e5)
     assert (config.eos_token_id, config.bos_token_id) == (5, None)
-    assert "the draft a `llama`: no rule of ours" in shape.notes[-1]
+    assert "the draft a `llama`: the table of families" in shape.notes[-1]
     assert shape.parameters == built(shape)
 
 
@@ -274,11 +275,11 @@ def test_a_configuration_that_reports_its_vocabulary_alone_is_enough():
     target.model_type = "riddle"
     shape = derive(target, DraftPart(params_millions=50))
     assert 45e6 < shape.parameters <= 50e6
-    assert any("names no rotary positions" in note for note in shape.notes)
+    assert any("states no rotary base" in note for note in shape.notes)
 
 
 def test_a_configuration_without_a_vocabulary():
-    with pytest.raises(ShapeError, match="the `riddle` says nowhere how large .*\n  wanted: vocab_size\n  do: add it"):
+    with pytest.raises(ShapeError, match="the `riddle` does not state .*\n  wanted: vocab_size\n  do: add it"):
         target = PretrainedConfig(hidden_size=64)
         target.model_type = "riddle"
         derive(target, DraftPart(params_millions=50))
@@ -289,7 +290,7 @@ def test_a_known_family_without_a_rule_is_no_unknown_size(family):
     target = AutoConfig.for_model(family, vocab_size=131, hidden_size=256, pad_token_id=0)
     shape = derive(target, DraftPart(params_millions=1))
     assert shape.family == "llama"
-    assert f"the target is a `{family}`, the draft a `llama`: no rule of ours" in shape.notes[0]
+    assert f"the target is a `{family}`, the draft a `llama`: the table of families" in shape.notes[0]
 
 
 def test_the_size_of_a_target_that_cannot_be_built_is_that_of_its_stand_in():
@@ -328,7 +329,7 @@ def test_heads_are_of_64_or_128(target_size, width, expected):
 def test_a_width_that_no_such_head_divides_is_remarked_upon():
     shape = derive(small(head_dim=64), DraftPart(hidden_size=96, layers=1))
     assert shape.head_size == 32
-    assert "attention heads are of 32" in shape.notes[0]
+    assert "attention heads have size 32" in shape.notes[0]
     asked = derive(small(head_dim=64), DraftPart(hidden_size=96, layers=1, head_size=32))
     assert asked.notes == ()
 
@@ -364,7 +365,7 @@ def test_a_draft_has_a_layer_that_sees_the_whole_context_where_the_budget_allows
     assert enough.config["layer_types"].index("full_attention") == 5
     shallow = derive(target, DraftPart(hidden_size=128, layers=5))
     assert set(shallow.config["layer_types"]) == {"sliding_attention"}
-    assert "every layer sees the last 4096 tokens alone" in shallow.notes[0]
+    assert "every layer sees only the last 4096 tokens" in shallow.notes[0]
     assert smallest(target).layers >= 6
 
 
@@ -394,7 +395,7 @@ def test_the_default_budget_in_numbers(target_parameters, smallest, expected):
 def test_the_shapes_around_a_budget(name):
     target = published(name)
     budget = default_budget_millions(parameters(target), smallest(target).parameters)
-    shapes = around(target, DraftPart(params_millions=budget))
+    shapes = nearby_shapes(target, DraftPart(params_millions=budget))
     assert 3 <= len(shapes) <= 6
     assert derive(target, DraftPart(params_millions=budget)) in shapes
     assert shapes == sorted(shapes, key=lambda shape: (shape.parameters, shape.layers))
@@ -405,15 +406,15 @@ def test_the_shapes_around_a_budget(name):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3_text"])
 def test_the_shapes_around_a_shape_that_the_recipe_gives(family):
     part = DraftPart(hidden_size=128, layers=3, context_tokens=61)
-    shapes = around(small(family), part)
+    shapes = nearby_shapes(small(family), part)
     assert 3 <= len(shapes) <= 6
     assert derive(small(family), part) in shapes
     assert {shape.open_config().max_position_embeddings for shape in shapes} == {61}
 
 
 def test_around_reports_where_the_budget_holds_no_draft():
-    with pytest.raises(ShapeError, match="cannot be: the smallest for this target"):
-        around(small(), DraftPart(params_millions=0.01))
+    with pytest.raises(ShapeError, match="is too small: the smallest for this target"):
+        nearby_shapes(small(), DraftPart(params_millions=0.01))
 
 
 # What the recipe says

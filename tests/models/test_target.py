@@ -1,4 +1,4 @@
-"""A target is opened whole, or the error says what is wrong with its folder and what to do."""
+"""A target opens completely, or the error names what is wrong with its folder."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft.config import TargetPart
-from fastdraft.models import architecture, target
+from fastdraft.models import architecture, pretrained, target
 from fastdraft.system.errors import TargetError, UserError, VocabularyMismatch
 from fastdraft.system.progress import suppressed_logs
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path, tiny_llama) -> Path:
-    """A whole target: 131 rows, 101 tokens, weights in safetensors."""
+    """A complete target: 131 rows, 101 tokens, weights in safetensors."""
     model = tiny_llama(seed=3)
     model.save_pretrained(tmp_path / "target")
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(101)}, unk_token="w1"))
@@ -38,7 +38,7 @@ def edit(path: Path, **keys: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def test_a_card_reports_what_a_draft_must_know(folder, tiny_llama):
+def test_the_card_of_a_target(folder, tiny_llama):
     card = target.card(part(folder))
     assert (card["family"], card["vocab_rows"], card["tokenizer_tokens"]) == ("llama", 131, 101)
     assert (card["context_tokens"], card["bos_id"], card["eos_ids"], card["adds_bos"]) == (97, None, (0,), False)
@@ -46,7 +46,7 @@ def test_a_card_reports_what_a_draft_must_know(folder, tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("front", "licence"),
+    ("front_matter", "licence"),
     [
         ("license: llama3.1", "llama3.1"),
         ("license: other\nlicense_name: LLAMA4", "llama4"),
@@ -56,21 +56,21 @@ def test_a_card_reports_what_a_draft_must_know(folder, tiny_llama):
         ("license: {", None),
     ],
 )
-def test_a_licence_is_what_the_recipe_reports_or_the_targets_own_card(folder, front, licence):
+def test_the_licence_is_that_of_the_recipe_or_of_the_readme(folder, front_matter, licence):
     assert target.card(part(folder))["licence"] is None
-    (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    (folder / "README.md").write_text(f"---\n{front_matter}\n---\n# A model\n")
     assert target.card(part(folder))["licence"] == licence
     assert target.card(part(folder, licence="gemma"))["licence"] == "gemma"
 
 
-def test_a_licence_changes_nothing_that_is_made(folder):
-    before = target.digest(part(folder))
+def test_the_licence_does_not_change_the_digest(folder):
+    before = pretrained.digest(part(folder))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert target.digest(part(folder, licence="gemma")) == before
+    assert pretrained.digest(part(folder, licence="gemma")) == before
 
 
-def test_every_end_of_text_is_known(folder):
-    """Chat models name the end of a turn in generation_config.json alone."""
+def test_all_end_of_text_ids_are_found(folder):
+    """Chat models name the end of a turn only in generation_config.json."""
     edit(folder / "config.json", eos_token_id=[5, 0])
     edit(folder / "generation_config.json", eos_token_id=[7, 5])
     assert target.card(part(folder))["eos_ids"] == (0, 5, 7)
@@ -81,26 +81,26 @@ def test_a_target_without_an_end_of_text(folder):
     (folder / "generation_config.json").unlink()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(folder / "tokenizer.json")))
     tokenizer.save_pretrained(folder)
-    with pytest.raises(TargetError, match=f"{folder} names no end-of-text token\n  do: set eos_token_id"):
+    with pytest.raises(TargetError, match=f"{folder} has no end-of-text token\n  do: set eos_token_id"):
         target.card(part(folder))
 
 
-def test_weights_open_ready_to_answer(folder, tiny_llama):
-    model = target.open_model(part(folder), CPU)
+def test_a_model_opens_in_eval_mode_without_gradients(folder, tiny_llama):
+    model = pretrained.open_model(part(folder), CPU)
     tokens = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(tokens).logits, tiny_llama(seed=3)(tokens).logits)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_the_demo_is_there():
-    assert (target.folder_of(TargetPart(path="demo")) / "config.json").is_file()
+def test_the_demo_target_is_packaged():
+    assert (pretrained.folder_of(TargetPart(path="demo")) / "config.json").is_file()
 
 
 def test_a_real_target(stories260k):
     card = target.card(part(stories260k))
     assert (card["parameters"], card["vocab_rows"]) == (260_032, 512)
-    assert target.open_model(part(stories260k), CPU).num_parameters() == 260_032
+    assert pretrained.open_model(part(stories260k), CPU).num_parameters() == 260_032
 
 
 def no_causal_lm(family: str):
@@ -121,57 +121,57 @@ BROKEN_CONFIGS = {
     ),
     "unknown encoder": (
         lambda folder: edit(folder / "config.json", model_type="riddle", architectures=["RiddleForMaskedLM"]),
-        "describes a `riddle`, which writes no text",
+        "describes a `riddle`, which does not generate",
     ),
     "unknown encoder and decoder": (
         lambda folder: edit(folder / "config.json", model_type="riddle", is_encoder_decoder=True),
-        "describes a `riddle`, which writes no text",
+        "describes a `riddle`, which does not generate",
     ),
-    "whisper": (no_causal_lm("whisper"), "describes a `whisper`, which writes no text"),
-    "clip": (no_causal_lm("clip"), "describes a `clip`, which writes no text"),
-    "t5": (no_causal_lm("t5"), "describes a `t5`, which writes no text"),
-    "bert": (no_causal_lm("bert"), "describes a `bert`, which writes no text"),
-    "bart": (no_causal_lm("bart"), "describes a `bart`, which writes no text"),
-    "vit": (no_causal_lm("vit"), "describes a `vit`, which writes no text"),
-    "mamba": (no_causal_lm("mamba"), "of family `mamba` names no longest context"),
+    "whisper": (no_causal_lm("whisper"), "describes a `whisper`, which does not generate"),
+    "clip": (no_causal_lm("clip"), "describes a `clip`, which does not generate"),
+    "t5": (no_causal_lm("t5"), "describes a `t5`, which does not generate"),
+    "bert": (no_causal_lm("bert"), "describes a `bert`, which does not generate"),
+    "bart": (no_causal_lm("bart"), "describes a `bart`, which does not generate"),
+    "vit": (no_causal_lm("vit"), "describes a `vit`, which does not generate"),
+    "mamba": (no_causal_lm("mamba"), "of family `mamba` does not state a context length"),
 }
 
 
-@pytest.mark.parametrize(("damage", "found"), BROKEN_CONFIGS.values(), ids=BROKEN_CONFIGS.keys())
-def test_a_config_that_cannot_be_used(folder, damage, found):
+@pytest.mark.parametrize(("damage", "message"), BROKEN_CONFIGS.values(), ids=BROKEN_CONFIGS.keys())
+def test_a_config_that_cannot_be_used(folder, damage, message):
     damage(folder)
-    if found.startswith("of family"):
+    if message.startswith("of family"):
         edit(folder / "config.json", vocab_size=131)
-    with pytest.raises(TargetError, match=f"(?s){found}.*\n  do: ") as caught:
+    with pytest.raises(TargetError, match=f"(?s){message}.*\n  do: ") as caught:
         target.card(part(folder))
     assert str(folder) in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_a_configuration_alone_is_enough_to_plan(folder, tmp_path, tiny_llama):
-    """Its file, or the folder that it is in; without weights and tokenizer."""
+    """A config.json, or its folder, without weights and tokenizer."""
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(folder / "config.json", bare)
     for path in (bare, bare / "config.json"):
-        assert target.folder_of(part(path)) == bare
-        assert target.parameters(target.open_config(part(path))) == tiny_llama(seed=3).num_parameters()
+        assert pretrained.folder_of(part(path)) == bare
+        assert architecture.parameters(pretrained.open_config(part(path))) == tiny_llama(seed=3).num_parameters()
     with pytest.raises(TargetError, match=f"(?s)tokenizer .*{bare}\\b.*wanted: tokenizer.json.*do: copy"):
         target.card(part(bare / "config.json"))
     with pytest.raises(TargetError, match="no config.json in .*model.safetensors\n  do: give the folder"):
-        target.open_config(part(folder / "model.safetensors"))
+        pretrained.open_config(part(folder / "model.safetensors"))
 
 
-def test_an_unknown_family_opens_as_far_as_its_configuration_goes(folder):
+def test_the_configuration_of_an_unknown_family_opens(folder):
     edit(folder / "config.json", model_type="riddle", text_config={"model_type": "qwen3", "vocab_size": 97})
-    config = target.open_config(part(folder))
+    config = pretrained.open_config(part(folder))
     assert (config.model_type, config.vocab_size) == ("riddle", 131)
     assert (type(config.get_text_config()).__name__, config.get_text_config().vocab_size) == ("Qwen3Config", 97)
 
 
-PICTURES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 MULTIMODAL = {
-    "llava": {"text_config": {"model_type": "llama"}, "vision_config": PICTURES | {"image_size": 28, "patch_size": 14}},
+    "llava": {"text_config": {"model_type": "llama"}, "vision_config": VISION | {"image_size": 28, "patch_size": 14}},
     "qwen2_5_vl": {
         "text_config": {"model_type": "qwen2_5_vl_text"},
         "vision_config": {
@@ -186,8 +186,8 @@ MULTIMODAL = {
 
 
 @pytest.mark.parametrize("family", MULTIMODAL)
-def test_a_target_that_also_sees_pictures_answers_text(folder, family):
-    """Its text part gives the rows; the count is of all that is opened."""
+def test_a_multimodal_target_opens_for_text(folder, family):
+    """Its text part gives the rows; the parameters are those of the whole model."""
     sizes = {"vocab_size": 131, "hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 2, "pad_token_id": 0}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 97, "eos_token_id": 0}
     sizes |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
@@ -195,7 +195,7 @@ def test_a_target_that_also_sees_pictures_answers_text(folder, family):
     values["text_config"] = values["text_config"] | sizes
     config = AutoConfig.for_model(family, **values)
     architecture.class_of(config).from_config(config).save_pretrained(folder)
-    card, model = target.card(part(folder)), target.open_model(part(folder), CPU)
+    card, model = target.card(part(folder)), pretrained.open_model(part(folder), CPU)
     assert (card["vocab_rows"], card["family"]) == (131, values["text_config"]["model_type"])
     assert card["parameters"] == sum(p.numel() for p in model.parameters())
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 131)
@@ -213,61 +213,61 @@ def test_a_tokenizer_that_cannot_be_read(folder, content):
         target.card(part(folder))
 
 
-def test_a_pattern_is_called_wrong_only_where_it_may_be(folder, said):
-    """transformers says it of every large tokenizer beside a configuration that names no version."""
+def test_the_regex_warning_is_shown_only_for_mistral_families(folder, transformers_log):
+    """transformers warns about every large tokenizer if the configuration names no version."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(100_003)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
-    for family, alarms in (("qwen2", 0), ("mistral", 1)):
+    for family, warnings in (("qwen2", 0), ("mistral", 1)):
         edit(folder / "config.json", model_type=family, transformers_version=None)
-        target.open_tokenizer(part(folder))
-        assert sum("incorrect regex pattern" in line for line in said) == alarms
+        pretrained.open_tokenizer(part(folder))
+        assert sum("incorrect regex pattern" in line for line in transformers_log) == warnings
 
 
-def test_only_the_named_lines_of_a_log_are_unsaid(said):
+def test_only_the_given_log_lines_are_suppressed(transformers_log):
     log = logging.getLogger("transformers.here")
     with suppressed_logs("transformers", "wolf", "river 7"):
         log.warning("a wolf")
         log.warning("river %d", 7)
         log.warning("river 11")
     log.warning("a wolf again")
-    assert said == ["river 11", "a wolf again"]
+    assert transformers_log == ["river 11", "a wolf again"]
 
 
 def test_a_tokenizer_larger_than_the_embedding(folder):
     edit(folder / "config.json", vocab_size=97)
-    said = (
+    message = (
         f"the tokenizer in {folder} has 101 tokens, the embedding 97 rows; 4 of them without a row, "
         r"first 'w97' \(id 97\)\n  wanted.*\n?.*do: "
     )
-    with pytest.raises(VocabularyMismatch, match=said) as caught:
+    with pytest.raises(VocabularyMismatch, match=message) as caught:
         target.card(part(folder))
     assert caught.value.exit_code == 2
 
 
 def test_a_tokenizer_that_adds_tokens_beyond_the_rows(folder):
-    """Padding leaves room for some; the first that has no row is named."""
-    tokenizer = target.open_tokenizer(part(folder))
+    """The padding has room for some; the error names the first that has no row."""
+    tokenizer = pretrained.open_tokenizer(part(folder))
     tokenizer.add_tokens([f"<{number}>" for number in range(30)])
     tokenizer.save_pretrained(folder)
     assert target.card(part(folder))["tokenizer_tokens"] == 131
     tokenizer.add_tokens(["<30>", "<31>"])
     tokenizer.save_pretrained(folder)
-    said = (
+    message = (
         r"has 133 tokens, the embedding 131 rows; 2 of them added to it, first '<30>' \(id 131\)\n  wanted.*\n?.*do: "
     )
-    with pytest.raises(VocabularyMismatch, match=said):
+    with pytest.raises(VocabularyMismatch, match=message):
         target.card(part(folder))
 
 
-@pytest.mark.parametrize("suffix", target.PICKLED)
-def test_pickled_weights_are_opened_only_when_asked_for(folder, suffix):
+@pytest.mark.parametrize("suffix", pretrained.PICKLED)
+def test_pickled_weights_need_allow_pickle(folder, suffix):
     torch.save({}, folder / f"pytorch_model{suffix}")
-    target.card(part(folder))  # beside safetensors they are not read
+    target.card(part(folder))  # next to safetensors they are not read
     (folder / "model.safetensors").unlink()
     with pytest.raises(TargetError, match=rf"(?s)pickled weights only \(pytorch_model{suffix}\).*do: .*allow_pickle"):
         target.card(part(folder))
-    assert target.folder_of(part(folder, allow_pickle=True)) == folder
+    assert pretrained.folder_of(part(folder, allow_pickle=True)) == folder
 
 
 def halve(path: Path) -> None:
@@ -292,44 +292,46 @@ BROKEN_WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize(("damage", "found"), BROKEN_WEIGHTS.values(), ids=BROKEN_WEIGHTS.keys())
-def test_weights_that_are_missing_or_damaged(folder, damage, found):
-    """A tensor that is not there must not be made up at random."""
+@pytest.mark.parametrize(("damage", "message"), BROKEN_WEIGHTS.values(), ids=BROKEN_WEIGHTS.keys())
+def test_weights_that_are_missing_or_damaged(folder, damage, message):
+    """A missing tensor must not be initialised at random."""
     damage(folder / "model.safetensors")
-    with pytest.raises(TargetError, match=f"(?s)the weights in {folder} .*{found}.*\n  do: check that the download"):
-        target.open_model(part(folder), CPU)
+    with pytest.raises(TargetError, match=f"(?s)the weights in {folder} .*{message}.*\n  do: check that the download"):
+        pretrained.open_model(part(folder), CPU)
     assert issubclass(TargetError, UserError)
 
 
-def test_the_digest_changes_with_every_file_that_matters(folder, tmp_path):
-    before = target.digest(part(folder))
+def test_the_digest_depends_on_configuration_tokenizer_and_weights(folder, tmp_path):
+    before = pretrained.digest(part(folder))
     shutil.copytree(folder, tmp_path / "copy")
-    assert target.digest(part(tmp_path / "copy")) == before
+    assert pretrained.digest(part(tmp_path / "copy")) == before
     (folder / "README.md").write_text("words")
-    assert target.digest(part(folder)) == before
-    found = {before}
+    assert pretrained.digest(part(folder)) == before
+    digests = {before}
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         edit(folder / name, note="another")
-        found.add(target.digest(part(folder)))
+        digests.add(pretrained.digest(part(folder)))
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    assert len(found | {target.digest(part(folder))}) == 6
+    assert len(digests | {pretrained.digest(part(folder))}) == 6
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_those_of_the_built_model(tied):
-    """A tied output layer is no parameter of its own: counted twice it halves what a budget buys."""
+    """A tied output layer counts once: counted twice, it would halve the draft that fits a budget."""
     sizes = {"hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model("llama", vocab_size=131, tie_word_embeddings=tied, **sizes)
-    assert target.parameters(config) == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    assert architecture.parameters(config) == sum(
+        p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_are_reported_apart(tied):
+def test_parameters_by_kind(tied):
     sizes = {"hidden_size": 32, "intermediate_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4}
-    found = target.counts(AutoConfig.for_model("llama", vocab_size=131, tie_word_embeddings=tied, **sizes))
-    assert (found.embedding, found.output, found.tied, found.experts) == (131 * 32, 131 * 32, tied, 0)
+    counts = architecture.counts(AutoConfig.for_model("llama", vocab_size=131, tie_word_embeddings=tied, **sizes))
+    assert (counts.embedding, counts.output, counts.tied, counts.experts) == (131 * 32, 131 * 32, tied, 0)
     experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
-    found = target.counts(AutoConfig.for_model("qwen3_moe", vocab_size=131, pad_token_id=0, **sizes, **experts))
-    assert found.experts == 3 * 5 * 3 * 32 * 7
+    counts = architecture.counts(AutoConfig.for_model("qwen3_moe", vocab_size=131, pad_token_id=0, **sizes, **experts))
+    assert counts.experts == 3 * 5 * 3 * 32 * 7

@@ -1,1 +1,1 @@
-"""Does a draft fit its target in every engine: each engine's own rule, our stronger ones, and the repairs."""
+"""Does a draft fit its target in every engine? Each engine's own rule, stricter ones, and repairs."""

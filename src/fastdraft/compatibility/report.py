@@ -1,4 +1,4 @@
-"""A pair held against every rule: one finding each, and whether all hold."""
+"""Check a pair by every rule: one finding for each, and whether all hold."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from fastdraft.compatibility.engine_rules import ENGINES
+from fastdraft.compatibility.engine_rules import ENGINE_RULES
 from fastdraft.compatibility.repair import Plan, plan
 from fastdraft.compatibility.rule import RepairKind, Rule
-from fastdraft.compatibility.strict_rules import OURS
-from fastdraft.models.model_files import Side
+from fastdraft.compatibility.strict_rules import STRICT_RULES
+from fastdraft.models.model_files import ModelFiles
 from fastdraft.system.errors import VocabularyMismatch
 
-BEYOND = "what still fails is beyond repair; do: train a draft for this target"
+BEYOND_REPAIR = "what still fails is beyond repair; do: train a draft for this target"
 
 
 class Figures(BaseModel):
-    """What all parts of a report share."""
+    """Base of the parts of a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SideFigures(Figures):
-    """One side of the pair."""
+class ModelFigures(Figures):
+    """The figures of the target or the draft."""
 
     name: str
     family: str
@@ -39,7 +39,7 @@ class SideFigures(Figures):
 
 
 class Finding(Figures):
-    """One rule on this pair. `repair`: the repairs of the report that would make it hold; none where nothing would."""
+    """One rule on this pair. `repair`: the repairs that would make it hold; empty if none would."""
 
     rule: str
     version: str
@@ -50,10 +50,10 @@ class Finding(Figures):
 
 
 class Report(Figures):
-    """All findings; `holds` where none fails. `repairs`: what each would do; `obstacle`: why none can be made."""
+    """All findings of a pair. `repairs`: what each repair would do; `obstacle`: why the draft cannot be repaired."""
 
-    target: SideFigures
-    draft: SideFigures
+    target: ModelFigures
+    draft: ModelFigures
     findings: tuple[Finding, ...]
     repairs: dict[RepairKind, str]
     obstacle: str | None
@@ -61,68 +61,68 @@ class Report(Figures):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def holds(self) -> bool:
-        """Nothing fails; a warning is no failure."""
+        """No rule fails; warnings are allowed."""
         return not self.failed()
 
     def failed(self) -> list[str]:
-        """Names of the rules that do not hold."""
+        """The names of the rules that fail."""
         return [finding.rule for finding in self.findings if finding.verdict == "fails"]
 
 
-def check_pair(target: Side, draft: Side, repaired: bool = False) -> Report:
-    """Every engine's rule and ours on a pair; what a `repaired` draft still breaks is beyond repair.
+def check_pair(target: ModelFiles, draft: ModelFiles, repaired: bool = False) -> Report:
+    """Check a pair by the rules of the engines and the strict ones. A `repaired` draft is not offered further repairs.
 
-    VocabularyMismatch where the target does not fit itself.
+    VocabularyMismatch if the target's own files do not fit together.
     """
-    _sound(target)
+    _check_target(target)
     repair_plan = plan(target, draft)
-    repair_plan = repair_plan._replace(obstacle=BEYOND) if repaired else repair_plan
-    findings = tuple(_finding(rule, target, draft, repair_plan) for rule in (*ENGINES, *OURS))
-    asked = {kind for finding in findings for kind in finding.repair}
+    repair_plan = repair_plan._replace(obstacle=BEYOND_REPAIR) if repaired else repair_plan
+    findings = tuple(_finding(rule, target, draft, repair_plan) for rule in (*ENGINE_RULES, *STRICT_RULES))
+    useful = {kind for finding in findings for kind in finding.repair}
     return Report(
         target=_figures(target),
         draft=_figures(draft),
         findings=findings,
-        repairs={kind: phrase for kind, phrase in repair_plan.phrases.items() if kind in asked},
+        repairs={kind: phrase for kind, phrase in repair_plan.phrases.items() if kind in useful},
         obstacle=repair_plan.obstacle,
     )
 
 
-def _sound(target: Side) -> None:
-    rows, last = target.output_rows, max(target.spelled)
+def _check_target(target: ModelFiles) -> None:
+    rows, last = target.output_rows, max(target.id_bytes)
     if target.vocab_size != rows or last >= rows:
         raise VocabularyMismatch(
             f"target {target.name}: config.json says {target.vocab_size:,} rows, the output layer has {rows:,}, "
             f"the last id of the tokenizer is {last:,}\n"
             f"  wanted: as many rows as config.json says, one for each id\n"
-            f"  do: take config.json, weights and tokenizer of one model; no draft can fit this target"
+            f"  do: use config.json, weights and tokenizer of the same model; no draft can fit this target"
         )
 
 
-def _finding(rule: Rule, target: Side, draft: Side, repair_plan: Plan) -> Finding:
+def _finding(rule: Rule, target: ModelFiles, draft: ModelFiles, repair_plan: Plan) -> Finding:
     result = rule.check(target, draft)
-    broken: Literal["fails", "warns"] = "warns" if rule.only_warns else "fails"
+    failure: Literal["fails", "warns"] = "warns" if rule.only_warns else "fails"
     return Finding(
         rule=rule.name,
         version=rule.version,
         source=rule.source,
-        verdict="holds" if result.holds else broken,
+        verdict="holds" if result.holds else failure,
         why=result.why,
         repair=() if repair_plan.obstacle else result.repair_kinds,
     )
 
 
-def _figures(side: Side) -> SideFigures:
-    return SideFigures(
-        name=side.name,
-        family=side.text.model_type,
-        vocab_size=side.vocab_size,
-        embedding_rows=side.embedding_rows,
-        output_rows=side.output_rows,
-        rows_from=side.rows_from,
-        tokens=len(side.spelled),
-        bos_id=side.role_id("bos"),
-        eos_ids=tuple(sorted(side.ends)),
-        pad_id=side.role_id("pad"),
-        context_tokens=side.context_tokens(),
+def _figures(files: ModelFiles) -> ModelFigures:
+    return ModelFigures(
+        name=files.name,
+        family=files.text.model_type,
+        vocab_size=files.vocab_size,
+        embedding_rows=files.embedding_rows,
+        output_rows=files.output_rows,
+        rows_from=files.rows_from,
+        tokens=len(files.id_bytes),
+        bos_id=files.role_id("bos"),
+        eos_ids=tuple(sorted(files.eos_ids)),
+        pad_id=files.role_id("pad"),
+        context_tokens=files.context_tokens(),
     )

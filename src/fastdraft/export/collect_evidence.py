@@ -10,12 +10,13 @@ from typing import Any
 from fastdraft.config import Recipe, TargetPart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.export.evidence import Evidence, Phase, Speed, Written
-from fastdraft.models import target
-from fastdraft.models.draft_origin import Origin, benches
+from fastdraft.models import architecture, pretrained
+from fastdraft.models.draft_origin import Origin
 from fastdraft.models.target import TargetCard
 from fastdraft.results.bench import BenchResult, read_bench
 from fastdraft.results.evaluation import EvaluationCard
-from fastdraft.synthesize.completions import Completion, CompletionStore
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.cards import FILE, Cost
 
@@ -37,8 +38,8 @@ def completions(origin: Origin, card: TargetCard) -> list[Completion]:
 
 def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
     """All that the run's cards say of this draft and this target; of a bare folder, what its files say."""
-    config = target.open_config(TargetPart(path=str(origin.folder.resolve())))
-    parameters, recipe = target.parameters(config), origin.recipe()
+    config = pretrained.open_config(origin.folder)
+    parameters, recipe = architecture.parameters(config), origin.recipe()
     drafts = {} if recipe is None else origin.drafts()
     if recipe is None or origin.run is None or origin.trained_for() != card.digest:
         return Evidence(part, card, config.to_dict(), parameters, **_timed(origin, card))
@@ -80,8 +81,8 @@ def _measured(origin: Origin) -> dict[str, Any]:
 
 def _timed(origin: Origin, card: TargetCard) -> dict[str, Any]:
     """What benches of this very draft found, with this target or a stand-in for a large one."""
-    ours = target.digest(TargetPart(path=str(origin.folder.resolve())))
-    found = [read_bench(file) for file in sorted(benches(origin).glob("bench*.json"))]
+    ours = pretrained.digest(origin.folder)
+    found = [read_bench(file) for file in sorted(origin.bench_folder().glob("bench*.json"))]
     told = [bench for bench in found if bench.draft.digest == ours and _of_target(bench, card)]
     return {
         "speeds": [speed for bench in told for speed in _speeds(bench)],

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import torch
 import xxhash
 
-from fastdraft.compatibility.engine_rules import ENGINES
+from fastdraft.compatibility.engine_rules import ENGINE_RULES
 from fastdraft.config import TargetPart
 from fastdraft.export import collect_evidence, licence_terms, proof
 from fastdraft.export import model_card as cards
 from fastdraft.export.formats import Format, format_named
-from fastdraft.models import draft, draft_origin, target
+from fastdraft.models import draft, draft_origin, pretrained
 from fastdraft.models.draft_origin import Origin
 from fastdraft.models.hub import commit_of
-from fastdraft.models.model_files import read, side_of
+from fastdraft.models.model_files import read
 from fastdraft.models.target import TargetCard
 from fastdraft.models.token_bytes import PROBES
-from fastdraft.results.export import Accepted, ExportCard
+from fastdraft.results.export import EngineAcceptance, ExportCard
 from fastdraft.system.cards import Cost, write_card
 from fastdraft.system.errors import ExportError, VocabularyMismatch
 from fastdraft.system.files import atomic_write
@@ -91,18 +91,18 @@ def _made(
     form: Format, weights: str, origin: Origin, part: TargetPart, theirs: TargetCard, destination: Path
 ) -> dict[str, Any]:
     """Written, with the target's very tokenizer files, and proved; what the card says of it."""
-    model = target.load(origin.folder, torch.float32).eval()
+    model = pretrained.load(origin.folder, torch.float32).eval()
     context = int(model.config.get_text_config().max_position_embeddings)
-    tried = proof.material(target.open_tokenizer(part), PROBES, collect_evidence.completions(origin, theirs), context)
+    tried = proof.material(pretrained.open_tokenizer(part), PROBES, collect_evidence.completions(origin, theirs), context)
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "model"
-        draft.save(model, target.folder_of(part, weights=False), theirs, whole)
+        draft.save(model, pretrained.folder_of(part, weights=False), theirs, whole)
         log_line("writing it ...")
         notes = form.write(whole, destination, weights)
     log_line("proving it ...")
     found = proof.prove(model, form.open(destination, min(tried.longest_tokens, context)), tried)
     proof.check(found, form.agreement[weights], f"{origin.folder}, weights {weights}")
-    licence_terms.accompany(destination, theirs.licence, target.folder_of(part, weights=False))
+    licence_terms.accompany(destination, theirs.licence, pretrained.folder_of(part, weights=False))
     files = {path.name: path.stat().st_size for path in sorted(destination.iterdir())}
     return {"files": files, "notes": (*notes, *_other_target_notes(origin, theirs)), "proof": found}
 
@@ -119,7 +119,7 @@ def _other_target_notes(origin: Origin, theirs: TargetCard) -> Iterator[str]:
 
 def as_read(part: TargetPart, commit: str | None) -> TargetPart:
     """The target at the commit that was read, where the branch that it names has moved on since."""
-    moved = commit not in (None, commit_of(target.folder_of(part, weights=False)))
+    moved = commit not in (None, commit_of(pretrained.folder_of(part, weights=False)))
     return part.model_copy(update={"revision": commit}) if moved else part
 
 
@@ -132,10 +132,10 @@ def _check_free(out: Path) -> None:
         raise ExportError(f"{out} cannot be made: nothing can be written in {above}\n  do: choose another with --out")
 
 
-def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[Accepted, ...]:
+def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[EngineAcceptance, ...]:
     """What the rules of engines, named by their beginnings, say; VocabularyMismatch where one refuses the pair."""
-    ours, theirs = side_of(part, weights=False), read(str(folder.resolve()))
-    rules = [rule for rule in ENGINES if rule.name.startswith(engines)]
+    ours, theirs = read(part, weights=False), read(folder)
+    rules = [rule for rule in ENGINE_RULES if rule.name.startswith(engines)]
     results = [(rule, rule.check(ours, theirs)) for rule in rules]
     refused = [f"  {rule.name}: {result.why}" for rule, result in results if not result.holds]
     if refused:
@@ -143,4 +143,4 @@ def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[
         raise VocabularyMismatch(
             f"{folder} is no draft for {part.path}:\n{told}\n  do: fastdraft check {part.path} {folder} --repair"
         )
-    return tuple(Accepted(engine=f"{rule.name} ({rule.version})", why=result.why) for rule, result in results)
+    return tuple(EngineAcceptance(engine=f"{rule.name} ({rule.version})", why=result.why) for rule, result in results)

@@ -17,7 +17,7 @@ from fastdraft.data.shards import Tokens
 from fastdraft.export import gguf_families as families
 from fastdraft.export.gguf_vocabulary import Vocabulary, read_vocabulary
 from fastdraft.export.proof import Opened
-from fastdraft.models.target import load
+from fastdraft.models.pretrained import load
 from fastdraft.system.errors import ExportError
 from fastdraft.system.files import short_writes_explained
 from fastdraft.system.optional_packages import need

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdraft.config import TargetPart
-from fastdraft.models.target import open_tokenizer
+from fastdraft.models.pretrained import open_tokenizer
 from fastdraft.system.errors import ExportError
 from fastdraft.system.optional_packages import need
 
@@ -197,7 +196,7 @@ def _rows(folder: Path, defined: dict[str, Any], rows: int) -> tuple[list[str], 
 
 def _frame(folder: Path) -> tuple[bool, bool]:
     """Whether the tokenizer sets bos before, and eos after a text by itself."""
-    tokenizer = open_tokenizer(TargetPart(path=str(folder.resolve())))
+    tokenizer = open_tokenizer(folder)
     ids = tokenizer("a").input_ids
     return ids[:1] == [tokenizer.bos_token_id], ids[-1:] == [tokenizer.eos_token_id]
 
@@ -215,6 +214,6 @@ def _definition(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
     built: dict[str, Any] = json.loads(
-        open_tokenizer(TargetPart(path=str(folder.resolve()))).backend_tokenizer.to_str()
+        open_tokenizer(folder).backend_tokenizer.to_str()
     )
     return built

@@ -10,10 +10,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fastdraft.config import TargetPart
 from fastdraft.data.shards import Tokens
 from fastdraft.export.proof import Opened, original_text
-from fastdraft.models.target import TOKENIZER_FILES, load, open_tokenizer
+from fastdraft.models.pretrained import TOKENIZER_FILES, load, open_tokenizer
 from fastdraft.system.errors import ExportError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -46,7 +45,7 @@ class _Opened:
     def __init__(self, folder: Path) -> None:
         self.engine = f"transformers {transformers.__version__}"
         self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-        self._tokenizer = open_tokenizer(TargetPart(path=str(folder.resolve())))
+        self._tokenizer = open_tokenizer(folder)
 
     def greedy(self, prompt: Tokens, tokens: int) -> Tokens:
         return original_text(self._model, prompt, tokens)

@@ -12,6 +12,7 @@ from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import USAGE
 from fastdraft.models.hub import is_hub_id, name_of
 from fastdraft.results.export import ExportCard
+from fastdraft.results.formatting import interval, sampling_text
 
 FILE = "README.md"
 LIBRARIES = {"huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
@@ -76,9 +77,10 @@ def _proof(export: ExportCard) -> Iterator[str]:
         yield ""
         rows = [
             [
-                model_card_sections.sampling_text(kept.temperature),
+                sampling_text(kept.temperature),
                 str(kept.prompts),
-                *map(model_card_sections.interval, (kept.original, kept.exported)),
+                interval(kept.original),
+                interval(kept.exported),
             ]
             for kept in proof.kept
         ]
@@ -105,7 +107,7 @@ def _shape(known: Evidence) -> Iterator[str]:
 def _use(known: Evidence, export: ExportCard) -> Iterator[str]:
     gamma = model_card_sections.best_gamma(known.last)
     named = known.part.path if is_hub_id(known.part.path) else "TARGET"
-    ours = export.given_to_an_engine(Path()).name
+    ours = export.path_for_engine(Path()).name
     yield "## Use"
     yield ""
     yield (

@@ -11,8 +11,9 @@ from fastdraft.data.package_licences import PERMISSIVE
 from fastdraft.export.evidence import Evidence
 from fastdraft.export.usage import GAMMA
 from fastdraft.models.hub import name_of
-from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
-from fastdraft.system.energy import energy_text, spent
+from fastdraft.results.evaluation import TaskResult
+from fastdraft.results.formatting import interval, or_dash, sampling_text, speedup_range
+from fastdraft.system.energy import energy_text, total_joules
 
 # What a source's licences are by the way it is read; of others the run knows nothing.
 LICENCES = {
@@ -28,9 +29,9 @@ def _objective(part: TrainPart) -> str:
     """
     weights = part.objectives
     said = ", ".join(name if len(weights) == 1 else f"{name} {weight:g}" for name, weight in weights.items())
-    sampling_text = [f"distribution of {name_of(part.teacher)}"] if part.teacher else []
-    sampling_text += [f"of {part.teacher_fraction:.0%} of the rows"] if part.teacher_fraction < 1 else []
-    return "; ".join([said, *sampling_text])
+    teacher = [f"distribution of {name_of(part.teacher)}"] if part.teacher else []
+    teacher += [f"of {part.teacher_fraction:.0%} of the rows"] if part.teacher_fraction < 1 else []
+    return "; ".join([said, *teacher])
 
 
 def training(known: Evidence) -> Iterator[str]:
@@ -134,7 +135,7 @@ def speed(known: Evidence) -> Iterator[str]:
             speed.task,
             sampling_text(speed.temperature),
             str(speed.gamma),
-            f"{speed.speedup:.2f}x [{speed.low:.2f}, {speed.high:.2f}]",
+            speedup_range(speed.speedup, speed.low, speed.high),
         ]
         for speed in known.speeds
     ]
@@ -175,7 +176,7 @@ def best_gamma(results: Sequence[TaskResult]) -> int:
     if not results:
         return GAMMA
     gammas = set.intersection(*({at.gamma for at in result.gammas} for result in results))
-    return max(sorted(gammas), key=lambda gamma: fmean(_at(result, gamma).mbsu.value for result in results))
+    return max(sorted(gammas), key=lambda gamma: fmean(result.at(gamma).mbsu.value for result in results))
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -185,25 +186,14 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-def sampling_text(temperature: float) -> str:
-    """In words."""
-    return "greedy" if temperature == 0 else f"T = {temperature:g}"
-
-
-def interval(estimate: Estimate) -> str:
-    """A rate with its 95 % interval."""
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
 def _result(result: TaskResult) -> list[str]:
-    at = _at(result, result.best_gamma)
-    loopless = "-" if result.alpha_without_loops is None else f"{result.alpha_without_loops:.3f}"
+    at = result.at(result.best_gamma)
     return [
         result.task,
         sampling_text(result.temperature),
         str(result.prompts),
         interval(result.alpha),
-        loopless,
+        or_dash(result.alpha_without_loops),
         str(result.best_gamma),
         interval(at.acceptance_rate),
         interval(at.block_efficiency),
@@ -230,7 +220,7 @@ def _seconds(known: Evidence) -> float:
 
 
 def _energy(known: Evidence) -> str:
-    told, of = spent([cost.joules for cost in known.costs.values()])
+    told, of = total_joules([cost.joules for cost in known.costs.values()])
     if told is None:
         return "Energy: not known."
     return f"Energy: {energy_text(told)} by the machine's own counters ({of}), with all else that ran on those parts."
@@ -238,10 +228,6 @@ def _energy(known: Evidence) -> str:
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-
-
-def _at(result: TaskResult, gamma: int) -> GammaResult:
-    return next(at for at in result.gammas if at.gamma == gamma)
 
 
 # In the order of the card.

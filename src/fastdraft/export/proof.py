@@ -20,7 +20,7 @@ from fastdraft.evaluate.one_pass import acceptances, pooled, resampled_prompts
 from fastdraft.maths import acceptance
 from fastdraft.models.logits_reader import Reader
 from fastdraft.results.evaluation import Estimate
-from fastdraft.results.export import Kept, Proof
+from fastdraft.results.export import KeptEfficiency, Proof
 from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system.errors import ProofError
 
@@ -124,11 +124,11 @@ def _gap(original: PreTrainedModel, prompt: Tokens, text: Tokens, written: Token
     return float(last_V[text[place]] - last_V[written[place]])
 
 
-def _kept(original: PreTrainedModel, opened: Opened, completions: Sequence[Completion]) -> Iterator[Kept]:
+def _kept(original: PreTrainedModel, opened: Opened, completions: Sequence[Completion]) -> Iterator[KeptEfficiency]:
     """Block efficiency before and after, under each distribution."""
     for sampling, group in groupby(completions, key=lambda row: row.sampling):
         rows = list(group)
-        yield Kept(
+        yield KeptEfficiency(
             **sampling._asdict(),
             gamma=GAMMA,
             prompts=len(rows),

@@ -1,4 +1,4 @@
-"""A draft: made from a shape, saved with its target's tokenizer byte for byte, opened, and held against its target."""
+"""A draft: build it from a shape, save it with its target's tokenizer files, open it, check that it fits its target."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from fastdraft.models.pretrained import TOKENIZER_FILES, load
 from fastdraft.models.shape import DraftShape
-from fastdraft.models.target import TOKENIZER_FILES, TargetCard, load
+from fastdraft.models.target import TargetCard
 from fastdraft.system.cards import Card
 from fastdraft.system.errors import CardError, TargetError, VocabularyMismatch
 from fastdraft.system.files import atomic_write, recover
@@ -19,9 +20,10 @@ from fastdraft.system.precision import Precision
 
 
 class DraftCard(Card):
-    """A trained draft: what it is, what it was trained on and in, what it was measured at while it trained.
+    """A trained draft: its shape, its training, and what was measured at the end of training.
 
-    `model` is its folder's name beside the card. block_efficiency: by task, on prompts that no evaluation uses.
+    held_out_nats: loss per token by source. block_efficiency: by task, on prompts that no evaluation uses.
+    model: the name of the model's folder, next to the card.
     """
 
     kind: ClassVar[str] = "draft"
@@ -36,14 +38,14 @@ class DraftCard(Card):
 
 
 def new(shape: DraftShape, seed: int) -> PreTrainedModel:
-    """A draft with random weights, float32; the same for the same seed."""
+    """A draft with random float32 weights, the same for the same seed."""
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(shape.open_config(), dtype=torch.float32)
     return model
 
 
 def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destination: Path) -> None:
-    """Write weights (safetensors), configuration and the target's very tokenizer files, whole or not at all."""
+    """Write weights (safetensors), configuration and the target's tokenizer files, copied byte for byte; atomically."""
     with atomic_write(destination) as part:
         model.save_pretrained(part)
         eos = card.eos_ids[0] if len(card.eos_ids) == 1 else list(card.eos_ids)
@@ -55,29 +57,29 @@ def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destinat
 
 
 def _pad_id(model: PreTrainedModel, target_folder: Path, card: TargetCard) -> int:
-    """The padding id that the target's generation_config.json names, its config.json, or else the end of a text."""
+    """The padding id of the target's generation_config.json, of its config.json, otherwise its first end-of-text id."""
     stated = [getattr(model.config, "pad_token_id", None), card.eos_ids[0]]
     if (target_folder / "generation_config.json").is_file():
-        stated = [GenerationConfig.from_pretrained(target_folder).pad_token_id, *stated]
-    return next(number for number in stated if number is not None)
+        stated.insert(0, GenerationConfig.from_pretrained(target_folder).pad_token_id)
+    return next(pad_id for pad_id in stated if pad_id is not None)
 
 
 def open_draft(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A draft from its folder, float32, on a device; CardError where its weights are not what a card promised."""
+    """A draft in float32 on a device, its weights trainable; CardError if they are missing or damaged."""
     recover(folder)
     try:
         model = load(folder, torch.float32)
     except TargetError as error:
         raise CardError(
             f"the draft at {folder} cannot be opened: {str(error).splitlines()[0]}\n"
-            f"  do: remove {folder.parent} and run again: this stage is then made anew"
+            f"  do: remove {folder.parent} and run again: this repeats the stage"
         ) from error
     opened: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
     return opened
 
 
 def check_fit(draft: PreTrainedModel, card: TargetCard, where: Path) -> None:
-    """VocabularyMismatch unless the draft has a row for every row of its target."""
+    """VocabularyMismatch unless the draft has as many output rows as its target."""
     rows = draft.get_output_embeddings().weight.shape[0]
     if rows != card.vocab_rows:
         raise VocabularyMismatch(

@@ -1,6 +1,6 @@
-"""A model in any engine as the one-pass evaluation calls one: rows in, logits out.
+"""Lets the one-pass evaluation read a model in any engine: it calls a module with ids and takes its logits.
 
-Dimensions: B rows, T tokens of a text, V vocabulary.
+Dimensions: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fastdraft.data.shards import Tokens
 
-# (T) tokens -> (T,V) float32 logits after each of them
+# (T) token ids -> (T,V) float32 logits after each of them
 Logits = Callable[[Tokens], Tensor]
 
 
 class Reader:
-    """Row by row, without padding's cost."""
+    """A stand-in for a PreTrainedModel; reads one sequence at a time, so that padding costs nothing."""
 
     device = torch.device("cpu")
 
@@ -27,5 +27,5 @@ class Reader:
         self._logits = logits
 
     def __call__(self, input_ids: Tensor, logits_to_keep: int, **_: Any) -> SimpleNamespace:
-        rows = [self._logits(row_T.numpy())[-logits_to_keep:] for row_T in input_ids]
-        return SimpleNamespace(logits=torch.stack(rows))
+        kept_TV = [self._logits(ids_T.numpy())[-logits_to_keep:] for ids_T in input_ids]
+        return SimpleNamespace(logits=torch.stack(kept_TV))

@@ -1,4 +1,4 @@
-"""One side of a pair, read without its weights: configuration, tokenizer, and shapes from the heads of its files."""
+"""A target or a draft, read without its weights: configuration, tokenizer and the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import TargetPart
-from fastdraft.models import target, token_bytes
+from fastdraft.models import pretrained, token_bytes
 from fastdraft.models.architecture import is_runnable, vocabulary_tensors
 from fastdraft.system.errors import TargetError
 
@@ -22,8 +22,8 @@ ROLES = ("bos", "eos", "pad")
 
 
 @dataclass(frozen=True)
-class Side:
-    """A target or a draft. `shapes`: of every tensor in its weights; empty where it has none that can be read."""
+class ModelFiles:
+    """The files of a target or a draft. `shapes`: of every tensor; empty if there are no weights that can be read."""
 
     name: str
     folder: Path
@@ -34,71 +34,73 @@ class Side:
 
     @property
     def text(self) -> PretrainedConfig:
-        """The part of the configuration that is of text; of most models all of it."""
+        """The configuration of the text part; for most models the whole configuration."""
         text: PretrainedConfig = self.config.get_text_config()
         return text
 
     @property
     def vocab_size(self) -> int:
-        """Rows as config.json names them: the padded vocabulary."""
+        """The padded vocabulary, as config.json states it."""
         return int(self.text.vocab_size)
 
     @property
     def rows_from(self) -> Literal["weights", "config.json"]:
-        """Where the numbers of rows were read; config.json where there are no weights."""
+        """Where the numbers of rows come from."""
         return "weights" if self.shapes else "config.json"
 
     @cached_property
     def embedding_rows(self) -> int:
-        """Rows of the input embedding in the weights; without weights what config.json says."""
+        """Rows of the input embedding in the weights; without weights those of config.json."""
         return self._rows(0)
 
     @cached_property
     def output_rows(self) -> int:
-        """Rows of the output layer in the weights; without weights what config.json says."""
+        """Rows of the output layer in the weights; without weights those of config.json."""
         return self._rows(1)
 
     @cached_property
     def vocabulary_tensors(self) -> tuple[list[str], list[str]]:
-        """Input embedding and output layer as the files name them; both the same where tied."""
-        named = vocabulary_tensors(self.config)
-        embedding, output = ([s for name in names if (s := _stored(name, self.shapes))] for names in named)
+        """The names of input embedding and output layer in the files; equal if they are tied."""
+        embedding, output = (
+            [stored for name in names if (stored := _stored(name, self.shapes))]
+            for names in vocabulary_tensors(self.config)
+        )
         return embedding, output
 
     @cached_property
-    def spelled(self) -> dict[int, bytes]:
+    def id_bytes(self) -> dict[int, bytes]:
         """The bytes that each id of the tokenizer stands for."""
-        return token_bytes.spelled(self.tokenizer)
+        return token_bytes.id_bytes(self.tokenizer)
 
     @cached_property
-    def added(self) -> set[int]:
-        """Ids that were added to the vocabulary by name: special tokens, and others that are never split."""
+    def added_ids(self) -> set[int]:
+        """The ids of added tokens: special tokens, and others that are never split."""
         return set(self.tokenizer.added_tokens_decoder)
 
     @cached_property
     def definition(self) -> dict[str, Any]:
-        """How the tokenizer cuts and joins text."""
+        """How the tokenizer splits and joins text."""
         return token_bytes.definition(self.tokenizer)
 
     @cached_property
-    def ends(self) -> set[int]:
-        """Every id that ends a text: the tokenizer's, the configuration's and the generation configuration's."""
-        return {i for source in (self.tokenizer, self.text, self.generation) for i in ids(source.eos_token_id)}
+    def eos_ids(self) -> set[int]:
+        """Every end-of-text id of the tokenizer, the configuration and the generation configuration."""
+        return {i for source in (self.tokenizer, self.text, self.generation) for i in _ids(source.eos_token_id)}
 
     def role_id(self, role: str) -> int | None:
-        """The id that an engine finds for bos, eos or pad: the tokenizer's, else the configuration's first."""
-        found = [*ids(getattr(self.tokenizer, f"{role}_token_id")), *ids(getattr(self.text, f"{role}_token_id", None))]
-        return found[0] if found else None
+        """The id that an engine uses for bos, eos or pad: the tokenizer's, otherwise the configuration's first."""
+        sources = (self.tokenizer, self.text)
+        return next((i for source in sources for i in _ids(getattr(source, f"{role}_token_id", None))), None)
 
-    def named(self, role: str) -> int | None:
-        """The id of bos or pad that generation_config.json names, else the one that an engine finds."""
-        found: int | None = getattr(self.generation, f"{role}_token_id")
-        return self.role_id(role) if found is None else found
+    def generation_id(self, role: str) -> int | None:
+        """The id of bos or pad in generation_config.json, otherwise `role_id`."""
+        stated: int | None = getattr(self.generation, f"{role}_token_id")
+        return self.role_id(role) if stated is None else stated
 
     def context_tokens(self) -> int | None:
-        """The longest text it was made for, where its configuration says so."""
-        found = getattr(self.text, "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        """The context length; None if the configuration does not state it."""
+        context = getattr(self.text, "max_position_embeddings", None)
+        return context if isinstance(context, int) else None
 
     def _rows(self, which: int) -> int:
         if not self.shapes:
@@ -108,77 +110,73 @@ class Side:
             raise TargetError(
                 f"the weights in {self.folder} have no {vocabulary_tensors(self.config)[which][0]}\n"
                 f"  wanted: a matrix with one row for each id, not quantised\n"
-                f"  do: give the model as it was before it was quantised, and check that its download is complete"
+                f"  do: use the model before quantisation, and check that its download is complete"
             )
         return self.shapes[names[0]][0]
 
 
-def read(path: str, weights: bool = True) -> Side:
-    """A side from a hub id, a folder, or `demo`; weights False: a hub's weights stay there.
+def read(model: pretrained.Model, weights: bool = True) -> ModelFiles:
+    """The files of a model; with `weights` False a hub model's weights are not downloaded.
 
-    Of a family that transformers does not know nobody can say which weights are the rows: as if there were none.
-
-    TargetError where configuration, tokenizer or the heads of the weights cannot be read.
+    `shapes` stays empty for a family unknown to transformers: nothing says which of its tensors has a row per id.
+    Raises TargetError if configuration, tokenizer or the headers of the weights cannot be read.
     """
-    return side_of(TargetPart(path=path), weights)
-
-
-def side_of(part: TargetPart, weights: bool = True) -> Side:
-    """The same of a model whose revision, and whether its own code may run, is said too."""
-    folder, config = target.folder_of(part, weights), target.open_config(part)
+    folder, config = pretrained.folder_of(model, weights), pretrained.open_config(model)
+    tokenizer = pretrained.open_tokenizer(model)
+    _check_encodes(tokenizer, folder)
     files = weight_files(folder) if is_runnable(config) else []
-    return Side(
-        name=part.path,
+    return ModelFiles(
+        name=model.path if isinstance(model, TargetPart) else str(model),
         folder=folder,
         config=config,
         generation=_generation(folder),
-        tokenizer=_working(target.open_tokenizer(part), folder),
-        shapes={name: shape for file in files for name, shape in _heads(file).items()},
+        tokenizer=tokenizer,
+        shapes={name: shape for file in files for name, shape in _tensor_shapes(file).items()},
     )
 
 
-def ids(found: int | list[int] | None) -> list[int]:
-    """What a configuration names: one id, several, or none."""
-    return found if isinstance(found, list) else [] if found is None else [found]
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make the model in a folder; none where it has no weights. TargetError: some are gone.
+    """The safetensors files of the model in a folder; empty if it has no weights, TargetError if some are missing.
 
-    Not whatever lies there: some models keep the same weights once more under names of another library.
+    Other safetensors files are ignored: some models come with a second copy of their weights for another library.
     """
     if not (folder / INDEX).is_file():
         return [folder / WHOLE] if (folder / WHOLE).is_file() else []
     names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    there = [folder / name for name in names if (folder / name).is_file()]
-    if there and len(there) < len(names):
-        gone = sorted(set(names) - {path.name for path in there})
+    present = [folder / name for name in names if (folder / name).is_file()]
+    if present and len(present) < len(names):
+        missing = sorted(set(names) - {path.name for path in present})
         raise TargetError(
-            f"{folder} lacks {len(gone)} of the {len(names)} files of weights that {INDEX} names, first {gone[0]}\n"
+            f"{folder} lacks {len(missing)} of the {len(names)} weight files that {INDEX} names, first {missing[0]}\n"
             f"  do: check that the download is complete"
         )
-    return there
+    return present
 
 
-def _heads(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name; the tensors themselves stay on the disk."""
+def _ids(stated: int | list[int] | None) -> list[int]:
+    """A configuration states one id, several, or none."""
+    return stated if isinstance(stated, list) else [] if stated is None else [stated]
+
+
+def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by tensor name, from the file's header."""
     try:
         with safe_open(file, framework="pt") as handle:  # type: ignore[no-untyped-call]
             return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise TargetError(
-            f"the head of {file} cannot be read: {error}\n  do: check that the download is complete"
+            f"the header of {file} cannot be read: {error}\n  do: check that the download is complete"
         ) from error
 
 
 def _stored(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
-    """A weight's name in the files: models saved without their head, or inside a larger one, have another prefix."""
-    alike = (stored for stored in shapes if name.endswith(f".{stored}") or stored.endswith(f".{name}"))
-    return name if name in shapes else next(alike, None)
+    """A weight's name in the files: a model saved without its head, or inside a larger one, has another prefix."""
+    with_other_prefix = (stored for stored in shapes if name.endswith(f".{stored}") or stored.endswith(f".{name}"))
+    return name if name in shapes else next(with_other_prefix, None)
 
 
 def _generation(folder: Path) -> GenerationConfig:
-    """What generation_config.json says; nothing where there is none."""
+    """generation_config.json; an empty one if there is none."""
     if not (folder / "generation_config.json").is_file():
         return GenerationConfig()
     try:
@@ -189,14 +187,13 @@ def _generation(folder: Path) -> GenerationConfig:
         ) from error
 
 
-def _working(tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer, which can encode; TargetError where the library has put together one that cannot."""
+def _check_encodes(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """TargetError if transformers has built a tokenizer that cannot encode."""
     try:
         tokenizer("a")
-    except Exception as error:  # the library raises this very class
+    except Exception as error:  # tokenizers raises Exception itself
         raise TargetError(
             f"the tokenizer in {folder} cannot encode a text: {error}\n"
-            f"  do: copy all of the model's tokenizer files there, tokenizer_config.json too: "
-            f"without it the family's own tokenizer is taken"
+            f"  do: copy all of the model's tokenizer files there, tokenizer_config.json included: "
+            f"without it transformers uses the family's default tokenizer"
         ) from error
-    return tokenizer

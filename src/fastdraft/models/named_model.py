@@ -1,6 +1,6 @@
-"""Another model that a recipe names beside its target: the donor of first weights, the teacher of a phase.
+"""A second model that a recipe names: the donor of first weights, or a phase's teacher.
 
-`key` is the recipe's key that names it, for errors to begin with.
+`key` is the recipe key that names it; error messages begin with it.
 """
 
 from __future__ import annotations
@@ -11,55 +11,57 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fastdraft.config import TargetPart
-from fastdraft.models import model_files, target
-from fastdraft.models.model_files import Side
-from fastdraft.models.token_bytes import show, spelled
+from fastdraft.models import model_files, pretrained
+from fastdraft.models.model_files import ModelFiles
+from fastdraft.models.token_bytes import id_bytes, readable
 from fastdraft.system.errors import TargetError, VocabularyMismatch
 
 
-def read(model: str, key: str) -> Side:
-    """Configuration, tokenizer and the shapes of the weights; TargetError where one of them is missing."""
-    with _named(key):
-        found = model_files.read(model)
-        if not found.shapes:
+def read(model: str, key: str) -> ModelFiles:
+    """Configuration, tokenizer and tensor shapes; TargetError if one of them is missing."""
+    with _errors_name(key):
+        files = model_files.read(model)
+        if not files.shapes:
             raise TargetError(
-                f"{found.folder} has no weights\n"
+                f"{files.folder} has no weights\n"
                 f"  wanted: *.safetensors\n  do: check that the download is complete, or name another model"
             )
-        return found
+        return files
 
 
 def digest(model: str, key: str) -> str:
-    """Changes when a file of the model does."""
-    with _named(key):
-        return target.digest(TargetPart(path=model))
+    """Hash of the model's files."""
+    with _errors_name(key):
+        return pretrained.digest(model)
 
 
 def open_model(model: str, key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model itself; TargetError where its weights do not fit its config."""
-    with _named(key):
-        return target.open_model(TargetPart(path=model), device, dtype)
+    """The model, opened; TargetError if its weights do not fit its configuration."""
+    with _errors_name(key):
+        return pretrained.open_model(model, device, dtype)
 
 
-def check_same_ids(model: Side, tokenizer: PreTrainedTokenizerFast, key: str, advice: str) -> None:
-    """VocabularyMismatch unless the model means by every id what the target's tokenizer means by it.
+def check_same_ids(model: ModelFiles, tokenizer: PreTrainedTokenizerFast, key: str, advice: str) -> None:
+    """VocabularyMismatch unless every id stands for the same bytes in the model and in the target's tokenizer.
 
-    Tokens that were added to the target's alone are let pass.
+    Added tokens that only the target has are accepted.
     """
-    ours, theirs, added = spelled(tokenizer), model.spelled, tokenizer.added_tokens_decoder
-    differing = [i for i, text in ours.items() if theirs.get(i, text if i in added else None) != text]
+    target_bytes, added = id_bytes(tokenizer), tokenizer.added_tokens_decoder
+    differing = [
+        i for i, token in target_bytes.items() if model.id_bytes.get(i, token if i in added else None) != token
+    ]
     if differing:
         first = min(differing)
         raise VocabularyMismatch(
-            f"{key}: the tokenizer of {model.name} means something else by {len(differing)} of the target's "
-            f"{len(ours)} ids, first {first}: {show(theirs.get(first))} for {show(ours[first])}\n"
+            f"{key}: {len(differing)} of the target's {len(target_bytes)} ids are other text in the tokenizer of "
+            f"{model.name}, first {first}: {readable(model.id_bytes.get(first))} instead of "
+            f"{readable(target_bytes[first])}\n"
             f"  wanted: a model with the target's own vocabulary\n  do: {advice}"
         )
 
 
 @contextmanager
-def _named(key: str) -> Iterator[None]:
+def _errors_name(key: str) -> Iterator[None]:
     try:
         yield
     except TargetError as error:

@@ -1,4 +1,4 @@
-"""The context of a run: its recipe, its folder, its device, and the models and shards found there."""
+"""The context of a run: its recipe, folder and device, and access to its models and token shards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from fastdraft.config import Recipe, TrainPart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.shards import Shards
-from fastdraft.models import draft, named_model, target
+from fastdraft.models import draft, named_model, pretrained, target
 from fastdraft.models.target import TargetCard
 from fastdraft.system import precision
 from fastdraft.system.cards import read_card
 from fastdraft.system.errors import TargetError
 from fastdraft.system.files import write_json
-from fastdraft.system.precision import Asked, Precision
+from fastdraft.system.precision import Precision, PrecisionChoice
 from fastdraft.system.progress import log_line
 
 PHASES = ("pretrain", "continue", "align")
@@ -26,70 +26,69 @@ PHASES = ("pretrain", "continue", "align")
 
 @dataclass(frozen=True)
 class RunContext:
-    """A recipe on its way: what every stage is given."""
+    """What every stage receives."""
 
     recipe: Recipe
     folder: Path
     device: torch.device
 
     def phase(self, name: str) -> TrainPart | None:
-        """The recipe's part for a phase of training."""
+        """The recipe's part for a training phase; None if the recipe leaves it out."""
         parts = {"pretrain": self.recipe.pretrain, "continue": self.recipe.continue_, "align": self.recipe.align}
         return parts[name]
 
     def drafts(self) -> list[str]:
-        """The phases of this recipe, in order; each leaves a draft."""
+        """The training phases of this recipe in order. Each one writes a draft."""
         return [name for name in PHASES if self.phase(name) is not None]
 
     def target_card(self) -> TargetCard:
-        """The card of the target."""
+        """The card that the target stage wrote."""
         return read_card(self.folder / "target", TargetCard)
 
-    def shards(self, source: str, side: str) -> Shards:
-        """One side of a tokenised source."""
+    def shards(self, source: str, split: str) -> Shards:
+        """The token shards of a source: `train` or `held_out`."""
         card = read_card(self.folder / "tokenize", CorpusCard).sources[source]
-        return Shards(self.folder / "tokenize" / source / side / "shards", getattr(card, side))
+        return Shards(self.folder / "tokenize" / source / split / "shards", getattr(card, split))
 
-    def precision(self, folder: Path, asked: Asked) -> Precision:
-        """What a phase of training computes in, chosen when it begins: a phase that is resumed elsewhere keeps it.
+    def precision(self, folder: Path, requested: PrecisionChoice) -> Precision:
+        """The precision of the training phase in `folder`, chosen when it begins; resuming keeps it."""
+        return _stored_precision(folder, lambda: precision.choose(requested, self.device))
 
-        Of several processes one asks and tells the others.
-        """
-        return _kept(folder, lambda: precision.choose(asked, self.device))
-
-    def target_precision(self, folder: Path, asked: Asked) -> Precision:
-        """What the target computes in during the stage of this folder: chosen when it begins, and kept."""
-        return _kept(folder, lambda: target.precision_of(self.recipe.target, asked, self.device))
+    def target_precision(self, folder: Path, requested: PrecisionChoice) -> Precision:
+        """The target's precision in the stage of `folder`, chosen when it begins; resuming keeps it."""
+        return _stored_precision(folder, lambda: target.precision_of(self.recipe.target, requested, self.device))
 
     def automatic(self) -> dict[str, str]:
-        """For each `precision: auto` of the recipe: what it is on this device, and why."""
-        found = precision.choose("auto", self.device)
+        """For each key with `precision: auto`: the precision on this device, and the reason."""
+        chosen = precision.choose("auto", self.device)
         parts = {
             **{name: self.phase(name) for name in PHASES},
             "synthesize": self.recipe.synthesize,
             "evaluate": self.recipe.evaluate,
         }
-        # The target is not opened for a comment: it may not be here yet.
-        unless = ", unless the target's weights are stored in fp32" if found.name == "bf16" else ""
+        # The target is not opened for this comment: it may not be downloaded yet.
+        unless = ", unless the target's weights are stored in fp32" if chosen.name == "bf16" else ""
         return {
-            f"{name}.precision": f"{found.name}, {found.reason}{'' if name in PHASES else unless}"
+            f"{name}.precision": f"{chosen.name}, {chosen.reason}{'' if name in PHASES else unless}"
             for name, part in parts.items()
             if part is not None and part.precision == "auto"
         }
 
     def open_target(self, dtype: torch.dtype) -> PreTrainedModel:
         """The target on this run's device."""
-        return target.open_model(self.recipe.target, self.device, dtype)
+        return pretrained.open_model(self.recipe.target, self.device, dtype)
 
     def check_teacher(self, phase: str) -> None:
-        """Where a phase has a teacher: TargetError where it is missing or its context is shorter than a row,
-        VocabularyMismatch where it means something else by the ids.
+        """Check the phase's teacher, if the recipe names one.
+
+        TargetError if it cannot be read or its context is shorter than a training sequence; VocabularyMismatch if its
+        ids stand for other text than the target's.
         """
         part, key = self.phase(phase), f"{phase}.teacher"
         if part is None or not part.teacher:
             return
-        teacher, advice = named_model.read(part.teacher, key), "leave it out: the target itself is asked then"
-        tokenizer = target.open_tokenizer(self.recipe.target)
+        teacher, advice = named_model.read(part.teacher, key), "leave it out: the target is then the teacher"
+        tokenizer = pretrained.open_tokenizer(self.recipe.target)
         named_model.check_same_ids(teacher, tokenizer, key, f"name one of the target's own family, or {advice}")
         context = teacher.context_tokens() or part.sequence_tokens
         if context < part.sequence_tokens:
@@ -99,9 +98,7 @@ class RunContext:
             )
 
     def open_teacher(self, phase: str, dtype: torch.dtype) -> PreTrainedModel | None:
-        """The model whose online distribution a phase learns: its `teacher`, or the target; None where it learns
-        none.
-        """
+        """The model whose online logits a phase learns: its `teacher`, otherwise the target; None if it learns none."""
         part = self.phase(phase)
         if part is None or not part.needs_teacher:
             return None
@@ -111,20 +108,20 @@ class RunContext:
         return named_model.open_model(part.teacher, f"{phase}.teacher", self.device, dtype)
 
     def open_draft(self, phase: str) -> PreTrainedModel:
-        """The draft that a phase left; VocabularyMismatch where it is not one for this target."""
+        """The draft that a phase wrote; VocabularyMismatch if it does not fit the target."""
         folder = self.folder / phase / "model"
         model = draft.open_draft(folder, self.device)
         draft.check_fit(model, self.target_card(), folder)
         return model
 
 
-def _kept(folder: Path, choose: Callable[[], Precision]) -> Precision:
-    """The precision that precision.json in a stage's folder says; where there is none, one is chosen and kept there."""
+def _stored_precision(folder: Path, choose: Callable[[], Precision]) -> Precision:
+    """The precision in the stage folder's precision.json; if there is none, choose one and write it there."""
     file = folder / "precision.json"
     if file.is_file():
         return Precision.model_validate_json(file.read_text(encoding="utf-8"))
-    found = choose()
+    chosen = choose()
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, found.model_dump())
-    log_line(f"{folder.name}: computes in {found.name}: {found.reason}")
-    return found
+    write_json(file, chosen.model_dump())
+    log_line(f"{folder.name}: computes in {chosen.name}: {chosen.reason}")
+    return chosen

@@ -1,4 +1,4 @@
-"""What ids mean: the bytes behind each one, how text is cut into them, and texts on which two tokenizers are tried."""
+"""The bytes that each token id stands for, a tokenizer's definition, and probe texts that compare two tokenizers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-# What is tried: code, prose, white space of every kind, numbers, other scripts, signs beyond the basic plane, letters
-# in composed and decomposed form, bytes that fall apart, text that looks like a special token.
+# Code, prose, all kinds of white space, numbers, other scripts, characters beyond the basic plane, composed and
+# decomposed letters, invalid UTF-8 when cut, text that looks like a special token.
 PROBES = (
     "a",
     " a",
@@ -39,52 +39,49 @@ BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "▁"
 
 
-def spelled(tokenizer: PreTrainedTokenizerFast) -> dict[int, bytes]:
-    """The bytes that each id of a tokenizer stands for, added tokens' too, by the rule of its decoder."""
-    steps = {step["type"] for step in _steps(definition(tokenizer)["decoder"])}
+def id_bytes(tokenizer: PreTrainedTokenizerFast) -> dict[int, bytes]:
+    """The bytes that each id stands for, by the rule of the tokenizer's decoder; added tokens are included."""
+    decoders = {step["type"] for step in _steps(definition(tokenizer)["decoder"])}
     added = tokenizer.added_tokens_decoder
-    to_byte = {sign: byte for byte, sign in bytes_to_unicode().items()} if "ByteLevel" in steps else {}
-    found: dict[int, bytes] = {}
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()} if "ByteLevel" in decoders else {}
+    # These two turn sentencepiece's mark for a space into one.
+    space = " " if decoders & {"Metaspace", "Replace"} else SPACE
+    bytes_by_id: dict[int, bytes] = {}
     for token, number in tokenizer.get_vocab().items():
         if number in added:
-            found[number] = token.encode()
-        elif to_byte:
-            found[number] = b"".join(bytes([to_byte[sign]]) if sign in to_byte else sign.encode() for sign in token)
-        elif "ByteFallback" in steps and (byte := BYTE.fullmatch(token)):
-            found[number] = bytes([int(byte[1], 16)])
+            bytes_by_id[number] = token.encode()
+        elif byte_of:
+            bytes_by_id[number] = b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode() for c in token)
+        elif "ByteFallback" in decoders and (byte := BYTE.fullmatch(token)):
+            bytes_by_id[number] = bytes([int(byte[1], 16)])
         else:
-            found[number] = token.replace(SPACE, " ").encode() if _joins_by_mark(steps) else token.encode()
-    return found
+            bytes_by_id[number] = token.replace(SPACE, space).encode()
+    return bytes_by_id
 
 
 def definition(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Normalizer, pre-tokenizer, model, post-processor and decoder; without the ids, which are compared one by one."""
+    """Normalizer, pre-tokenizer, model, post-processor and decoder, without the vocabulary."""
     whole: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     whole["model"].pop("vocab", None)
     return {name: whole[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")}
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The ids of a text, with whatever the tokenizer sets before and after it."""
-    found: list[int] = tokenizer(text).input_ids
-    return found
+    """The ids of a text, with the special tokens that the tokenizer adds."""
+    ids: list[int] = tokenizer(text).input_ids
+    return ids
 
 
-def show(found: bytes | None, longest_bytes: int = 24) -> str:
-    """Bytes as a person reads them; `nothing` where an id has none."""
-    if found is None:
+def readable(token: bytes | None, longest_bytes: int = 24) -> str:
+    """A token's bytes as quoted text, cut to `longest_bytes`; `nothing` if the id has no token."""
+    if token is None:
         return "nothing"
-    text = repr(found[:longest_bytes].decode(errors="backslashreplace"))
-    return text + ("…" if len(found) > longest_bytes else "")
+    text = repr(token[:longest_bytes].decode(errors="backslashreplace"))
+    return text + ("…" if len(token) > longest_bytes else "")
 
 
 def _steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A definition's steps, those inside of others too."""
+    """All steps of a decoder, nested ones included."""
     if step is None:
         return []
-    return [step, *(each for key in ("decoders",) for inner in step.get(key, []) for each in _steps(inner))]
-
-
-def _joins_by_mark(steps: set[str]) -> bool:
-    """Does the decoder turn the mark of a space into one, as sentencepiece does?"""
-    return bool(steps & {"Metaspace", "Replace"})
+    return [step, *(each for inner in step.get("decoders", []) for each in _steps(inner))]

@@ -1,7 +1,7 @@
-"""From a target and a budget to one draft: width before depth, the padded vocabulary, tied embeddings.
+"""Derive a draft's shape from a target and a budget: width before depth, padded vocabulary, tied embeddings.
 
-At a fixed number of parameters depth costs latency and width hardly does (paper, section 3), because a small model's
-step is bound by its layers' fixed overhead.
+At a fixed number of parameters depth costs latency and width hardly any (paper, section 3), because the step of a small
+model is bound by the fixed overhead of its layers.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from typing import Any, NamedTuple
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import DraftPart
+from fastdraft.models.architecture import parameters
 from fastdraft.models.shape.draft_shape import K_QUANT_STEP, KERNEL_STEP, DraftShape
 from fastdraft.models.shape.families import FAMILIES, Family
 from fastdraft.models.shape.target_sizes import Sizes, base_config, sizes
-from fastdraft.models.target import parameters
 from fastdraft.system.errors import ShapeError
 
-# Width over depth that a budget aims at: the paper's 50M draft for Phi-3-mini is 512 wide and 10 deep.
+# The width over depth to aim for: the paper's 50M draft for Phi-3-mini is 512 wide and 10 deep.
 ASPECT = 51.0
-# A width in steps of k-quants is taken if it is this near to that aspect, and leaves at most this share of a budget.
+# A width in steps of k-quants is preferred if it is this near to ASPECT and leaves at most this fraction of the budget.
 NEAR_ASPECT, UNUSED_FRACTION = 4 / 3, 0.05
-# An MLP's width is rounded to a step of k-quants where that changes it by no more than this.
+# An MLP's width is rounded to a step of k-quants if that changes it by at most this fraction.
 MLP_ROUNDING = 0.05
-# A draft with a layer that sees the whole context is taken if it is this near to that aspect.
-SEEING_ASPECT = 2.0
+# A draft with a layer that sees the whole context is preferred if it is this near to ASPECT.
+NEAR_ASPECT_FULL_CONTEXT = 2.0
 HEAD_SIZES = (64, 128)
-# A draft this many times slimmer than ASPECT is remarked upon.
+# A draft this many times slimmer than ASPECT gets a note.
 SLIM = 8
-# Keys that hold one entry a layer, or place layers, in the families' configurations.
+# Configuration keys with one entry per layer.
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 
 def derive(target: PretrainedConfig, part: DraftPart, aspect: float = ASPECT) -> DraftShape:
-    """The draft for a target: what the recipe does not say follows from the target and the budget.
+    """The draft for a target: sizes that the recipe leaves out follow from the target and the budget.
 
-    ShapeError where the budget does not hold one layer of the narrowest draft, or sizes do not divide.
+    ShapeError if the budget is too small for one layer of the narrowest draft, or if sizes do not divide.
     """
     budget = math.inf if part.params_millions is None else part.params_millions * 1e6
     if part.hidden_size is not None and part.layers is not None:
         shape = shape_of(target, part, part.hidden_size, part.layers)
     else:
-        chosen = _chosen(target, part, budget, aspect)
+        chosen = _choose(target, part, budget, aspect)
         shape = shape_of(target, part, chosen.width, chosen.layers)
     if shape.parameters > budget:
         raise ShapeError(
-            f"the draft of draft.hidden_size and draft.layers has {shape.parameters / 1e6:.2f}M parameters\n"
+            f"the draft with draft.hidden_size and draft.layers has {shape.parameters / 1e6:.2f}M parameters\n"
             f"  wanted: {part.params_millions:g}M at most\n  do: leave out draft.params_millions, or one of the two"
         )
     return shape
@@ -62,86 +62,102 @@ class Candidate(NamedTuple):
     parameters: int
 
 
-def _chosen(target: PretrainedConfig, part: DraftPart, budget: float, aspect: float) -> Candidate:
-    """Within the budget the widest of a given depth, else the one whose width over depth is nearest to `aspect`.
+def _choose(target: PretrainedConfig, part: DraftPart, budget: float, aspect: float) -> Candidate:
+    """The widest candidate if the recipe fixes the depth, otherwise the one with width over depth nearest to `aspect`.
 
-    One in steps of k-quants instead, where it is nearly as good.
+    A candidate in steps of k-quants is preferred if it is nearly as good.
     """
-    found = _candidates(target, part, budget)
+    candidates = _candidates(target, part, budget)
 
-    def off(one: Candidate) -> float:
-        return -math.log(one.width) if part.layers else abs(math.log(one.width / one.layers / aspect))
+    def distance(candidate: Candidate) -> float:
+        if part.layers:
+            return -math.log(candidate.width)
+        return abs(math.log(candidate.width / candidate.layers / aspect))
 
-    seeing = [one for one in found if one.layers >= layers_to_whole(target) and off(one) <= math.log(SEEING_ASPECT)]
-    found = seeing or found
-    best = min(found, key=off)
-    near = off(best) - math.log(1 - UNUSED_FRACTION) if part.layers else math.log(NEAR_ASPECT)
-    full = best.parameters * (1 - UNUSED_FRACTION)
-    liked = [one for one in found if one.width % K_QUANT_STEP == 0 and off(one) <= near and one.parameters >= full]
-    return min(liked, key=off, default=best)
+    enough_layers = layers_to_full_attention(target)
+    with_full_attention = [
+        candidate
+        for candidate in candidates
+        if candidate.layers >= enough_layers and distance(candidate) <= math.log(NEAR_ASPECT_FULL_CONTEXT)
+    ]
+    candidates = with_full_attention or candidates
+    best = min(candidates, key=distance)
+    near = distance(best) - math.log(1 - UNUSED_FRACTION) if part.layers else math.log(NEAR_ASPECT)
+    least_parameters = best.parameters * (1 - UNUSED_FRACTION)
+    k_quants = [
+        candidate
+        for candidate in candidates
+        if candidate.width % K_QUANT_STEP == 0
+        and distance(candidate) <= near
+        and candidate.parameters >= least_parameters
+    ]
+    return min(k_quants, key=distance, default=best)
 
 
 def _candidates(target: PretrainedConfig, part: DraftPart, budget: float) -> list[Candidate]:
-    """One for each width that holds a layer within the budget; ShapeError where none does."""
-    found: list[Candidate] = []
-    unfit: list[ShapeError] = []
+    """One for each width that fits a layer into the budget; ShapeError if none does."""
+    candidates: list[Candidate] = []
+    errors: list[ShapeError] = []
     for width in widths(target, part):
         try:
             deepest = _deepest(target, part, width, budget)
         except ShapeError as error:
-            unfit.append(error)
+            errors.append(error)
             continue
         if deepest is None:
-            break  # nor has a wider one room
-        found.append(deepest)
-    if not found:
-        raise unfit[0] if unfit else _too_small(target, part)
-    return found
+            break  # wider ones do not fit either
+        candidates.append(deepest)
+    if not candidates:
+        raise errors[0] if errors else _too_small(target, part)
+    return candidates
 
 
-def layers_to_whole(target: PretrainedConfig) -> int:
-    """How many layers a draft needs to have one that sees the whole context, where some of the target's do not.
+def layers_to_full_attention(target: PretrainedConfig) -> int:
+    """The number of layers that a draft needs to include one that sees the whole context; 1 if all of the target's do.
 
-    The kinds of layers stay in the target's order: llama.cpp has the order of Gemma's written into its code.
+    Kinds of layers keep the target's order: llama.cpp has the order of Gemma's in its code.
     """
     kinds = base_config(target)[0].get("layer_types") or []
     return kinds.index("full_attention") + 1 if "full_attention" in kinds else 1
 
 
 def _deepest(target: PretrainedConfig, part: DraftPart, width: int, budget: float) -> Candidate | None:
-    """The draft of this width with the recipe's layers, or with as many as fit; None where the budget has no room."""
-    few = layers_to_whole(target)
-    base, more = (shape_of(target, part, width, layers).parameters for layers in (few, few + 1))
-    fitting = few + math.floor((budget - base) / (more - base))
-    layers = part.layers or fitting
-    return Candidate(width, layers, base + (layers - few) * (more - base)) if 1 <= layers <= fitting else None
+    """The draft of this width with the recipe's layers, or with as many as fit; None if the budget is too small."""
+    few = layers_to_full_attention(target)
+    parameters_of_few = shape_of(target, part, width, few).parameters
+    layer_parameters = shape_of(target, part, width, few + 1).parameters - parameters_of_few
+    most_layers = few + math.floor((budget - parameters_of_few) / layer_parameters)
+    layers = part.layers or most_layers
+    if not 1 <= layers <= most_layers:
+        return None
+    return Candidate(width, layers, parameters_of_few + (layers - few) * layer_parameters)
 
 
 def _too_small(target: PretrainedConfig, part: DraftPart) -> ShapeError:
     smallest = shape_of(target, part, widths(target, part)[0], part.layers or 1)
     rounded = math.ceil(smallest.parameters / 1e4) / 100
     return ShapeError(
-        f"a draft of {part.params_millions:g}M parameters cannot be: the smallest for this target has "
-        f"{rounded:.2f}M, of which {smallest.embedding_parameters / 1e6:.2f}M embed "
-        f"its {smallest.vocab_rows} tokens\n  do: raise draft.params_millions to {rounded:.2f} at least "
-        f"(of a plan: --params {rounded:.2f}M)"
+        f"a draft of {part.params_millions:g}M parameters is too small: the smallest for this target has "
+        f"{rounded:.2f}M, and the embedding of its {smallest.vocab_rows} tokens alone "
+        f"{smallest.embedding_parameters / 1e6:.2f}M\n  do: raise draft.params_millions to at least {rounded:.2f} "
+        f"(with `plan`: --params {rounded:.2f}M)"
     )
 
 
 def widths(target: PretrainedConfig, part: DraftPart) -> list[int]:
-    """The widths that a draft may have: the recipe's, or all steps up to the target's own."""
+    """The widths that a draft may have: the recipe's, or all steps up to the target's width."""
     if part.hidden_size is not None:
         return [part.hidden_size]
     known, budget = sizes(target), part.params_millions
     tuned = part.head_size is None and part.heads is None and _tuned(base_config(target)[0])
     step = math.lcm(KERNEL_STEP, known.head_size) if tuned else KERNEL_STEP
-    # Wider than this, the embedding alone is beyond the budget.
+    # At any larger width the embedding alone exceeds the budget.
     widest = min(known.hidden_size, math.inf if budget is None else budget * 1e6 / known.vocab_rows)
     return list(range(step, int(widest) + 1, step)) or [step]
 
 
 def shape_of(target: PretrainedConfig, part: DraftPart, width: int, layers: int) -> DraftShape:
-    """The shape with this width and depth, counted exactly."""
+    """The shape with this width and depth, and its exact number of parameters."""
     config, notes = base_config(target)
     family, known = FAMILIES[config["model_type"]], sizes(target)
     heads, kv_heads, head_size = _heads(config, known, part, width)
@@ -155,63 +171,63 @@ def shape_of(target: PretrainedConfig, part: DraftPart, width: int, layers: int)
         context_tokens=part.context_tokens or known.context_tokens,
     )
     config |= {"vocab_size": known.vocab_rows, "tie_word_embeddings": True, "dtype": "float32"}
-    config |= _untuned(family, head_size) | _kinds_of_layers(config, layers)
-    notes += _remarks(config, known, part, head_size, layers_to_whole(target))
+    config |= _untuned(family, head_size) | _layer_kinds(config, layers)
+    notes += _notes(config, known, part, head_size, layers_to_full_attention(target))
     shape = DraftShape(
         config=config, parameters=0, embedding_parameters=known.vocab_rows * width, notes=tuple(dict.fromkeys(notes))
     )
-    return shape.model_copy(update={"parameters": _counted(json.dumps(config), f"{heads} heads of {head_size}")})
+    return shape.model_copy(update={"parameters": _count(json.dumps(config), f"{heads} heads of {head_size}")})
 
 
 @lru_cache(maxsize=4096)
-def _counted(config: str, heads: str) -> int:
-    """The parameters of a draft with this configuration, as JSON: a model is built once for all that ask."""
+def _count(config: str, heads: str) -> int:
+    """The parameters of a draft with this configuration (as JSON, so that results can be cached)."""
     shape = DraftShape(config=json.loads(config), parameters=0, embedding_parameters=0)
     try:
         return parameters(shape.open_config())
     except (ValueError, TypeError, RuntimeError) as error:
         raise ShapeError(
-            f"no {shape.family} can be {shape.hidden_size} wide with {heads} and {shape.layers} layers: "
+            f"a {shape.family} cannot be {shape.hidden_size} wide with {heads} and {shape.layers} layers: "
             f"{error}\n  do: set draft.hidden_size, draft.heads and draft.head_size so that they fit"
         ) from error
 
 
 def _untuned(family: Family, head_size: int) -> dict[str, float]:
-    """The keys that are tuned to a target's width, as they are for a draft with heads of this size."""
+    """The keys that are tuned to the target's width, reset for a draft with heads of this size."""
     neutral = {key: head_size**-0.5 if value is None else value for key, value in family.neutral}
     return neutral | ({family.of_head: head_size} if family.of_head else {})
 
 
-def _kinds_of_layers(config: dict[str, Any], layers: int) -> dict[str, list[Any]]:
-    """The target's kinds of layers from its first on, over again where the draft is deeper."""
+def _layer_kinds(config: dict[str, Any], layers: int) -> dict[str, list[Any]]:
+    """The target's kinds of layers from its first layer on, repeated if the draft is deeper."""
     patterns = {key: pattern for key in PER_LAYER if (pattern := config.get(key))}
     return {key: [pattern[i % len(pattern)] for i in range(layers)] for key, pattern in patterns.items()}
 
 
 def _heads(config: dict[str, Any], known: Sizes, part: DraftPart, width: int) -> tuple[int, int, int]:
-    """(heads, key-value heads, head size): GQA in the target's share, as near as it divides."""
+    """(heads, key-value heads, head size) with the target's GQA ratio, or the nearest that divides."""
     names = FAMILIES[config["model_type"]].names
     size = part.head_size or (width // part.heads if part.heads else _head_size(config, known, width))
     heads = part.heads or width // size
-    wanted = heads * known.kv_heads / known.heads if names.kv_heads else heads
+    ideal = heads * known.kv_heads / known.heads if names.kv_heads else heads
     dividing = (n for n in range(1, heads + 1) if heads % n == 0)
-    kv_heads = part.kv_heads or min(dividing, key=lambda n: abs(math.log(n / wanted)), default=1)
-    fixed = (names.kv_heads is None and kv_heads != heads) or (names.head_size is None and heads * size != width)
-    turned = int(size * ((config.get("rope_parameters") or {}).get("partial_rotary_factor") or 1))
-    if heads < 1 or heads % kv_heads or turned < 2 or turned % 2 or fixed:
+    kv_heads = part.kv_heads or min(dividing, key=lambda n: abs(math.log(n / ideal)), default=1)
+    unsupported = (names.kv_heads is None and kv_heads != heads) or (names.head_size is None and heads * size != width)
+    rotated = int(size * ((config.get("rope_parameters") or {}).get("partial_rotary_factor") or 1))
+    if heads < 1 or heads % kv_heads or rotated < 2 or rotated % 2 or unsupported:
         raise ShapeError(
             f"{heads} attention heads of {size} cannot share {kv_heads} key-value heads in a draft {width} wide\n"
-            f"  wanted: heads of an even size (rotary positions turn pairs), as many for each key-value head\n"
+            f"  wanted: heads of an even size (rotary positions rotate pairs), equally many for each key-value head\n"
             f"  do: set draft.hidden_size, draft.heads and draft.kv_heads so that they divide"
         )
     return heads, kv_heads, size
 
 
 def _head_size(config: dict[str, Any], known: Sizes, width: int) -> int:
-    """The target's where it is one of HEAD_SIZES, or smaller, and divides the width; else the nearest that does.
+    """The target's head size if it divides the width and is one of HEAD_SIZES or smaller; otherwise the nearest.
 
-    Of one that fills the width two halves: a draft with two heads learns sooner to copy (docs/shapes.md). Positions
-    tuned to the target's size keep it.
+    A head as wide as the model is split in two: a draft with two heads learns sooner to copy (docs/shapes.md). If the
+    rotary positions are tuned to the target's head size, it is kept.
     """
     small, large = HEAD_SIZES
     if _tuned(config):
@@ -224,13 +240,13 @@ def _head_size(config: dict[str, Any], known: Sizes, width: int) -> int:
 
 
 def _tuned(config: dict[str, Any]) -> bool:
-    """Have the positions a factor for each dimension of a head, which fixes its size?"""
+    """Do the rotary positions have a factor for each dimension of a head? That fixes the head size."""
     rope = config.get("rope_parameters") or {}
     return any(isinstance(value, list | tuple) for value in rope.values())
 
 
 def _intermediate(known: Sizes, width: int) -> int:
-    """The target's ratio of MLP width to width, rounded to whole steps."""
+    """The MLP width by the target's ratio, rounded to whole steps."""
     exact = width * known.mlp_ratio
     coarse = round(exact / K_QUANT_STEP) * K_QUANT_STEP
     if coarse and abs(coarse / exact - 1) <= MLP_ROUNDING:
@@ -239,18 +255,20 @@ def _intermediate(known: Sizes, width: int) -> int:
     return max(step, round(exact / step) * step)
 
 
-def _remarks(config: dict[str, Any], known: Sizes, part: DraftPart, head_size: int, whole: int) -> list[str]:
-    """What of a shape is out of the ordinary, unless the recipe asked for it; `whole` is that of layers_to_whole."""
-    names, found = FAMILIES[config["model_type"]].names, []
+def _notes(config: dict[str, Any], known: Sizes, part: DraftPart, head_size: int, enough_layers: int) -> list[str]:
+    """What is unusual about a shape, unless the recipe sets it. `enough_layers`: of `layers_to_full_attention`."""
+    names, notes = FAMILIES[config["model_type"]].names, []
     width, layers = config[names.hidden_size], config[names.layers]
     if part.layers is None and width < layers * ASPECT / SLIM:
-        found.append(
-            f"{layers} layers of width {width} are slow for what they predict: {known.vocab_rows} tokens leave the "
-            f"budget no wider ones"
+        notes.append(
+            f"{layers} layers of width {width} are slow for what they predict: with {known.vocab_rows} tokens the "
+            f"budget allows no wider ones"
         )
     narrow = head_size < HEAD_SIZES[0] < width
     if narrow and head_size != known.head_size and not (part.heads or part.head_size):
-        found.append(f"attention heads are of {head_size}: kernels are made for {HEAD_SIZES[0]} and {HEAD_SIZES[1]}")
-    if layers < whole:
-        found.append(f"every layer sees the last {config.get('sliding_window')} tokens alone, as the target's first do")
-    return found
+        notes.append(f"attention heads have size {head_size}: kernels are made for {HEAD_SIZES[0]} and {HEAD_SIZES[1]}")
+    if layers < enough_layers:
+        notes.append(
+            f"every layer sees only the last {config.get('sliding_window')} tokens, like the target's first ones"
+        )
+    return notes

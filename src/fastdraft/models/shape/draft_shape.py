@@ -1,4 +1,4 @@
-"""A draft's shape: its configuration, its exact size, and what there is to say about it."""
+"""A draft's shape: its configuration, its exact size, and notes about it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.models.shape.families import FAMILIES, Names
 
-# Rows of a weight that quantisers like: GPU and CPU kernels take groups of 64, GGUF's k-quants blocks of 256 values.
+# Row lengths that quantisation needs: kernels use groups of 64 weights, GGUF's k-quants blocks of 256.
 KERNEL_STEP, K_QUANT_STEP = 64, 256
 
 
 class DraftShape(BaseModel):
-    """A draft's configuration and exact size; `notes` say what in it is not the target's own, and why."""
+    """A draft's configuration and exact size; `notes` say what differs from the target, and why."""
 
     model_config = ConfigDict(frozen=True)
     config: dict[str, Any]
@@ -29,7 +29,7 @@ class DraftShape(BaseModel):
 
     @property
     def output_parameters(self) -> int:
-        """Parameters of the output layer, all read at every step: it is the embedding itself."""
+        """Parameters of the output layer (the tied embedding); every step reads all of them."""
         return self.vocab_rows * self.hidden_size
 
     @property
@@ -66,24 +66,24 @@ class DraftShape(BaseModel):
 
     @property
     def k_quants(self) -> bool:
-        """Can every matrix be stored in GGUF's k-quants? Others fall back to larger types (q5_0, q8_0)."""
+        """Can every matrix be stored in GGUF's k-quants? Other matrices fall back to larger types (q5_0, q8_0)."""
         return self.hidden_size % K_QUANT_STEP == self.intermediate_size % K_QUANT_STEP == 0
 
     @property
     def widths(self) -> str:
-        """Which steps the widths hold, in words."""
-        said = []
+        """Which of the two steps divide the widths, in words."""
+        phrases = []
         for name, size in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)):
             step = next((step for step in (K_QUANT_STEP, KERNEL_STEP) if size % step == 0), None)
-            said.append(f"{name} {size} is a multiple of {step}" if step else f"{name} {size} is no multiple of 64")
-        return f"{', '.join(said)}: {'' if self.k_quants else 'no '}k-quants throughout"
+            phrases.append(f"{name} {size} is a multiple of {step}" if step else f"{name} {size} is no multiple of 64")
+        return f"{', '.join(phrases)}: {'' if self.k_quants else 'no '}k-quants throughout"
 
     @property
     def _names(self) -> Names:
         return FAMILIES[self.family].names
 
     def open_config(self) -> PretrainedConfig:
-        """The configuration as transformers knows it."""
+        """The configuration as an object of transformers."""
         values = dict(self.config)
         config: PretrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
         return config

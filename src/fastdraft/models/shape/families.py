@@ -1,7 +1,7 @@
-"""The table of families: what a draft is written as for each kind of target, and why where it is not the target's own.
+"""The table of families: the draft's family for each family of targets, and the reason if it is another one.
 
-A row of `FAMILIES` says under which keys a dense family's configuration keeps its sizes. A target of any other family
-gets a draft of the nearest dense one (`STAND_INS`), or of Llama's where nothing is known.
+`FAMILIES` has the configuration keys of each dense family. A target of another family gets a draft of the nearest dense
+one (`STAND_INS`), or of the Llama family if the table does not list it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ UNKNOWN_STANDS_IN = "llama"
 
 
 class Names(NamedTuple):
-    """The keys of a family's configuration; None where it has none: heads share nothing, or fill the width exactly."""
+    """The keys of a family's configuration.
+
+    None if there is no such key: every head has its own key-value head, or the heads fill the width exactly.
+    """
 
     hidden_size: str = "hidden_size"
     layers: str = "num_hidden_layers"
@@ -23,15 +26,15 @@ class Names(NamedTuple):
     context_tokens: str = "max_position_embeddings"
 
     def filled(self, **sizes: int) -> dict[str, Any]:
-        """Sizes under these keys, without those that there is no key for."""
+        """The sizes under these keys; sizes without a key are left out."""
         return {key: size for name, size in sizes.items() if (key := getattr(self, name))}
 
 
 class Family(NamedTuple):
     """A dense family.
 
-    `neutral`: keys tuned to the target's own width and depth, and their values without that; None is one over the root
-    of a head's size. `of_head`: the key of the size by whose root attention is divided.
+    neutral: keys tuned to the target's width and depth, with the values that undo it; None is head_size**-0.5.
+    of_head: the key of the number by whose square root attention scores are divided.
     """
 
     names: Names = Names()
@@ -40,7 +43,7 @@ class Family(NamedTuple):
 
 
 class StandIn(NamedTuple):
-    """The dense family in whose form a draft is written, and why it is not the target's own."""
+    """The dense family that a draft uses instead of the target's own, and the reason."""
 
     family: str
     reason: str
@@ -48,12 +51,12 @@ class StandIn(NamedTuple):
 
 GPT2 = Names("n_embd", "n_layer", "n_head", None, None, "n_inner", "n_positions")
 LLAMA = Family()
-# Granite was trained with factors that carry learning rates from one width to another (arXiv:2203.03466).
+# Granite is trained with factors that transfer learning rates between widths (arXiv:2203.03466).
 GRANITE = (
     *((key, 1.0) for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling")),
     ("attention_multiplier", None),
 )
-# Gemma's is the size of a head, but for a 27B one; llama.cpp takes a head's size whatever the configuration says.
+# In Gemma it equals the head size, except in a 27B; llama.cpp always uses the head size.
 GEMMA = Family(of_head="query_pre_attn_scalar")
 
 FAMILIES: dict[str, Family] = {
@@ -66,11 +69,9 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(GPT2),
 }
 
-EXPERTS = (
-    "it is a mixture of experts: a draft is too small to be split into experts, and its step would only get slower"
-)
-STATE = "some of its layers keep a running state, which engines cannot take back when a proposed token is rejected"
-LOOKS = "its layers also read what is not text, and a draft reads text alone"
+EXPERTS = "it is a mixture of experts: a draft is too small to split into experts, which would only slow its step"
+STATE = "some of its layers keep a recurrent state, which engines cannot roll back when a drafted token is rejected"
+MULTIMODAL = "its layers also read other inputs than text, and a draft reads only text"
 LATENT = "it is a mixture of experts with compressed attention, which saves nothing at a draft's size"
 
 STAND_INS: dict[str, StandIn] = {
@@ -90,18 +91,18 @@ STAND_INS: dict[str, StandIn] = {
     **dict.fromkeys(("jamba", "bamba", "falcon_h1", "zamba", "zamba2", "nemotron_h"), StandIn("llama", STATE)),
     **dict.fromkeys(("lfm2", "lfm2_moe", "minimax", "mamba", "mamba2", "falcon_mamba"), StandIn("llama", STATE)),
     **dict.fromkeys(("rwkv", "xlstm"), StandIn("llama", STATE)),
-    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), StandIn("qwen2", LOOKS)),
-    "qwen3_vl_text": StandIn("qwen3", LOOKS),
-    "mllama_text_model": StandIn("llama", LOOKS),
-    "phi4_multimodal": StandIn("phi3", LOOKS),
-    "gemma3n_text": StandIn("gemma3_text", LOOKS),
-    "chameleon": StandIn("llama", LOOKS),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), StandIn("qwen2", MULTIMODAL)),
+    "qwen3_vl_text": StandIn("qwen3", MULTIMODAL),
+    "mllama_text_model": StandIn("llama", MULTIMODAL),
+    "phi4_multimodal": StandIn("phi3", MULTIMODAL),
+    "gemma3n_text": StandIn("gemma3_text", MULTIMODAL),
+    "chameleon": StandIn("llama", MULTIMODAL),
 }
 
 
 def stand_in(model_type: str) -> StandIn | None:
-    """In whose form a draft for this family is written; None where it is the family's own."""
+    """The family that a draft for this family uses instead; None if it uses the family itself."""
     if model_type in FAMILIES:
         return None
-    unknown = StandIn(UNKNOWN_STANDS_IN, "no rule of ours says how a draft of that family is made")
+    unknown = StandIn(UNKNOWN_STANDS_IN, "the table of families does not list it")
     return STAND_INS.get(model_type, unknown)

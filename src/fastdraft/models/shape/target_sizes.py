@@ -1,4 +1,4 @@
-"""What a draft takes from its target's configuration, of whatever family, and the configuration that it begins from."""
+"""A target's sizes, whatever its family, and the configuration that its draft starts from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdraft.models.architecture import is_countable
 from fastdraft.models.shape.families import FAMILIES, stand_in
 from fastdraft.system.errors import ShapeError
 
-# What families call the same size; transformers has the first name for most of those that it knows.
+# The names of the same size in different families; transformers uses the first for most families that it knows.
 ALIASES = {
     "vocab_rows": ("padded_vocab_size", "vocab_size", "n_vocab"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "model_dim", "dim"),
@@ -24,12 +24,12 @@ ALIASES = {
     "context_tokens": ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "n_ctx"),
     "rope_theta": ("rope_theta", "rotary_emb_base", "rope_base"),
 }
-# Where the target does not say. An MLP is dense between 2 and 6 widths: an expert's is not, nor one that has none.
+# Used if the configuration does not state a size. An MLP of 2 to 6 widths is dense; others are an expert's, or missing.
 HIDDEN_SIZE, LAYERS, CONTEXT_TOKENS, MLP_RATIO, DENSE_MLP = 4096, 32, 2048, 3.0, (2.0, 6.0)
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Keys that say how the target's own files are stored or opened: a draft is stored in full and opens without its code.
+# Keys about how the target's files are stored or opened: a draft is not quantised and needs no remote code.
 OF_TARGET_ONLY = ("quantization_config", "compression_config", "auto_map", "_name_or_path")
-# Stretched positions that every engine computes alike, and their keys.
+# Kinds of rotary positions that every engine computes alike, and their keys.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 ROPE_KEYS = (
     "factor",
@@ -42,7 +42,7 @@ ROPE_KEYS = (
 
 
 class Sizes(NamedTuple):
-    """A target's sizes, as far as its configuration says them; `mlp_ratio` is over hidden_size."""
+    """A target's sizes; defaults for those that its configuration does not state. `mlp_ratio` is over hidden_size."""
 
     vocab_rows: int
     hidden_size: int
@@ -55,17 +55,17 @@ class Sizes(NamedTuple):
 
 
 def sizes(target: PretrainedConfig) -> Sizes:
-    """The sizes of a target's text part; ShapeError where it names no vocabulary."""
+    """The sizes of a target's text part; ShapeError if it states no vocabulary size."""
     text = target.get_text_config()
     if not (rows := read(text, "vocab_rows")):
         raise ShapeError(
-            f"the configuration of the `{text.model_type}` says nowhere how large its vocabulary is\n"
+            f"the configuration of the `{text.model_type}` does not state the size of its vocabulary\n"
             f"  wanted: vocab_size\n  do: add it to config.json, padded as the model's own output layer is"
         )
     hidden = read(text, "hidden_size") or HIDDEN_SIZE
     heads = read(text, "heads") or max(1, hidden // 128)
-    exact = (read(text, "intermediate") or 0) / hidden
-    dense = (text.model_type in FAMILIES and exact) or DENSE_MLP[0] <= exact <= DENSE_MLP[1]
+    ratio = (read(text, "intermediate") or 0) / hidden
+    dense = (text.model_type in FAMILIES and ratio) or DENSE_MLP[0] <= ratio <= DENSE_MLP[1]
     return Sizes(
         vocab_rows=rows,
         hidden_size=hidden,
@@ -73,14 +73,14 @@ def sizes(target: PretrainedConfig) -> Sizes:
         heads=heads,
         kv_heads=read(text, "kv_heads") or heads,
         head_size=read(text, "head_size") or hidden // heads,
-        mlp_ratio=exact if dense else 4.0 if text.model_type == "gpt2" else MLP_RATIO,
+        mlp_ratio=ratio if dense else 4.0 if text.model_type == "gpt2" else MLP_RATIO,
         context_tokens=read(text, "context_tokens") or CONTEXT_TOKENS,
     )
 
 
-def read(text: PretrainedConfig, what: str) -> int | None:
-    """A size under any of the names that families have for it; the first layer's where each has its own."""
-    for name in ALIASES[what]:
+def read(text: PretrainedConfig, size: str) -> int | None:
+    """A size under any of its ALIASES; the first layer's if each layer has its own."""
+    for name in ALIASES[size]:
         value = getattr(text, name, None)
         value = value[0] if isinstance(value, list | tuple) and value else value
         if isinstance(value, int | float) and value > 0:
@@ -89,21 +89,21 @@ def read(text: PretrainedConfig, what: str) -> int | None:
 
 
 def base_config(target: PretrainedConfig) -> tuple[dict[str, Any], list[str]]:
-    """The configuration that a draft's sizes are put into, and what there is to say: the target's own, or a stand-in's.
+    """The configuration that receives a draft's sizes, and notes about it: the target's own, or a stand-in's.
 
-    By way of JSON, so that a shape is the same when its card has been read: keys such as those of id2label are text.
+    It passes through JSON, so that it equals the one that is read back from a card (keys of id2label become strings).
     """
     text = target.get_text_config()
     notes = [] if text is target else [_text_part(target, text)]
-    other = stand_in(text.model_type)
-    if other is None:
+    substitute = stand_in(text.model_type)
+    if substitute is None:
         config = _plain(text)
     else:
-        notes.append(f"the target is a `{text.model_type}`, the draft a `{other.family}`: {other.reason}")
-        config = _plain(AutoConfig.for_model(other.family))
+        notes.append(f"the target is a `{text.model_type}`, the draft a `{substitute.family}`: {substitute.reason}")
+        config = _plain(AutoConfig.for_model(substitute.family))
         if "sliding_window" in config:
             config["sliding_window"] = getattr(text, "sliding_window", None)
-        if "rms_norm_eps" in config:  # no norm can do without: the stand-in's own where the target has none
+        if "rms_norm_eps" in config:  # every norm needs one: the stand-in's own if the target states none
             config["rms_norm_eps"] = getattr(text, "rms_norm_eps", None) or config["rms_norm_eps"]
         config |= {key: _known_id(getattr(text, key, None), sizes(target).vocab_rows) for key in SPECIAL_IDS}
         notes += _take_positions(text, config)
@@ -112,12 +112,12 @@ def base_config(target: PretrainedConfig) -> tuple[dict[str, Any], list[str]]:
 
 
 def countable(target: PretrainedConfig) -> PretrainedConfig:
-    """The target's text part; where transformers has no model of it, its dense stand-in at its sizes: an estimate."""
+    """The target's text part if transformers can count it; otherwise its dense stand-in at the same sizes."""
     text, known = target.get_text_config(), sizes(target)
     if is_countable(text):
         return text
-    other = stand_in(text.model_type)
-    family = other.family if other else text.model_type
+    substitute = stand_in(text.model_type)
+    family = substitute.family if substitute else text.model_type
     values = FAMILIES[family].names.filled(
         hidden_size=known.hidden_size,
         layers=known.layers,
@@ -145,31 +145,34 @@ def _plain(config: PretrainedConfig) -> dict[str, Any]:
     return values
 
 
-def _known_id(found: Any, rows: int) -> Any:
-    """A special id, or a list of them, that has a row; None otherwise."""
-    ids = found if isinstance(found, list) else [found]
-    return found if all(isinstance(i, int) and 0 <= i < rows for i in ids) else None
+def _known_id(stated: Any, rows: int) -> Any:
+    """A special id, or a list of them, if the vocabulary contains it; None otherwise."""
+    ids = stated if isinstance(stated, list) else [stated]
+    return stated if all(isinstance(i, int) and 0 <= i < rows for i in ids) else None
 
 
 def _take_positions(text: PretrainedConfig, config: dict[str, Any]) -> list[str]:
-    """Put the target's rotary positions into a stand-in's configuration, as far as engines compute them alike."""
+    """Copy the target's rotary positions into a stand-in's configuration if engines compute them alike.
+
+    Returns notes about what could not be copied.
+    """
     own = config.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in own.values()):
-        return []  # Gemma 3's: one for each kind of layer, the same in all of its kin
-    found = _rope(text)
-    kind = found.get("rope_type") or found.get("type") or "default"
-    theta = found.get("rope_theta") or read(text, "rope_theta")
+        return []  # Gemma 3: one for each kind of layer, the same in all related families
+    rope = _rope(text)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    theta = rope.get("rope_theta") or read(text, "rope_theta")
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta or own.get("rope_theta", 10000.0)}
     if kind not in ROPE_TYPES:
-        return [f"positions of type `{kind}` are not taken over: the draft's are plain rotary ones"]
+        return [f"positions of type `{kind}` are not copied: the draft has plain rotary positions"]
     if kind != "default":
-        kept = {key: found[key] for key in ROPE_KEYS if found.get(key) is not None}
+        kept = {key: rope[key] for key in ROPE_KEYS if rope.get(key) is not None}
         config["rope_parameters"] |= {"rope_type": kind, **kept}
-    return [] if theta else ["the target names no rotary positions: the draft's have the usual base of 10 000"]
+    return [] if theta else ["the target states no rotary base: the draft has the usual 10 000"]
 
 
 def _rope(text: PretrainedConfig) -> dict[str, Any]:
-    """The target's rotary positions; where layers differ, those of the layers that see the whole context."""
-    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    nested = found.get("full_attention")
-    return dict(nested if isinstance(nested, dict) else found)
+    """The target's rotary positions; if layers differ, those of the layers that see the whole context."""
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    nested = rope.get("full_attention")
+    return dict(nested if isinstance(nested, dict) else rope)

@@ -1,0 +1,190 @@
+"""Open a model of any causal family: its folder, digest, configuration, tokenizer and weights.
+
+Every function takes a `Model`: a Path is a local folder; a string is a hub id, a local folder or `demo` (the packaged
+target); a TargetPart adds the hub revision, and whether remote code and pickled weights are allowed.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.configuration_utils import PretrainedConfig
+
+from fastdraft.config import TargetPart
+from fastdraft.models.architecture import class_of, read_config, writes_text
+from fastdraft.models.hub import download
+from fastdraft.system.errors import TargetError
+from fastdraft.system.progress import suppressed_logs
+
+Model = TargetPart | Path | str
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+# transformers 5 warns about "an incorrect regex pattern" for every local tokenizer of more than 100,000 ids, unless
+# config.json names the version that wrote it. The warning can be true of these families only.
+MISTRAL = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
+MISTRAL_WARNING = "with an incorrect regex pattern"
+
+
+def as_part(model: Model) -> TargetPart:
+    """The model as a TargetPart."""
+    if isinstance(model, TargetPart):
+        return model
+    return TargetPart(path=model if isinstance(model, str) else str(model.resolve()))
+
+
+def folder_of(model: Model, weights: bool = True) -> Path:
+    """The local folder with the model's files; a hub model is downloaded, without its weights if `weights` is False.
+
+    A path to a config.json stands for its folder. Raises TargetError if there is no such folder, or if it has only
+    pickled weights and `allow_pickle` is off.
+    """
+    part = as_part(model)
+    if part.path == "demo":
+        return Path(str(resources.files("fastdraft.demo").joinpath("target")))
+    local = Path(part.path).expanduser()
+    folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _download(part, weights)
+    folder = folder.parent if folder.name == "config.json" else folder
+    if not (folder / "config.json").is_file():
+        raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
+    # openvino_model.bin of an OpenVINO export is not a pickle.
+    files = [file for file in folder.iterdir() if not file.name.startswith("openvino_")]
+    weight_files = [file for file in files if file.suffix in (".safetensors", *PICKLED)]
+    if weight_files and not part.allow_pickle and all(file.suffix in PICKLED for file in weight_files):
+        raise TargetError(
+            f"{folder} has pickled weights only ({weight_files[0].name}), which can run code when they are loaded\n"
+            f"  wanted: *.safetensors\n  do: convert them, or set target.allow_pickle=true if you trust their maker"
+        )
+    return folder
+
+
+def digest(model: Model, weights: bool = True) -> str:
+    """Hash of the model's files: all bytes of configuration and tokenizer; name, size, head and tail of weight files.
+
+    Reading gigabytes of weights would take minutes.
+    """
+    digest_state = xxhash.xxh3_64()
+    for file in sorted(folder_of(model, weights).iterdir()):
+        if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+            digest_state.update(file.name.encode() + file.read_bytes())
+        elif file.suffix in (".safetensors", *PICKLED):
+            with file.open("rb") as handle:
+                head = handle.read(1 << 20)
+                handle.seek(max(file.stat().st_size - (1 << 20), 0))
+                digest_state.update(f"{file.name}:{file.stat().st_size}".encode() + head + handle.read(1 << 20))
+    return str(digest_state.hexdigest())
+
+
+def open_config(model: Model) -> PretrainedConfig:
+    """The model's configuration; TargetError if it cannot be read or is not that of a causal language model.
+
+    A family unknown to transformers gives a plain PretrainedConfig, which is enough to derive a draft's shape.
+    """
+    folder = folder_of(model, weights=False)
+    try:
+        config = read_config(folder, as_part(model).trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).partition(" Should have a `model_type`")[0]  # the rest lists 400 family names
+        raise TargetError(f"{folder / 'config.json'} cannot be read: {reason}\n  do: check the file") from error
+    if not writes_text(config):
+        raise TargetError(
+            f"{folder / 'config.json'} describes a `{config.model_type}`, which does not generate text left to right\n"
+            f"  wanted: a causal language model (decoder only)\n  do: choose another target"
+        )
+    return config
+
+
+def open_tokenizer(model: Model) -> PreTrainedTokenizerFast:
+    """The model's tokenizer; TargetError if there is none, or it is not a fast one."""
+    folder = folder_of(model, weights=False)
+    try:
+        with suppressed_logs("transformers", *false_alarms(folder)):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=as_part(model).trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        # Without any tokenizer file, transformers' last attempt fails with an ImportError for an optional package.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TargetError(
+            f"no tokenizer can be read in {folder}: {reason}\n"
+            f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
+        ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # Without tokenizer files transformers 5 builds the family's default tokenizer with an empty vocabulary.
+        raise TargetError(
+            f"the tokenizer in {folder} has special tokens only: {', '.join(tokenizer.all_special_tokens)}\n"
+            f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TargetError(f"the tokenizer in {folder} is not a fast tokenizer\n  do: convert it to tokenizer.json")
+    return tokenizer
+
+
+def false_alarms(folder: Path) -> tuple[str, ...]:
+    """Spurious tokenizer warnings of transformers for the model in a folder."""
+    family = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+    return () if family in MISTRAL else (MISTRAL_WARNING,)
+
+
+def open_model(model: Model, device: torch.device | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model on a device, in eval mode and without gradients; raises like `load`."""
+    opened: PreTrainedModel = load(model, dtype).to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    return opened
+
+
+def load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the CPU; TargetError if its weights are missing, damaged or do not fit its configuration."""
+    part, folder = as_part(model), folder_of(model)
+    try:
+        config = read_config(folder, part.trust_remote_code)
+        loaded: Any = class_of(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=part.trust_remote_code,
+            use_safetensors=None if part.allow_pickle else True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise TargetError(
+            f"the weights in {folder} cannot be loaded: {error}\n  do: check that the download is complete"
+        ) from error
+    opened: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise TargetError(
+            f"the weights in {folder} lack {len(missing)} of the model's tensors, first {missing[0]}\n"
+            f"  do: check that the download is complete, and that config.json belongs to it"
+        )
+    return opened
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """The name of the KV cache in this model's forward and its output: `cache`, or `past_key_values` in old releases.
+
+    Newer transformers warn about `past_key_values`, and 5.40 removes it. Delete this function when the oldest
+    transformers that pyproject.toml allows has `cache`.
+    """
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
+def _download(part: TargetPart, weights: bool) -> Path:
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "USE_POLICY*"]
+    patterns += ["*.safetensors"] if weights else []
+    patterns += ["*.bin"] if weights and part.allow_pickle else []
+    patterns += ["*.py"] if part.trust_remote_code else []
+    return download(part.path, part.revision, patterns)
