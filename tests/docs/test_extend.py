@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_an_engine_that_runs_the_target(tiny_files, tmp_path, monkeypatch):
     engine = run("fastdraft.synthesize.engines", Echo=echo)["ENGINES"]["echo"]
     target = TargetPart(path=str(tiny_files / "target"))
     decoding = DecodingParams(13, frozenset({0}), 7, "r", 5, 0)
-    setup = engines.Setup(target, None, decoding, torch.device("cpu"), FP32, 97, tmp_path)  # type: ignore[arg-type]
+    setup = engines.EngineSetup(target, None, decoding, torch.device("cpu"), FP32, 97, tmp_path)  # type: ignore[arg-type]
     requests = [Request(np.arange(1 + i % 7) * 5 % 300 + 1, SamplingParams(1.0), i) for i in range(11)]
     rescore, store = rescorer("none", True, lambda: open_model(target, torch.device("cpu"))), CompletionStore(tmp_path)
     for _ in range(2):  # the second time every completion is stored already
@@ -94,14 +95,14 @@ def test_an_engine_that_runs_the_target(tiny_files, tmp_path, monkeypatch):
     assert sum(completion.logp.sum() for completion in completions) < -1
 
 
-def test_an_engine_to_time(tiny_files, monkeypatch):
+def test_an_engine_to_time(tiny_files, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_engines, "ENGINES", dict(bench_engines.ENGINES))
     eager = run("fastdraft.bench.engine_eager")["EagerTransformers"]
     engine = run("fastdraft.bench.engines", EagerTransformers=eager)["ENGINES"]["transformers-eager"]
-    folder = tiny_files / "target"
+    shutil.copytree(tiny_files / "target", tmp_path / "draft")
     files = PairFiles(
-        target=folder,
-        draft=folder,
+        target=tiny_files / "target",
+        draft=tmp_path / "draft",
         target_weights="fp32",
         draft_weights="fp32",
         device="cpu",
