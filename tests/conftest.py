@@ -1,4 +1,4 @@
-"""What several rooms are tested with: small models, a whole road that takes seconds, the command to go down it."""
+"""Fixtures for several packages: small models, a pipeline that takes seconds, and the `fastdraft` command."""
 
 import json
 import logging
@@ -39,12 +39,12 @@ TinyLlama = Callable[..., LlamaForCausalLM]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make test-engines` names the engines whose tests must run."""
-    parser.addoption("--engines", default="", help="fail, instead of skip, where these modules are missing: a,b")
+    """--engines: `make test-engines` names the engines whose tests must run."""
+    parser.addoption("--engines", default="", help="fail, instead of skip, if these modules are missing: a,b")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test marked `engine(module)` is skipped where the module is missing, or fails where --engines names it."""
+    """Skip a test marked `engine(module)` if the module is missing, or fail it if --engines names the module."""
     for mark in item.iter_markers("engine"):
         (module,) = mark.args
         if find_spec(module) is None:
@@ -55,40 +55,40 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first: no worker of pytest-xdist is left alone with them in the end."""
+    """Run slow tests first, so that no worker of pytest-xdist is left alone with them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-# Several workers of pytest-xdist run the tests. What takes seconds to make is made by one of them, for all.
+# Files that take seconds to make are made by one worker of pytest-xdist, for all workers.
 
 
 @pytest.fixture(scope="session")
-def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of this run have."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test run share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
-def made_once(common: Path) -> Callable[[str, Callable[[Path], None]], Path]:
-    """A folder of that name, made by the first worker that asks for it; the others wait."""
+def make_once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a named folder in the first worker that calls it; the other workers wait for it."""
 
-    def of(name: str, make: Callable[[Path], None]) -> Path:
-        folder, done = common / name, common / f"{name}.done"
-        with InterProcessLock(common / f"{name}.lock"):
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared_folder / name, shared_folder / f"{name}.done"
+        with InterProcessLock(shared_folder / f"{name}.lock"):
             if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                shutil.rmtree(folder, ignore_errors=True)  # left by a failed attempt
                 folder.mkdir()
                 make(folder)
                 done.touch()
         return folder
 
-    return of
+    return get
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One CPU thread: with more, the same product in a matrix of another size is rounded otherwise."""
+    """One CPU thread. With more, rounding of a matrix product depends on the size of the matrix."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -97,15 +97,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
-    """The folder of a small target trained on stories; the test is skipped where it is absent."""
+    """The folder of a small target trained on stories; skips the test if it is missing."""
     if not (STORIES / "model.safetensors").is_file():
-        pytest.skip("the target stories260k is not at ../shared/targets/stories260k, beside the repository")
+        pytest.skip("the target stories260k is not at ../shared/targets/stories260k, next to the repository")
     return STORIES
 
 
 @pytest.fixture(scope="session")
 def tiny_llama() -> TinyLlama:
-    """A random fp32 Llama: width 32, 2 layers. Large weights, so that its best tokens are no near ties."""
+    """A random fp32 Llama of width 32 with 2 layers. Its weights are large, to avoid near ties of its best tokens."""
 
     def build(seed: int, vocabulary: int = 131, context: int = 97) -> LlamaForCausalLM:
         config = LlamaConfig(
@@ -130,7 +130,7 @@ def tiny_llama() -> TinyLlama:
 
 @pytest.fixture(scope="session")
 def perturbed() -> Callable[[LlamaForCausalLM, float, int], LlamaForCausalLM]:
-    """A copy of a model with noise on every weight, a share of its own spread: a draft that half agrees."""
+    """A copy of a model with noise on every weight, `fraction` of its deviation: a draft that partly agrees."""
 
     def build(model: LlamaForCausalLM, fraction: float, seed: int) -> LlamaForCausalLM:
         generator = torch.Generator().manual_seed(seed)
@@ -148,8 +148,8 @@ def perturbed() -> Callable[[LlamaForCausalLM, float, int], LlamaForCausalLM]:
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What transformers' log shows from now on, what it says only once too."""
+def transformers_log() -> Iterator[list[str]]:
+    """The lines that transformers logs during the test, including those that it logs only once per process."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -166,22 +166,22 @@ CHAT = (
 
 
 @pytest.fixture(scope="session")
-def speller() -> Callable[..., PreTrainedTokenizerFast]:
-    """A tokenizer with a token a byte, and some for chats."""
+def byte_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """A tokenizer with one token per byte, and special tokens for chats."""
 
     def build(template: str | None = CHAT) -> PreTrainedTokenizerFast:
-        marks = ["<end>", "<s>", "<t>", "<a>", "<user>", "<system>"]
+        special = ["<end>", "<s>", "<t>", "<a>", "<user>", "<system>"]
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        raw = Tokenizer(models.BPE({name: i for i, name in enumerate([*marks, *alphabet])}, []))
+        raw = Tokenizer(models.BPE({name: i for i, name in enumerate([*special, *alphabet])}, []))
         raw.decoder, raw.pre_tokenizer = decoders.ByteLevel(), pre_tokenizers.ByteLevel(add_prefix_space=False)
-        raw.add_special_tokens(marks)
+        raw.add_special_tokens(special)
         return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=template)
 
     return build
 
 
-# The command. Importing what it works with takes seconds: each run is forked from one process that has done so, and has
-# its own pid, signals, limits and exit code like any other.
+# The command. Its imports take seconds, so each run is forked from one process that has imported them. It has its own
+# pid, signals, limits and exit code, as any process.
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -200,15 +200,15 @@ if file_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 sys.argv = ["fastdraft", *arguments]
 from fastdraft.cli import main
-from fastdraft.models.target import quiet
-quiet()  # as main says by the environment, where nothing was imported before it
+from transformers.utils.logging import disable_progress_bar
+disable_progress_bar()  # main does it by an environment variable, which has no effect after the import
 main()
 """
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A command that has ended: its exit code (minus the signal that ended it), and what it said."""
+class CommandResult:
+    """A command that has ended: its exit code (minus the signal that ended it), and its output."""
 
     code: int
     out: str
@@ -217,55 +217,55 @@ class Ended:
 
 @dataclass
 class Running:
-    """A command under way."""
+    """A running command."""
 
     process: BaseProcess
     out: Path
     err: Path
 
-    def end(self, seconds: float = 240) -> Ended:
-        """Wait for the end."""
+    def end(self, seconds: float = 240) -> CommandResult:
+        """Wait until the command ends."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds} s: {self.err.read_text()}"
-        return Ended(self.process.exitcode, self.out.read_text(), self.err.read_text())
+        return CommandResult(self.process.exitcode, self.out.read_text(), self.err.read_text())
 
 
 @dataclass
 class FastDraft:
-    """`fastdraft ARGUMENTS` in a folder; `file_bytes` is the size at which its disk is full."""
+    """Runs `fastdraft ARGUMENTS` in a folder. `file_bytes` limits the size of files, as a full disk does."""
 
     folder: Path
     logs: Path
-    begun: list[Running] = field(default_factory=list)
+    started: list[Running] = field(default_factory=list)
 
-    def __call__(self, *arguments: object, file_bytes: int = 0, seconds: float = 240) -> Ended:
+    def __call__(self, *arguments: object, file_bytes: int = 0, seconds: float = 240) -> CommandResult:
         return self.start(*arguments, file_bytes=file_bytes).end(seconds)
 
     def start(self, *arguments: object, file_bytes: int = 0, environment: dict[str, str] | None = None) -> Running:
-        """A command that is not waited for."""
-        out, err = (self.logs / f"{len(self.begun)}.{name}" for name in ("out", "err"))
+        """Start a command without waiting for it."""
+        out, err = (self.logs / f"{len(self.started)}.{name}" for name in ("out", "err"))
         scope = {"folder": self.folder, "out": out, "err": err, "file_bytes": file_bytes}
         scope |= {"environment": environment or {}}
         process = PROCESSES.Process(target=exec, args=(COMMAND, scope | {"arguments": [str(a) for a in arguments]}))
         process.start()
-        self.begun.append(Running(process, out, err))
-        return self.begun[-1]
+        self.started.append(Running(process, out, err))
+        return self.started[-1]
 
     def await_checkpoint(self, phase: str) -> None:
-        """Until a phase has one; no more than seconds on a busy machine."""
+        """Wait for the first checkpoint of a phase."""
         for _ in range(10_000):
             if list(self.folder.glob(f"runs/tiny/{phase}/checkpoint-*[0-9]")):
                 return
             time.sleep(0.01)
-        raise AssertionError(f"no checkpoint in {phase} after 100 s: it ended before its first, or never began")
+        raise AssertionError(f"no checkpoint in {phase} after 100 s: it ended before the first one, or never started")
 
     def start_several(self, count: int, *arguments: object) -> list[Running]:
-        """The command in so many processes, as a launcher starts them."""
+        """Start the command in `count` processes, as a launcher does."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+            master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} for rank in range(count)]
-        return [self.start(*arguments, environment=place | rank) for rank in ranks]
+        return [self.start(*arguments, environment=master | rank) for rank in ranks]
 
 
 @contextmanager
@@ -291,38 +291,42 @@ def fastdraft(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The command, run in the test's own folder."""
     command = FastDraft(tmp_path, tmp_path_factory.mktemp("logs"))
     yield command
-    for running in command.begun:
+    for running in command.started:
         if running.process.exitcode is None:
             running.process.kill()
             running.process.join()
 
 
 @pytest.fixture
-def ray_processes(common: Path) -> Iterator[Callable[[], dict[psutil.Process, str]]]:
-    """All of Ray's on this machine that run, with their command lines; a worker whose parent is gone is among them.
+def ray_processes(shared_folder: Path) -> Iterator[Callable[[], dict[psutil.Process, str]]]:
+    """All running processes of Ray on this machine with their command lines, including workers without a parent.
 
-    Tests that use this run one at a time, since they count what others of them would start.
+    Tests that use this fixture run one at a time: each would count the processes of the others.
     """
 
-    def found() -> dict[psutil.Process, str]:
-        words = {}
+    def running() -> dict[psutil.Process, str]:
+        commands = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.status() != psutil.STATUS_ZOMBIE:  # nobody may ever ask for its exit code
-                    words[process] = " ".join(process.cmdline())
-        return {process: said for process, said in words.items() if "/ray/" in said or said.startswith("ray::")}
+                if process.status() != psutil.STATUS_ZOMBIE:  # its parent may never collect it
+                    commands[process] = " ".join(process.cmdline())
+        return {
+            process: command
+            for process, command in commands.items()
+            if "/ray/" in command or command.startswith("ray::")
+        }
 
-    with InterProcessLock(common / "ray.lock"):
-        yield found
+    with InterProcessLock(shared_folder / "ray.lock"):
+        yield running
 
 
-# A whole road: a random target, a tokenizer trained on a random corpus, and a recipe of all stages.
+# The whole pipeline: a random target, a tokenizer trained on a random corpus, and a recipe with all stages.
 
 WORDS = ["river", "stone", "morning", "yellow", "wolf", "under", "seven", "walks", "house", "never", "cloud", "song"]
 
 
-def _document(dice: random.Random) -> str:
-    return " ".join(" ".join(dice.choices(WORDS, k=7)) + "." for _ in range(9))
+def _document(rng: random.Random) -> str:
+    return " ".join(" ".join(rng.choices(WORDS, k=7)) + "." for _ in range(9))
 
 
 def _target(folder: Path, documents: list[str]) -> None:
@@ -350,7 +354,8 @@ def _target(folder: Path, documents: list[str]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         LlamaForCausalLM(config).save_pretrained(folder)
-    # The target's digest is of all its files, and what is sampled follows from it: whoever wrote them must not matter.
+    # The target's digest covers all its files and seeds the sampling: the version of transformers must not
+    # change it.
     for path in (folder / "config.json", folder / "generation_config.json"):
         values = json.loads(path.read_text()) | {"transformers_version": "5.5.4"}
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
@@ -406,8 +411,8 @@ def _tiny_recipe() -> dict[str, Any]:
 
 
 def _make_files(folder: Path) -> None:
-    dice = random.Random(5)
-    texts, rows = ([_document(dice) for _ in range(60)] for _ in range(2))
+    rng = random.Random(5)
+    texts, rows = ([_document(rng) for _ in range(60)] for _ in range(2))
     (folder / "text").mkdir()
     for number in range(3):
         (folder / "text" / f"{number}.txt").write_text("\n---\n".join(texts[number::3]))
@@ -417,14 +422,14 @@ def _make_files(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_files(made_once: Callable[..., Path]) -> Path:
-    """A folder with target/, text/, rows.jsonl and recipe.yaml: paths in the recipe are relative to it."""
-    return made_once("tiny", _make_files)
+def tiny_files(make_once: Callable[..., Path]) -> Path:
+    """A folder with target/, text/, rows.jsonl and recipe.yaml, whose paths are relative to the folder."""
+    return make_once("tiny", _make_files)
 
 
 @pytest.fixture
 def tiny(tiny_files: Path, tmp_path: Path) -> Path:
-    """The test's own folder, with all that a tiny pipeline is made of; `fastdraft` runs there."""
+    """The test's own folder with the files of the tiny pipeline; `fastdraft` runs in it."""
     shutil.copytree(tiny_files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -444,20 +449,18 @@ def _run_stages(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_files: Path, made_once: Callable[..., Path]) -> Path:
-    """The files of a tiny pipeline that has been gone to its end in runs/tiny, in this process; copy it to change
-    it.
-    """
+def finished(tiny_files: Path, make_once: Callable[..., Path]) -> Path:
+    """The files of a tiny pipeline that has finished in runs/tiny. Tests that change them must copy them."""
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_files, folder, dirs_exist_ok=True)
         _run_stages(folder)
 
-    return made_once("finished", make)
+    return make_once("finished", make)
 
 
 @pytest.fixture
 def finished_run(finished: Path, tmp_path: Path) -> Path:
-    """A finished tiny pipeline in the test's own folder, where `fastdraft` runs."""
+    """A finished tiny pipeline in the test's own folder; `fastdraft` runs in it."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path

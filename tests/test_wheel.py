@@ -1,4 +1,4 @@
-"""The wheel that pip builds from this tree has what git keeps under src/fastdraft: every module, every data file."""
+"""The wheel that pip builds contains every module and data file under src/fastdraft."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def test_a_wheel_has_every_file_of_the_package_and_no_tests(tmp_path):
     listed = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     tracked = {path.removeprefix("src/") for path in listed.split()}
     assert {"fastdraft/py.typed", "fastdraft/demo/target/model.safetensors", "fastdraft/cli/__init__.py"} <= tracked
-    # Copied: a build leaves its own files next to the sources, and must not find those of an earlier one.
+    # Build from a copy: a build leaves files next to the sources, which the next build would include.
     source = tmp_path / "source"
     for path in (*(f"src/{path}" for path in tracked), "pyproject.toml", "README.md"):
         (source / path).parent.mkdir(parents=True, exist_ok=True)
