@@ -1,4 +1,4 @@
-"""Each loss equals its textbook sum, stays exact where a distribution has removed tokens, and keeps leading dimensions."""
+"""Each loss equals its textbook sum, is exact where a distribution removed tokens, and keeps leading dimensions."""
 
 import itertools
 import math
@@ -155,7 +155,7 @@ def test_block_length_is_the_forwards_of_the_chain_and_falls_as_q_rises(gamma: i
 
 
 def _forwards_by_block_position(accept_NG: Tensor) -> float:
-    """Expected target forwards over one text, outcome by outcome, if acceptance depends on the position in the block."""
+    """Expected target forwards over one text, outcome by outcome; acceptance depends on the block position."""
     positions, gamma = accept_NG.shape
     total = 0.0
     for outcomes in itertools.product((True, False), repeat=positions):

@@ -1,12 +1,10 @@
-"""A phase that was stopped, however, goes on from its last sound checkpoint and takes the same steps, bit for bit."""
+"""An interrupted phase resumes from its last undamaged checkpoint and takes the same steps, bit for bit."""
 
 import json
-import os
+import multiprocessing
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,20 +16,12 @@ from fastdraft.train import checkpoint
 from fastdraft.train import optimizers as optimizers_module
 from fastdraft.train.loop import train
 
-CLOCK = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
-
-
-class Stop(Exception):
-    """Not an error of ours."""
-
-
-def stop():
-    raise Stop
+TIMING = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
 
 
 def steps(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -54,21 +44,21 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("stops", [(1,), (5, 9), (2, 3, 11), (7, 7)])
-def test_resuming_equals_no_interruption(make_phase, interrupted, make_model, tmp_path, settings, stops):
-    """Dropout is on: the generator's state has to come back too."""
+def test_resuming_equals_no_interruption(make_phase, train_until, make_model, tmp_path, settings, stops):
+    """Dropout is on, so the state of the random generator must be restored too."""
     train(make_phase(tmp_path / "whole", make_model(dropout=0.2), **settings))
-    for last in stops:
-        torch.manual_seed(last)
+    for step in stops:
+        torch.manual_seed(step)
         phase = make_phase(tmp_path / "stopped", make_model(dropout=0.2, seed=5), **settings)
-        with pytest.raises(Stop):
-            train(interrupted(phase, {2, 4, 6, 8}, last, stop))
+        train_until(phase, step, checkpoints={2, 4, 6, 8})
         assert not list((tmp_path / "stopped").glob("*.part"))
-    torch.manual_seed(99) if list((tmp_path / "stopped").glob("checkpoint-*")) else None
+    if list((tmp_path / "stopped").glob("checkpoint-*")):
+        torch.manual_seed(99)
     train(make_phase(tmp_path / "stopped", make_model(dropout=0.2, seed=5), **settings))
     assert_same_end(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_phase_that_is_done_is_not_trained_again(make_phase, make_model, tmp_path):
+def test_a_finished_phase_is_not_trained_again(make_phase, make_model, tmp_path):
     first = train(make_phase(tmp_path))
     before = steps(tmp_path)
     other = make_phase(tmp_path, make_model(seed=6))
@@ -77,45 +67,48 @@ def test_a_phase_that_is_done_is_not_trained_again(make_phase, make_model, tmp_p
     assert all(torch.equal(p, weights(tmp_path)[name]) for name, p in other.model.named_parameters())
 
 
-CHILD = """
+# A process forked from the forkserver of tests/conftest.py, which has imported torch, trains and kills itself.
+PROCESSES = multiprocessing.get_context("forkserver")
+TRAIN_AND_KILL = """
 import importlib.util, os, signal, sys
 from pathlib import Path
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 import torch
 from fastdraft.train.loop import train
+
+spec = importlib.util.spec_from_file_location("small", conftest)
+small = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(small)
 torch.set_num_threads(1)
-small = load(sys.argv[1])
-kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-how, last, folder = sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-if how == "rename":
-    left = last
-    def count(event, arguments):
-        global left
-        if event == "os.rename" and "checkpoint" in str(arguments[0]):
-            left -= 1
-            if left == 0:
-                kill()
-    sys.addaudithook(count)
-phase = small.small_phase(folder, small.small_model(dropout=0.2), precision="bf16")
-train(small.interrupt(phase, {2, 4, 6, 8}, last if how == "step" else -1, kill))
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_on_rename(event, arguments):
+    if event == "os.rename" and "checkpoint" in str(arguments[0]):
+        kill()
+
+if at == "rename":
+    sys.addaudithook(kill_on_rename)
+phase = small.small_phase(Path(folder), small.small_model(dropout=0.2), precision="bf16")
+train(small.interrupt(phase, {2, 4, 6, 8}, at, kill))
 """
 
 
-@pytest.mark.slow
+def train_and_kill(folder: Path, at: int | str) -> int | None:
+    """The exit code of a process that kills itself before step `at`, or before the first `rename` of a checkpoint."""
+    scope = {"conftest": Path(__file__).with_name("conftest.py"), "folder": str(folder), "at": at}
+    process = PROCESSES.Process(target=exec, args=(TRAIN_AND_KILL, scope))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
 def test_resuming_after_real_kills_equals_no_interruption(make_phase, make_model, tmp_path):
     train(make_phase(tmp_path / "whole", make_model(dropout=0.2), precision="bf16"))
-    command = [sys.executable, "-c", CHILD, Path(__file__).with_name("conftest.py")]
-    ends = []
-    for how, last in (("step", 4), ("rename", 1), ("step", 9), ("step", 10), ("step", -1)):
-        ends.append(subprocess.run([*command, how, str(last), tmp_path / "killed"], check=False).returncode)
-    assert ends == [-signal.SIGKILL] * 4 + [0]
-    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+    folder = tmp_path / "killed"
+    assert [train_and_kill(folder, at) for at in (4, "rename", 9)] == [-signal.SIGKILL] * 3
+    train(make_phase(folder, make_model(dropout=0.2), precision="bf16"))
+    assert_same_end(folder, tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "killed").iterdir() if p.name.endswith((".part", ".old"))) == []
 
 
@@ -149,44 +142,46 @@ DAMAGES = {
 }
 
 
+def checkpoints(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder."""
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
 @pytest.fixture
-def stopped(make_phase, interrupted, tmp_path):
-    """A phase stopped at step 7, with checkpoints 4 and 6."""
-    with pytest.raises(Stop):
-        train(interrupted(make_phase(tmp_path / "stopped"), {2, 4, 6}, 7, stop))
-    found = sorted(path.name for path in (tmp_path / "stopped").glob("checkpoint-*"))
-    assert found == ["checkpoint-00000004", "checkpoint-00000006"]
+def stopped(make_phase, train_until, tmp_path):
+    """The folder of a phase stopped before step 7, with checkpoints 4 and 6."""
+    train_until(make_phase(tmp_path / "stopped"), 7, checkpoints={2, 4, 6})
+    assert checkpoints(tmp_path / "stopped") == [4, 6]
     return tmp_path / "stopped"
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_checkpoint_is_passed_over_aloud(make_phase, stopped, tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(make_phase, stopped, tmp_path, damage):
     damage(stopped / "checkpoint-00000006")
-    with pytest.warns(UserWarning, match=r"checkpoint-00000006 is damaged \(.*\); the checkpoint before it is used"):
+    with pytest.warns(UserWarning, match=r"checkpoint-00000006 is damaged \("):
         train(make_phase(stopped))
     train(make_phase(tmp_path / "whole"))
     assert_same_end(stopped, tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(make_phase, interrupted, stopped):
+def test_a_damaged_checkpoint_does_not_displace_an_undamaged_one(make_phase, train_until, stopped):
     cut(stopped / "checkpoint-00000006" / "model.safetensors")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Stop):
-        train(interrupted(make_phase(stopped), {5}, 6, stop))
-    found = sorted(path.name for path in stopped.glob("checkpoint-*"))
-    assert found == ["checkpoint-00000004", "checkpoint-00000005"]
+    with pytest.warns(UserWarning, match="damaged"):
+        train_until(make_phase(stopped), 6, checkpoints={5})
+    assert checkpoints(stopped) == [4, 5]
 
 
-def test_without_a_sound_checkpoint_it_stops(make_phase, stopped):
+def test_training_stops_if_every_checkpoint_is_damaged(make_phase, stopped):
     for path in stopped.glob("checkpoint-*"):
         cut(path / "model.safetensors")
     with (
         pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(CheckpointError, match=f"no checkpoint in {stopped} is sound\n  do: remove {stopped}"),
+        pytest.raises(CheckpointError, match=f"every checkpoint in {stopped} is damaged\n  do: remove {stopped}"),
     ):
         train(make_phase(stopped))
 
 
-def test_a_kill_while_a_checkpoint_was_replaced_leaves_the_old_one(make_phase, stopped, tmp_path):
+def test_a_kill_during_the_replacement_of_a_checkpoint_leaves_the_old_one(make_phase, stopped, tmp_path):
     newest = stopped / "checkpoint-00000006"
     newest.rename(stopped / "checkpoint-00000006.old")
     (stopped / "checkpoint-00000006.part").mkdir()
@@ -198,7 +193,7 @@ def test_a_kill_while_a_checkpoint_was_replaced_leaves_the_old_one(make_phase, s
 
 
 def test_metrics_survive_what_a_kill_or_a_full_disk_leaves_in_them(make_phase, stopped, tmp_path):
-    """Lines of steps that are taken again, a line cut short, garbage: every step is there once afterwards."""
+    """With lines of steps that run again, an incomplete line and garbage, each step has one line afterwards."""
     metrics = stopped / "metrics.jsonl"
     content = metrics.read_bytes()
     again = content.splitlines(keepends=True)[-1].replace(b'"step": 6', b'"step": 8')
@@ -208,7 +203,7 @@ def test_metrics_survive_what_a_kill_or_a_full_disk_leaves_in_them(make_phase, s
     assert_same_end(stopped, tmp_path / "whole")
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(make_phase, interrupted, tmp_path):
+def test_a_full_disk_leaves_the_previous_checkpoint(make_phase, interrupted, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -223,15 +218,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(make_phase, interrupted, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-00000003"]
+    assert checkpoints(folder) == [3]
     train(make_phase(folder))
     train(make_phase(tmp_path / "whole"))
     assert_same_end(folder, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_that_are_missing_are_not_passed_over(make_phase, make_model, tmp_path, tied):
-    """A tied output layer is not saved, and may be absent; anything else may not."""
+def test_missing_weights_are_refused(make_phase, make_model, tmp_path, tied):
+    """Only a tied output layer, which is not saved, may be absent."""
     phase = make_phase(tmp_path, make_model(tied=tied))
     train(phase)
     path = tmp_path / "checkpoint-00000011" / "model.safetensors"
@@ -248,13 +243,13 @@ def test_weights_that_are_missing_are_not_passed_over(make_phase, make_model, tm
     state = json.loads((path.parent / "state.json").read_text())
     state["digests"][path.name] = checkpoint._digest(path)
     (path.parent / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match=r"of another model: 1 weights differ.*up_proj.weight\n  do: remove"):
+    with pytest.raises(CheckpointError, match=r"1 weights differ.*up_proj.weight\n  do: remove"):
         checkpoint.restore(tmp_path, restored, optimizers)
 
 
 def test_a_checkpoint_of_other_optimizers_is_refused(make_phase, tmp_path):
     train(make_phase(tmp_path))
-    with pytest.raises(CheckpointError, match="is of adamw, muon, this phase trains with adamw\n  do: remove"):
+    with pytest.raises(CheckpointError, match="optimizers adamw, muon, this phase uses adamw\n  do: remove"):
         train(make_phase(tmp_path, optimizer="adamw"))
 
 
@@ -262,7 +257,7 @@ def test_only_the_last_two_are_kept(make_phase, tmp_path):
     phase = make_phase(tmp_path)
     phase.part = phase.part.model_copy(update={"checkpoint_seconds": 0})
     train(phase)
-    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-00000010", "checkpoint-00000011"]
+    assert checkpoints(tmp_path) == [10, 11]
     assert not any(p.suffix == ".bin" for p in tmp_path.rglob("*"))
 
 
@@ -271,4 +266,4 @@ def test_the_folder_may_be_moved(make_phase, stopped, tmp_path):
     train(make_phase(tmp_path / "elsewhere"))
     train(make_phase(tmp_path / "whole"))
     assert_same_end(tmp_path / "elsewhere", tmp_path / "whole")
-    assert os.listdir(tmp_path) != []
+    assert not stopped.exists()

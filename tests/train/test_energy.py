@@ -1,4 +1,4 @@
-"""A phase that was stopped goes on with its energy as with its time: that of the steps which its draft has seen."""
+"""A resumed phase counts the energy of its calls up to their last checkpoints, as it does their time."""
 
 import json
 import warnings
@@ -10,16 +10,8 @@ from fastdraft.train.checkpoint import Progress
 from fastdraft.train.loop import train
 
 
-class Stop(Exception):
-    """Not an error of ours."""
-
-
-def stop():
-    raise Stop
-
-
 class Machine:
-    """A CPU package that takes two joules for each step; it hears of them as a tracker does."""
+    """A simulated CPU package that takes two joules per step. It is a tracker, so that it is called for each step."""
 
     def __init__(self, folder):
         self._zone = folder / "intel-rapl:0"
@@ -36,7 +28,7 @@ class Machine:
     def finish(self):
         """Nothing to close."""
 
-    def falls_silent(self):
+    def remove_counter(self):
         (self._zone / "energy_uj").unlink()
 
 
@@ -47,8 +39,8 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def made_on(make_phase, machine, tmp_path):
-    """A phase of 11 steps whose steps the machine feels."""
+def metered_phase(make_phase, machine, tmp_path):
+    """A phase of 11 steps that take energy of the machine."""
 
     def make(folder="run"):
         phase = make_phase(tmp_path / folder)
@@ -58,29 +50,26 @@ def made_on(make_phase, machine, tmp_path):
     return make
 
 
-def test_energy_counts_on_from_the_checkpoint(made_on, interrupted):
-    """Stopped before step 6, of which 5 is undone: 4 steps and then 7; as many as without a stop."""
-    assert train(made_on("whole")).joules == {"cpu": pytest.approx(22.0)}
-    with pytest.raises(Stop):
-        train(interrupted(made_on(), {2, 4}, 6, stop))
-    assert train(made_on()).joules == {"cpu": pytest.approx(22.0)}
-    assert train(made_on()).joules == {"cpu": pytest.approx(22.0)}, "it is done, and takes no more"
+def test_energy_is_added_to_that_of_the_checkpoint(metered_phase, train_until):
+    """Stopped before step 6, with checkpoint 4: 4 and then 7 steps count, as many as without a stop."""
+    assert train(metered_phase("whole")).joules == {"cpu": pytest.approx(22.0)}
+    train_until(metered_phase(), 6, checkpoints={2, 4})
+    assert train(metered_phase()).joules == {"cpu": pytest.approx(22.0)}
+    assert train(metered_phase()).joules == {"cpu": pytest.approx(22.0)}, "a finished phase takes no more energy"
 
 
-def test_energy_that_was_not_reported_for_a_while_is_not_known(made_on, interrupted, machine):
-    with pytest.raises(Stop):
-        train(interrupted(made_on(), {4}, 6, stop))
-    machine.falls_silent()
-    assert train(made_on()).joules == {"cpu": None}
+def test_energy_is_unknown_if_the_counter_disappeared(metered_phase, train_until, machine):
+    train_until(metered_phase(), 6, checkpoints={4})
+    machine.remove_counter()
+    assert train(metered_phase()).joules == {"cpu": None}
 
 
-def test_a_phase_that_began_before_energy_was_recorded_does_not_know_it(made_on, interrupted, tmp_path):
-    with pytest.raises(Stop):
-        train(interrupted(made_on(), {4}, 6, stop))
+def test_energy_is_unknown_if_the_phase_began_before_it_was_recorded(metered_phase, train_until, tmp_path):
+    train_until(metered_phase(), 6, checkpoints={4})
     state = tmp_path / "run" / "checkpoint-00000004" / "state.json"
     content = json.loads(state.read_text())
     assert content["progress"].pop("joules") == {"cpu": pytest.approx(8.0)}
     state.write_text(json.dumps(content))
     with warnings.catch_warnings(action="error"):
-        assert train(made_on()).joules is None
+        assert train(metered_phase()).joules is None
     assert Progress(step=1, tokens=2, position=(3,), seconds=4.0).joules is None

@@ -1,4 +1,4 @@
-"""The loop: the gradient of the whole batch, a line for each step, a stop before a step on what is no number."""
+"""The training loop: the gradient of the whole batch, one metrics line per step, a stop before a non-finite step."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ def lines(folder):
 
 
 def gradient_step(phase):
-    """One step of plain descent at rate 1: what a weight lost is its gradient."""
+    """The gradients of one step: the change of the weights under SGD at learning rate 1."""
     before = [p.detach().clone() for p in phase.model.parameters()]
     sgd = torch.optim.SGD(phase.model.parameters(), lr=1.0)
     loop._step(replace(begin(phase), optimizers={"adamw": sgd}), 0)
@@ -25,67 +25,64 @@ def gradient_step(phase):
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 5, 7])
-def test_the_gradient_is_that_of_the_whole_batch_however_it_is_split(make_phase, make_model, tmp_path, micro):
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(make_phase, make_model, tmp_path, micro):
     settings = {"learning_rate": 1.0, "gradient_clip": 1e9, "warmup_steps": 0}
     phase = make_phase(tmp_path, micro_batch_size=micro, **settings)
     batch = make_phase(tmp_path).mixture.next_batch(5)
     masked = (batch.labels_BT == IGNORED).sum(-1)
-    assert masked.min() == 0 < masked.max(), "labels must be spread unevenly for this to say anything"
+    assert masked.min() == 0 < masked.max(), "the test needs unevenly masked labels"
     model = make_model()
     logits = model(input_ids=batch.inputs_BT).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORED).backward()
-    for found, wanted in zip(gradient_step(phase), model.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted.grad, rtol=1e-3, atol=1e-6)
+    for gradient, weight in zip(gradient_step(phase), model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_a_line_for_each_step(make_phase, tmp_path):
+def test_metrics_have_one_line_per_step(make_phase, tmp_path):
     phase = make_phase(tmp_path)
     progress = train(phase)
-    found = lines(tmp_path)
-    assert [line["step"] for line in found] == list(range(1, 12))
+    metrics = lines(tmp_path)
+    assert [line["step"] for line in metrics] == list(range(1, 12))
     assert progress.step == phase.total_steps == 11
-    assert found[-1]["tokens"] == progress.tokens < 11 * 5 * 7, "labels that are masked are no tokens trained on"
-    assert found[-1]["loss_nats"] < found[0]["loss_nats"]
-    measured = [line["step"] for line in found if "held_out_a_nats" in line]
+    assert metrics[-1]["tokens"] == progress.tokens < 11 * 5 * 7, "masked labels are not counted"
+    assert metrics[-1]["loss_nats"] < metrics[0]["loss_nats"]
+    measured = [line["step"] for line in metrics if "held_out_a_nats" in line]
     assert measured[-1] == 11
     assert 3 <= len(measured) <= 5
-    assert not any("held_out_b_nats" in line for line in found), "a source without held-out rows has no loss"
+    assert not any("held_out_b_nats" in line for line in metrics), "source b has no held-out sequences"
 
 
-def test_the_last_step_is_whole(make_phase, tmp_path):
-    """train_tokens that are no whole number of steps are rounded up."""
+def test_train_tokens_are_rounded_up_to_whole_steps(make_phase, tmp_path):
     assert make_phase(tmp_path, train_tokens=1).total_steps == 1
     assert make_phase(tmp_path, train_tokens=36).total_steps == 2
 
 
-def test_held_out_loss_is_nats_per_token_and_changes_nothing(make_phase, make_model, tmp_path):
+def test_held_out_loss_is_nats_per_token_and_does_not_change_the_state(make_phase, make_model, tmp_path):
     phase = make_phase(tmp_path, make_model(dropout=0.5))
     (batch,) = phase.held_out["a"]
     state = torch.get_rng_state()
-    found = held_out_loss(begin(phase))
+    losses = held_out_loss(begin(phase))
     assert torch.equal(state, torch.get_rng_state())
     assert phase.model.training
     assert all(p.grad is None for p in phase.model.parameters())
     logits = phase.model.eval()(input_ids=batch.inputs_BT).logits
-    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORED)
-    assert found == {"held_out_a_nats": pytest.approx(wanted.item(), rel=1e-5)}
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORED)
+    assert losses == {"held_out_a_nats": pytest.approx(expected.item(), rel=1e-5)}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_loss_that_is_no_number_stops(make_phase, interrupted, tmp_path, value):
+def test_a_nonfinite_loss_stops_the_training(make_phase, interrupted, tmp_path, value):
     phase = make_phase(tmp_path)
     weight = phase.model.model.norm.weight
     interrupted(phase, {3, 4}, 5, lambda: weight.data.fill_(value))
-    with pytest.raises(
-        NonFiniteLoss, match=f"loss (nan|inf).* at step 5, .*\n  kept: .*{tmp_path}, if it came to one\n  do: lower"
-    ):
+    with pytest.raises(NonFiniteLoss, match=f"loss (nan|inf) at step 5, .*\n  kept: .*{tmp_path}.*\n  do: lower"):
         train(phase)
     assert len(lines(tmp_path)) == 4
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-00000003", "checkpoint-00000004"]
 
 
 def test_an_infinite_gradient_stops_before_the_optimizer_steps_on_it(make_phase, interrupted, tmp_path):
-    """A loss can be finite and its gradient not; one step on that and every weight is NaN."""
+    """A finite loss can have an infinite gradient; a step on it makes every weight NaN."""
     phase = make_phase(tmp_path)
     weights = {}
 

@@ -1,4 +1,4 @@
-"""Every objective is its brute-force float64 sum, chunk by chunk, alone and with others; records go with their rows."""
+"""Every objective equals its brute-force float64 sum, alone and with others; records belong to their sequences."""
 
 from operator import itemgetter
 from pathlib import Path
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fastdraft.config import DISTRIBUTION_OBJECTIVES, OBJECTIVES, SAMPLE_OBJECTIVES, TrainPart
 from fastdraft.config.resolve import resolve
-from fastdraft.data.order import IGNORED, Batch, Record, unknown
+from fastdraft.data.order import IGNORED, Batch, TeacherLogprobs, unknown_logprobs
 from fastdraft.system.errors import RecipeError
 from fastdraft.train.learner import Learner
 from fastdraft.train.objectives import objective
-from fastdraft.train.sampling_rng import coins
+from fastdraft.train.sampling_rng import uniform_draws
 
 B, T, V = 3, 11, 31
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -28,25 +28,25 @@ def part(objective: object, **more: object) -> TrainPart:
 
 @pytest.fixture
 def batch() -> Batch:
-    """Continuations that begin at places 2, 5 and 0 of their rows, at temperatures 1, 0.6 and greedy; p as drawn."""
-    draw = torch.Generator().manual_seed(3)
-    text = torch.randint(V, (B, T + 1), generator=draw)
+    """Completions that begin at positions 2, 5 and 0, at temperatures 1, 0.6 and greedy, with random log p."""
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randint(V, (B, T + 1), generator=generator)
     labels_BT = text[:, 1:].clone()
-    empty = unknown(T, 4)
-    record = Record(*[torch.stack([tensor] * B) for tensor in empty])
+    empty = unknown_logprobs(T, 4)
+    teacher = TeacherLogprobs(*[torch.stack([tensor] * B) for tensor in empty])
     for row, (start, end, temperature) in enumerate([(2, 11, 1.0), (5, 9, 0.6), (0, 7, 0.0)]):
         labels_BT[row, :start] = labels_BT[row, end:] = IGNORED
-        record.temperature_BT[row, start:end] = temperature
-        logp = torch.rand(end - start, generator=draw).log() if temperature else torch.zeros(end - start)
-        record.logp_BT[row, start:end] = logp
-        top = torch.randn(end - start, V, generator=draw).log_softmax(-1).topk(4)
-        record.top_logp_BTK[row, start:end], record.top_ids_BTK[row, start:end] = top
-    return Batch(text[:, :-1], labels_BT, (), record)
+        teacher.temperature_BT[row, start:end] = temperature
+        logp = torch.rand(end - start, generator=generator).log() if temperature else torch.zeros(end - start)
+        teacher.logp_BT[row, start:end] = logp
+        top = torch.randn(end - start, V, generator=generator).log_softmax(-1).topk(4)
+        teacher.top_logp_BTK[row, start:end], teacher.top_ids_BTK[row, start:end] = top
+    return Batch(text[:, :-1], labels_BT, (), teacher)
 
 
-def loss_and_gradients(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None = None):
-    """As a step takes them: through the head that sees a chunk at a time."""
-    loss = Learner(draft, how, torch.float32).train()(batch, objective(how, target))
+def loss_and_gradients(train_part: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None = None):
+    """As in a training step, with the head in chunks."""
+    loss = Learner(draft, train_part, torch.float32).train()(batch, objective(train_part, target))
     return loss, torch.autograd.grad(loss, list(draft.parameters()))
 
 
@@ -55,9 +55,9 @@ def logq_of(draft: nn.Module, batch: Batch, temperature: Tensor | float = 1.0) -
     return (draft.double()(input_ids=batch.inputs_BT).logits / temperature).log_softmax(-1)
 
 
-def served(batch: Batch) -> Tensor:
-    """(B,T,1) 1 where greedy"""
-    temperature_BT1 = batch.record.temperature_BT[..., None].double()
+def label_temperature(batch: Batch) -> Tensor:
+    """(B,T,1) the sampling temperature; 1 if greedy"""
+    temperature_BT1 = batch.teacher.temperature_BT[..., None].double()
     return torch.where(temperature_BT1 > 0, temperature_BT1, 1.0)
 
 
@@ -66,41 +66,49 @@ def of_labels(probs_BTV: Tensor, batch: Batch) -> Tensor:
 
 
 def brute_forwards(accept: list[Tensor], gamma: int, decay: float = 1.0) -> Tensor:
-    """Expected target forwards over one text, block by block, from the definition; slopes weighed by place in it."""
+    """Expected target forwards over one text, by definition; `decay` weighs the gradient by position in the block."""
     opens = [torch.zeros((), dtype=torch.float64) for _ in range(len(accept) + gamma + 2)]
     opens[0] = torch.ones((), dtype=torch.float64)
     for start in range(len(accept)):
         reached = opens[start]
         for drafted in range(gamma + 1):
-            place = start + drafted
-            if place >= len(accept):
+            position = start + drafted
+            if position >= len(accept):
                 break
             if drafted == gamma:
-                opens[place + 1] = opens[place + 1] + reached
+                opens[position + 1] = opens[position + 1] + reached
             else:
-                weighed = decay**drafted * accept[place]
-                weighed = weighed + (accept[place] - weighed).detach()
-                opens[place + 1] = opens[place + 1] + reached * (1 - weighed)
+                weighed = decay**drafted * accept[position]
+                weighed = weighed + (accept[position] - weighed).detach()
+                opens[position + 1] = opens[position + 1] + reached * (1 - weighed)
                 reached = reached * weighed
     return torch.stack(opens[: len(accept)]).sum()
 
 
-def brute(how: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None) -> Tensor:
+def brute_force(train_part: TrainPart, draft: nn.Module, batch: Batch, target: nn.Module | None) -> Tensor:
     """The weighted sum over all trained tokens, in float64 and with plain logits."""
-    trained, known = batch.labels_BT != IGNORED, ~batch.record.logp_BT.isnan()
+    trained, known = batch.labels_BT != IGNORED, ~batch.teacher.logp_BT.isnan()
     text = -of_labels(logq_of(draft, batch), batch)
-    ratio = (of_labels(logq_of(draft, batch, served(batch)), batch) - batch.record.logp_BT.double()).clamp(max=0).exp()
+    ratio = (
+        (of_labels(logq_of(draft, batch, label_temperature(batch)), batch) - batch.teacher.logp_BT.double())
+        .clamp(max=0)
+        .exp()
+    )
     total = torch.zeros((), dtype=torch.float64)
-    for name, weight in how.objectives.items():
+    for name, weight in train_part.objectives.items():
         if name == "cross_entropy":
             total = total + weight * text[trained].sum()
         elif name == "sampled_total_variation":
             total = total - weight * ratio[known].sum()
         elif name == "block_length":
             rows = [ratio[row][known[row]] for row in range(B) if known[row].any()]
-            total = total + weight * sum(brute_forwards(list(row), how.block_gamma, how.block_decay) for row in rows)
+            total = total + weight * sum(
+                brute_forwards(list(row), train_part.block_gamma, train_part.block_decay) for row in rows
+            )
         else:
-            temperature = served(batch) if how.temperature == "per_sequence" else how.temperature
+            temperature = (
+                label_temperature(batch) if train_part.temperature == "per_sequence" else train_part.temperature
+            )
             with torch.no_grad():
                 p = (target.double()(input_ids=batch.inputs_BT).logits / temperature).softmax(-1)
             q = logq_of(draft, batch, temperature).exp()
@@ -127,216 +135,207 @@ CASES = [
 @pytest.mark.parametrize("weights", CASES, ids=lambda weights: "+".join(weights))
 @pytest.mark.parametrize("temperature", [1.0, 0.7, "per_sequence"])
 @pytest.mark.parametrize("recorded", ["all", "some"])
-def test_loss_and_gradients_are_the_brute_force_ones(make_model, batch, weights, temperature, recorded):
+def test_loss_and_gradients_equal_brute_force(make_model, batch, weights, temperature, recorded):
     if recorded == "some":
-        batch.record.logp_BT[0] = torch.nan
-    how, draft, target = part(weights, temperature=temperature, block_gamma=2), make_model(5), make_model(7)
+        batch.teacher.logp_BT[0] = torch.nan
+    train_part = part(weights, temperature=temperature, block_gamma=2)
+    draft, target = make_model(5), make_model(7)
     for weight in (*draft.parameters(), *target.parameters()):
         weight.data *= 4
-    loss, gradients = loss_and_gradients(how, draft, batch, target)
-    wanted = brute(how, draft, batch, target)
-    torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=1e-5)
-    for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
-        # What fp32 rounds goes with the largest slope of a matrix: here it comes to 9e-6 of that.
-        torch.testing.assert_close(found.double(), true, rtol=0, atol=3e-5 * true.abs().max().item())
+    loss, gradients = loss_and_gradients(train_part, draft, batch, target)
+    expected = brute_force(train_part, draft, batch, target)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-5, atol=1e-5)
+    for gradient, exact in zip(gradients, torch.autograd.grad(expected, list(draft.parameters())), strict=True):
+        # Rounding errors in fp32 are proportional to the largest gradient of a matrix: here 9e-6 of it.
+        torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=3e-5 * exact.abs().max().item())
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.01])
-def test_slopes_of_block_length_are_weighed_by_place_in_the_block(make_model, batch, decay):
+def test_block_decay_weighs_the_gradient_by_position_in_the_block(make_model, batch, decay):
     weighed, plain = (part("block_length", block_gamma=3, block_decay=by) for by in (decay, 1.0))
     draft = make_model(5)
     for weight in draft.parameters():
         weight.data *= 4
-    (loss, gradients), (as_before, others) = (
-        loss_and_gradients(weighed, draft, batch),
-        loss_and_gradients(plain, draft, batch),
-    )
-    assert torch.equal(loss, as_before)
-    assert not all(map(torch.allclose, gradients, others))
-    wanted = torch.autograd.grad(brute(weighed, draft, batch, None), list(draft.parameters()))
-    for found, true in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=2e-5)
+    loss, gradients = loss_and_gradients(weighed, draft, batch)
+    plain_loss, plain_gradients = loss_and_gradients(plain, draft, batch)
+    assert torch.equal(loss, plain_loss)
+    assert not all(map(torch.allclose, gradients, plain_gradients))
+    expected = torch.autograd.grad(brute_force(weighed, draft, batch, None), list(draft.parameters()))
+    for gradient, exact in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=2e-5)
 
 
-def test_the_target_reads_a_batch_once_for_all_terms(make_model, batch):
-    target, reads = make_model(7), []
-    target.model.register_forward_hook(lambda *_: reads.append(1))
+def test_all_terms_share_one_forward_of_the_target(make_model, batch):
+    target, forwards = make_model(7), []
+    target.model.register_forward_hook(lambda *_: forwards.append(1))
     loss_and_gradients(part(dict.fromkeys(DISTRIBUTION_OBJECTIVES, 1.0)), make_model(5), batch, target)
-    assert len(reads) == 1
+    assert len(forwards) == 1
 
 
-# Whose distribution it is, and in which rows.
+# The teacher's distribution, and the sequences that the teacher reads.
 
-SAMPLING_SETTINGS = {"forward_kl": 0.5, "total_variation": 0.3, "cross_entropy": 0.2}
+WEIGHTS = {"forward_kl": 0.5, "total_variation": 0.3, "cross_entropy": 0.2}
 
 
-def test_of_rows_that_the_teacher_does_not_read_the_text_is_learned(make_model, batch):
-    """Each row is wholly of the distribution or wholly of the text, with the same weight, whichever rows it is given
-    with.
-    """
+def test_sequences_that_the_teacher_does_not_read_use_cross_entropy(make_model, batch):
+    """With the same total weight, and independently of the other sequences of the batch."""
     draft, teacher = make_model(5), make_model(7)
-    rows = [batch.each(itemgetter(slice(row, row + 1))) for row in range(B)]
-    of_law, of_text, found = (
-        torch.stack([loss_and_gradients(how, draft, row, teacher)[0] for row in rows]).detach()
-        for how in (
-            part(SAMPLING_SETTINGS),
-            part({"cross_entropy": 1.0}),
-            part(SAMPLING_SETTINGS, teacher_fraction=0.6),
-        )
+    rows = [batch.map_tensors(itemgetter(slice(row, row + 1))) for row in range(B)]
+    mixed = part(WEIGHTS, teacher_fraction=0.6)
+    by_teacher, by_label, losses = (
+        torch.stack([loss_and_gradients(train_part, draft, row, teacher)[0] for row in rows]).detach()
+        for train_part in (part(WEIGHTS), part({"cross_entropy": 1.0}), mixed)
     )
-    read = coins(batch)[0] < 0.6
+    read = uniform_draws(batch)[0] < 0.6
     assert 0 < read.sum() < B
-    torch.testing.assert_close(found, torch.where(read, of_law, of_text))
-    whole, gradients = loss_and_gradients(part(SAMPLING_SETTINGS, teacher_fraction=0.6), draft, batch, teacher)
-    torch.testing.assert_close(whole, found.sum())
-    apart = [loss_and_gradients(part(SAMPLING_SETTINGS, teacher_fraction=0.6), draft, row, teacher)[1] for row in rows]
-    for wanted, *shares in zip(gradients, *apart, strict=True):
-        torch.testing.assert_close(sum(shares), wanted, rtol=0, atol=3e-5 * wanted.abs().max().item())
+    torch.testing.assert_close(losses, torch.where(read, by_teacher, by_label))
+    whole, gradients = loss_and_gradients(mixed, draft, batch, teacher)
+    torch.testing.assert_close(whole, losses.sum())
+    by_row = [loss_and_gradients(mixed, draft, row, teacher)[1] for row in rows]
+    for expected, *parts in zip(gradients, *by_row, strict=True):
+        torch.testing.assert_close(sum(parts), expected, rtol=0, atol=3e-5 * expected.abs().max().item())
 
 
-def test_the_teacher_reads_its_fraction_of_the_rows_and_no_more(make_model):
+def test_the_teacher_reads_only_its_fraction_of_the_sequences(make_model):
     draft, teacher, read = make_model(5), make_model(7), []
-    teacher.model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"]), with_kwargs=True)
+    teacher.model.register_forward_pre_hook(lambda _, __, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True)
     inputs_BT = torch.randint(V, (501, 3), generator=torch.Generator().manual_seed(3))
     for fraction in (1.0, 0.3):
-        how = part("forward_kl", teacher_fraction=fraction)
-        loss_and_gradients(how, draft, Batch(inputs_BT, inputs_BT.clone()), teacher)
-    everything, some = map(len, read)
-    assert everything == 501
+        train_part = part("forward_kl", teacher_fraction=fraction)
+        loss_and_gradients(train_part, draft, Batch(inputs_BT, inputs_BT.clone()), teacher)
+    all_, some = map(len, read)
+    assert all_ == 501
     assert 0.2 < some / 501 < 0.4
 
 
-def test_a_batch_of_which_the_teacher_reads_nothing_is_text(make_model, batch):
+def test_a_batch_that_the_teacher_does_not_read_uses_cross_entropy(make_model, batch):
     draft = make_model(5)
-    little = loss_and_gradients(part("forward_kl", teacher_fraction=1e-9), draft, batch, make_model(7))
-    torch.testing.assert_close(little, loss_and_gradients(part("cross_entropy"), draft, batch))
+    unread = loss_and_gradients(part("forward_kl", teacher_fraction=1e-9), draft, batch, make_model(7))
+    torch.testing.assert_close(unread, loss_and_gradients(part("cross_entropy"), draft, batch))
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.6])
 @pytest.mark.parametrize("rows", [V - 2, V, V + 3])
-def test_a_teacher_may_have_other_rows_for_no_token(make_model, batch, rows, fraction):
-    """What it says of rows that the draft has not is left out of its distribution; of rows that it has not it says
-    nothing.
-    """
+def test_a_teacher_may_have_another_number_of_padding_rows(make_model, batch, rows, fraction):
+    """Its additional rows are left out of its distribution, and rows that it lacks get probability 0."""
     draft, target, teacher = make_model(5), make_model(7), make_model(7)
     weight_VE, kept = target.get_output_embeddings().weight.detach(), min(rows, V)
     head = nn.Linear(weight_VE.shape[1], rows, bias=False)
     head.weight.data = torch.cat([weight_VE[:kept], torch.ones(rows - kept, weight_VE.shape[1])])
     teacher.set_output_embeddings(head)
-    # A place without a chance: its logit is so low that nothing is left of it.
+    # A logit so low that the probability is 0.
     target_logits = target.get_output_embeddings().register_forward_hook(
         lambda _, __, logits: torch.cat([logits[..., :kept], torch.full_like(logits[..., kept:], -1e9)], -1)
     )
-    how = part({"forward_kl": 0.5, "total_variation": 0.5}, teacher_fraction=fraction)
-    found, _ = loss_and_gradients(how, draft, batch, teacher)
-    read = (coins(batch)[0] < fraction)[:, None] & (batch.labels_BT != IGNORED)
+    train_part = part({"forward_kl": 0.5, "total_variation": 0.5}, teacher_fraction=fraction)
+    loss, _ = loss_and_gradients(train_part, draft, batch, teacher)
+    read = (uniform_draws(batch)[0] < fraction)[:, None] & (batch.labels_BT != IGNORED)
     p, q = target(input_ids=batch.inputs_BT).logits.double().softmax(-1), logq_of(draft, batch).exp()
     target_logits.remove()
-    sampling = 0.5 * (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) + 0.25 * (p - q).abs().sum(-1)
+    divergence = 0.5 * (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) + 0.25 * (p - q).abs().sum(-1)
     text = -of_labels(q.log(), batch)
-    wanted = sampling[read].sum() + text[~read & (batch.labels_BT != IGNORED)].sum()
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    expected = divergence[read].sum() + text[~read & (batch.labels_BT != IGNORED)].sum()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_of_block_length_is_one_over_block_efficiency(make_model, batch):
-    """The loss, divided by its tokens as a step does, is what evaluation pools."""
+def test_block_length_per_token_is_one_over_block_efficiency(make_model, batch):
+    """The block efficiency is pooled as in the evaluation."""
     from fastdraft.maths.acceptance import block_efficiency, chain
 
     draft = make_model(5)
     loss, _ = loss_and_gradients(part("block_length", block_gamma=3), draft, batch)
-    logq_BT = of_labels(logq_of(draft, batch, served(batch)), batch)
-    known = ~batch.record.logp_BT.isnan()
+    logq_BT = of_labels(logq_of(draft, batch, label_temperature(batch)), batch)
+    known = ~batch.teacher.logp_BT.isnan()
     accept = torch.zeros(B, T, dtype=torch.float64)
     for row in range(B):
-        ratio = (logq_BT[row] - batch.record.logp_BT[row]).clamp(max=0).exp()[known[row]]
+        ratio = (logq_BT[row] - batch.teacher.logp_BT[row]).clamp(max=0).exp()[known[row]]
         accept[row, : len(ratio)] = ratio.detach()
     tau = block_efficiency(chain(accept, known.sum(1), 3))
     torch.testing.assert_close(known.sum() / loss.double(), tau, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(DISTRIBUTION_OBJECTIVES))
-def test_a_stored_distribution_of_all_tokens_is_the_live_one(make_model, batch, name):
+def test_a_stored_distribution_of_all_tokens_equals_the_online_one(make_model, batch, name):
     draft, target = make_model(5), make_model(7)
     logp, ids = target(input_ids=batch.inputs_BT).logits.detach().log_softmax(-1).topk(V)
-    known = ~batch.record.logp_BT.isnan()
+    known = ~batch.teacher.logp_BT.isnan()
     logp[~known] = torch.nan
-    full = Batch(batch.inputs_BT, batch.labels_BT, (), batch.record._replace(top_ids_BTK=ids, top_logp_BTK=logp))
-    stored, live = part({name: 0.7}, teacher_logits="offline"), part({name: 0.7})
-    torch.testing.assert_close(loss_and_gradients(stored, draft, full), loss_and_gradients(live, draft, batch, target))
+    full = Batch(batch.inputs_BT, batch.labels_BT, (), batch.teacher._replace(top_ids_BTK=ids, top_logp_BTK=logp))
+    offline, online = part({name: 0.7}, teacher_logits="offline"), part({name: 0.7})
+    expected = loss_and_gradients(online, draft, batch, target)
+    torch.testing.assert_close(loss_and_gradients(offline, draft, full), expected)
 
 
-def test_a_stored_distribution_of_some_tokens_is_their_distribution_and_a_bucket(make_model, batch):
-    how, draft = part({"total_variation": 0.7}, teacher_logits="offline"), make_model(5)
-    batch.record.top_logp_BTK[0] = torch.nan  # a row of text
-    loss, gradients = loss_and_gradients(how, draft, batch)
+def test_a_stored_distribution_of_some_tokens_is_bucketed(make_model, batch):
+    train_part, draft = part({"total_variation": 0.7}, teacher_logits="offline"), make_model(5)
+    batch.teacher.top_logp_BTK[0] = torch.nan  # a sequence of text
+    loss, gradients = loss_and_gradients(train_part, draft, batch)
     trained, q = batch.labels_BT != IGNORED, logq_of(draft, batch).exp()
-    wanted = -of_labels(q.log(), batch)[0][trained[0]].sum()
-    for row, place in trained.nonzero().tolist():
+    expected = -of_labels(q.log(), batch)[0][trained[0]].sum()
+    for row, position in trained.nonzero().tolist():
         if row:
-            p = batch.record.top_logp_BTK[row, place].double().exp()
-            of_them = q[row, place][batch.record.top_ids_BTK[row, place]]
-            wanted = wanted + ((p - of_them).abs().sum() + (p.sum() - of_them.sum()).abs()) / 2
-    wanted = 0.7 * wanted
-    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
-    for found, true in zip(gradients, torch.autograd.grad(wanted, list(draft.parameters())), strict=True):
-        torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=1e-5)
+            top_p = batch.teacher.top_logp_BTK[row, position].double().exp()
+            top_q = q[row, position][batch.teacher.top_ids_BTK[row, position]]
+            expected = expected + ((top_p - top_q).abs().sum() + (top_p.sum() - top_q.sum()).abs()) / 2
+    expected = 0.7 * expected
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    for gradient, exact in zip(gradients, torch.autograd.grad(expected, list(draft.parameters())), strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", CASES, ids=lambda weights: "+".join(weights))
-@pytest.mark.parametrize("of", [2, 3])
-def test_the_loss_of_a_step_does_not_depend_on_who_takes_its_rows(make_model, batch, monkeypatch, weights, of):
-    """Sums over micro-batches or processes, whatever the chunks of the head and their pieces; rows keep records."""
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_loss_of_a_step_does_not_depend_on_how_it_is_split(make_model, batch, monkeypatch, weights, count):
+    """Over micro-batches or processes, chunks of the head and pieces in the cache."""
     draft, target = make_model(5), make_model(7)
-    batch.record.logp_BT[2] = torch.nan
-    whole, gradients = loss_and_gradients(
-        part(weights, block_gamma=2, temperature="per_sequence"), draft, batch, target
-    )
-    monkeypatch.setattr("fastdraft.train.divergence_kernels.CACHED_BYTES", 1)  # a token at a time
-    other = part(weights, block_gamma=2, temperature="per_sequence", head_chunk_tokens=3)
-    pieces = [batch.each(itemgetter(slice(rank, None, of))) for rank in range(of)]
-    assert sum(len(piece.record.logp_BT) for piece in pieces) == B
-    found = [loss_and_gradients(other, draft, piece, target) for piece in pieces]
-    torch.testing.assert_close(sum(loss for loss, _ in found), whole)
-    for wanted, *shares in zip(gradients, *(slopes for _, slopes in found), strict=True):
-        torch.testing.assert_close(sum(shares), wanted, rtol=0, atol=3e-5 * wanted.abs().max().item())
+    batch.teacher.logp_BT[2] = torch.nan
+    options = {"block_gamma": 2, "temperature": "per_sequence"}
+    whole, gradients = loss_and_gradients(part(weights, **options), draft, batch, target)
+    monkeypatch.setattr("fastdraft.train.divergence_kernels.CACHED_BYTES", 1)  # one token at a time
+    small_chunks = part(weights, **options, head_chunk_tokens=3)
+    pieces = [batch.map_tensors(itemgetter(slice(rank, None, count))) for rank in range(count)]
+    assert sum(len(piece.teacher.logp_BT) for piece in pieces) == B
+    losses, by_piece = zip(*(loss_and_gradients(small_chunks, draft, piece, target) for piece in pieces), strict=True)
+    torch.testing.assert_close(sum(losses), whole)
+    for expected, *parts in zip(gradients, *by_piece, strict=True):
+        torch.testing.assert_close(sum(parts), expected, rtol=0, atol=3e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
-def test_steps_on_block_length_make_blocks_longer(make_model, batch, decay):
-    """Twenty steps of the objective on one batch raise what it measures."""
-    how, draft = part("block_length", block_gamma=3, block_decay=decay), make_model(5)
-    step, losses = torch.optim.Adam(draft.parameters(), lr=0.01), []
+def test_twenty_steps_on_block_length_make_blocks_longer(make_model, batch, decay):
+    train_part, draft = part("block_length", block_gamma=3, block_decay=decay), make_model(5)
+    optimizer, losses = torch.optim.Adam(draft.parameters(), lr=0.01), []
     for _ in range(20):
-        loss = Learner(draft, how, torch.float32).train()(batch, objective(how, None))
+        loss = Learner(draft, train_part, torch.float32).train()(batch, objective(train_part, None))
         losses.append(loss.item())
-        step.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        step.step()
+        optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
 
 
-# What a recipe may ask for.
+# The objectives that a recipe may have.
 
 
 @pytest.mark.parametrize(
-    "found",
+    "value",
     ["kl", {}, {"kl": 1.0}, {"forward_kl": 0.0}, {"forward_kl": -1.0}, {"forward_kl": True}, 7, ["forward_kl"], None],
 )
-def test_unknown_names_and_weights_that_are_not_positive_are_refused(found):
+def test_unknown_names_and_weights_that_are_not_positive_are_refused(value):
     with pytest.raises(ValidationError, match=r"wanted one of cross_entropy, .*, block_length, or positive weights"):
-        part(found)
+        part(value)
 
 
-@pytest.mark.parametrize("found", [0, -1.0, "row", True, float("nan"), float("inf"), None])
-def test_a_temperature_is_a_number_above_zero_or_that_of_the_rows(found):
-    with pytest.raises(ValidationError, match=r"1 validation error[^\0]*wanted a number above 0, or rows"):
-        part("forward_kl", temperature=found)
+@pytest.mark.parametrize("value", [0, -1.0, "row", True, float("nan"), float("inf"), None])
+def test_a_temperature_is_a_number_above_zero_or_per_sequence(value):
+    with pytest.raises(ValidationError, match=r"1 validation error[^\0]*wanted a number above 0, or per_sequence"):
+        part("forward_kl", temperature=value)
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["pretrain.objective=block_length"], "pretrain has objective block_length, which texts of a corpus have no"),
+        (["pretrain.objective=block_length"], "pretrain has objective block_length"),
         (["pretrain.objective={sampled_total_variation: 1, forward_kl: 1}"], "objective sampled_total_variation"),
         (
             ["align.objective=forward_kl", "align.teacher_logits=offline", "synthesize.top_logprobs=0"],
@@ -344,60 +343,61 @@ def test_a_temperature_is_a_number_above_zero_or_that_of_the_rows(found):
         ),
         (
             ["align.objective=cross_entropy", "align.teacher_logits=offline"],
-            "teacher_logits is offline; give an objective of the distribution",
+            "teacher_logits is offline, which needs one of the objectives",
         ),
         (
             ["align.objective=forward_kl", "align.teacher_logits=offline", "align.temperature=0.6"],
-            "teacher_logits is offline at temperature 1, temperature is 0.6",
+            "teacher_logits offline needs temperature 1, found 0.6",
         ),
         (
             ["align.objective=cross_entropy", "align.teacher_logits=online", "align.teacher=demo"],
-            "teacher is for a online distribution",
+            "teacher needs an online teacher",
         ),
         (
             ["align.teacher_fraction=0.5"],
-            "teacher_fraction is for a online distribution; found teacher_logits offline, objective forward_kl, total",
+            "teacher_fraction needs an online teacher; found teacher_logits offline, objective forward_kl, total",
         ),
         (
             ["align.teacher_logits=online", "align.on_policy=0.3", "align.teacher_fraction=0.5"],
-            "on_policy wants the distribution of all",
+            "on_policy needs teacher_fraction 1",
         ),
         (["align.teacher_logits=online", "align.teacher_fraction=0"], r"align.teacher_fraction[^\0]*greater than 0"),
     ],
 )
-def test_a_loss_without_what_it_needs_is_a_problem_of_the_recipe(overrides, problem):
+def test_a_recipe_with_an_objective_that_lacks_its_data_is_refused(overrides, problem):
     with pytest.raises(RecipeError, match=rf"{problem}[^\0]*\n  do: "):
         resolve(RECIPES / "demo.yaml", overrides)
 
 
-def test_weights_come_from_the_command_line_and_back_out_of_the_resolved_file(tmp_path):
+def test_weights_from_the_command_line_are_kept_in_the_resolved_file(tmp_path):
     from fastdraft.config.resolve import resolved_yaml
 
-    found = resolve(RECIPES / "demo.yaml", ["align.objective={forward_kl: 0.5, block_length: 2}"])
-    (tmp_path / "resolved.yaml").write_text(resolved_yaml(found))
+    resolved = resolve(RECIPES / "demo.yaml", ["align.objective={forward_kl: 0.5, block_length: 2}"])
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(resolved))
     again = resolve(tmp_path / "resolved.yaml").recipe
-    assert again == found.recipe
+    assert again == resolved.recipe
     assert again.align.objectives == {"forward_kl": 0.5, "block_length": 2.0}
 
 
-def test_records_of_rows_are_those_of_their_completions(tmp_path):
+def test_log_probabilities_of_sequences_are_those_of_their_completions(tmp_path):
     from fastdraft.data.order import Mixture, Portion
-    from fastdraft.synthesize.completions import Completion, SamplingParams, Top
-    from fastdraft.synthesize.training_sequences import RecordedCompletions
+    from fastdraft.synthesize.completions import Completion, SamplingParams, TopTokens
+    from fastdraft.synthesize.training_sequences import TeacherCompletionSequences
 
     def completion(prompt: int, tokens: int, temperature: float) -> Completion:
-        top = Top(np.arange(tokens * 2, dtype=np.uint32).reshape(-1, 2), -np.ones((tokens, 2), np.float16))
+        top = TopTokens(np.arange(tokens * 2, dtype=np.uint32).reshape(-1, 2), -np.ones((tokens, 2), np.float16))
         logp = -np.arange(1, tokens + 1, dtype=np.float32)
         return Completion(
             f"{prompt}", np.arange(prompt) + 1, np.arange(tokens) + 9, logp, SamplingParams(temperature), 0, top
         )
 
-    rows = RecordedCompletions([[completion(2, 3, 0.6), completion(1, 9, 1.0), completion(3, 2, 0.0)]], 5, tmp_path)
-    mixture = Mixture({"synthetic": rows}, {"synthetic": 1.0}, 7)
+    completions = [completion(2, 3, 0.6), completion(1, 9, 1.0), completion(3, 2, 0.0)]
+    sequences = TeacherCompletionSequences([completions], 5, tmp_path)
+    mixture = Mixture({"synthetic": sequences}, {"synthetic": 1.0}, 7)
     batches = [mixture.next_batch(3, Portion(rank, 2)) for rank in (0, 1)]
     for batch in batches:
         trained = batch.labels_BT != IGNORED
-        assert torch.equal(trained, ~batch.record.logp_BT.isnan())
-        assert torch.equal(trained, ~batch.record.top_logp_BTK[..., 1].isnan())
-        assert batch.record.logp_BT[trained].tolist() == [8.0 - label for label in batch.labels_BT[trained].tolist()]
-        assert len(batch.inputs_BT) == len(batch.record.logp_BT) == 2
+        assert torch.equal(trained, ~batch.teacher.logp_BT.isnan())
+        assert torch.equal(trained, ~batch.teacher.top_logp_BTK[..., 1].isnan())
+        assert batch.teacher.logp_BT[trained].tolist() == [8.0 - label for label in batch.labels_BT[trained].tolist()]
+        assert len(batch.inputs_BT) == len(batch.teacher.logp_BT) == 2

@@ -1,6 +1,4 @@
-"""Rows that the draft continues are its own words behind the prompt, drawn from its distribution, the same each
-time.
-"""
+"""On-policy sequences continue the prompt with samples of the draft, which are the same each time."""
 
 from dataclasses import replace
 from operator import itemgetter
@@ -14,14 +12,14 @@ from fastdraft.data.order import IGNORED, Batch, Place
 from fastdraft.system.errors import RecipeError
 from fastdraft.train.learner import Learner
 from fastdraft.train.objectives import objective
-from fastdraft.train.on_policy import continued
+from fastdraft.train.on_policy import continue_on_policy
 
 B, T, V = 5, 13, 31
 
 
 @pytest.fixture
 def batch() -> Batch:
-    """Prompts of 4 tokens, of which three are not trained on, and texts that end at different places."""
+    """Prompts of 4 tokens, and texts that end at different positions."""
     text = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(3))
     labels_BT = text[:, 1:].clone()
     labels_BT[:, :3] = IGNORED
@@ -34,84 +32,86 @@ def part(**more: object) -> TrainPart:
     return TrainPart.model_validate(fixed | {"objective": "forward_kl"} | more)
 
 
-def test_prompts_and_trained_places_stay_and_labels_follow_inputs(make_model, batch):
-    found = continued(make_model(5), batch, 1.0)
-    assert torch.equal(found.inputs_BT[:, :4], batch.inputs_BT[:, :4])
-    assert torch.equal(found.labels_BT == IGNORED, batch.labels_BT == IGNORED)
-    trained = found.labels_BT[:, :-1] != IGNORED
-    assert torch.equal(found.labels_BT[:, :-1][trained], found.inputs_BT[:, 1:][trained])
-    assert not torch.equal(found.inputs_BT, batch.inputs_BT)
+def test_prompts_and_trained_positions_stay_and_labels_follow_inputs(make_model, batch):
+    result = continue_on_policy(make_model(5), batch, 1.0)
+    assert torch.equal(result.inputs_BT[:, :4], batch.inputs_BT[:, :4])
+    assert torch.equal(result.labels_BT == IGNORED, batch.labels_BT == IGNORED)
+    trained = result.labels_BT[:, :-1] != IGNORED
+    assert torch.equal(result.labels_BT[:, :-1][trained], result.inputs_BT[:, 1:][trained])
+    assert not torch.equal(result.inputs_BT, batch.inputs_BT)
 
 
-def test_what_is_drawn_follows_from_rows_and_weights_alone(make_model, batch):
+def test_samples_depend_only_on_sequences_and_weights(make_model, batch):
     model = make_model(5)
-    first = continued(model, batch, 1.0)
+    first = continue_on_policy(model, batch, 1.0)
     torch.rand(7)
-    again, other = continued(model, batch, 1.0), continued(make_model(7), batch, 1.0)
+    again, other = continue_on_policy(model, batch, 1.0), continue_on_policy(make_model(7), batch, 1.0)
     assert torch.equal(first.inputs_BT, again.inputs_BT)
     assert not torch.equal(first.inputs_BT, other.inputs_BT)
     assert model.training == make_model(5).training
 
 
-@pytest.mark.parametrize("of", [1, 2, 3, 5])
-def test_a_row_goes_on_alike_in_any_part_of_its_step(make_model, batch, of):
-    """In any micro-batch, on any process; its prompt is its own, however long those beside it are."""
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_sequence_is_continued_alike_in_any_part_of_its_step(make_model, batch, count):
+    """In any micro-batch and process, next to prompts of any length."""
     batch = replace(batch, labels_BT=batch.labels_BT.clone(), places=tuple(Place("a", row) for row in range(B)))
     batch.labels_BT[2, :7] = IGNORED
     model = make_model(5)
-    whole = continued(model, batch, 0.5)
+    whole = continue_on_policy(model, batch, 0.5)
     changed = (whole.inputs_BT != batch.inputs_BT).any(1)
     assert 1 < changed.sum() < B
-    for mine in (slice(rank, None, of) for rank in range(of)):
-        part = continued(model, batch.each(itemgetter(mine)), 0.5)
-        assert torch.equal(part.inputs_BT, whole.inputs_BT[mine])
-        assert torch.equal(part.labels_BT, whole.labels_BT[mine])
+    for own in (slice(rank, None, count) for rank in range(count)):
+        piece = continue_on_policy(model, batch.map_tensors(itemgetter(own)), 0.5)
+        assert torch.equal(piece.inputs_BT, whole.inputs_BT[own])
+        assert torch.equal(piece.labels_BT, whole.labels_BT[own])
 
 
-def test_another_step_draws_anew(make_model, batch):
+def test_another_step_has_other_samples(make_model, batch):
     model, (here, there) = make_model(5), (replace(batch, places=(Place("a", row),)) for row in (1, 2))
-    assert not torch.equal(continued(model, here, 1.0).inputs_BT, continued(model, there, 1.0).inputs_BT)
+    assert not torch.equal(
+        continue_on_policy(model, here, 1.0).inputs_BT, continue_on_policy(model, there, 1.0).inputs_BT
+    )
 
 
-def test_words_are_drawn_from_the_draft_s_distribution(make_model):
-    """One place, many rows of one prompt: shares of tokens within four standard errors of the distribution."""
+def test_samples_follow_the_distribution_of_the_draft(make_model):
+    """One position, many copies of one prompt: token frequencies within four standard errors."""
     model, rows = make_model(5), 4001
     for weight in model.parameters():
         weight.data *= 4
     inputs_BT = torch.randint(V, (rows, 7), generator=torch.Generator().manual_seed(3))
     inputs_BT[:, 0] = 3
     batch = Batch(inputs_BT, inputs_BT.clone())
-    found = continued(model, batch, 1.0).inputs_BT[:, 1]  # the first quarter is the prompt
+    sampled_B = continue_on_policy(model, batch, 1.0).inputs_BT[:, 1]  # the first quarter is the prompt
     probs_V = model(input_ids=inputs_BT[:1, :1]).logits[0, -1].softmax(-1).detach()
-    shares_V = torch.bincount(found, minlength=V) / rows
-    assert ((shares_V - probs_V).abs() < 4 * (probs_V * (1 - probs_V) / rows).sqrt() + 1e-4).all()
+    frequency_V = torch.bincount(sampled_B, minlength=V) / rows
+    assert ((frequency_V - probs_V).abs() < 4 * (probs_V * (1 - probs_V) / rows).sqrt() + 1e-4).all()
 
 
-def test_about_a_fraction_of_the_rows_is_continued(make_model):
+def test_about_the_given_fraction_of_the_sequences_is_continue_on_policy(make_model):
     inputs_BT = torch.randint(V, (501, 4), generator=torch.Generator().manual_seed(3))
-    found = continued(make_model(5), Batch(inputs_BT, inputs_BT.clone()), 0.3)
-    changed = (found.inputs_BT != inputs_BT).any(1).float().mean()
+    result = continue_on_policy(make_model(5), Batch(inputs_BT, inputs_BT.clone()), 0.3)
+    changed = (result.inputs_BT != inputs_BT).any(1).float().mean()
     assert 0.2 < changed < 0.4
 
 
-def test_a_step_is_the_loss_on_the_continued_rows_and_a_measurement_is_not(make_model, batch):
+def test_training_uses_the_continued_sequences_and_evaluation_does_not(make_model, batch):
     draft, target = make_model(5), make_model(7)
-    how = part(on_policy=1.0)
-    own = continued(draft, batch, 1.0)
-    learner = Learner(draft, how, torch.float32)
-    found = learner.train()(batch, objective(how, target))
-    torch.testing.assert_close(found, Learner(draft, part(), torch.float32).train()(own, objective(part(), target)))
-    measured = learner.eval()(batch, objective(how, target))
-    torch.testing.assert_close(measured, Learner(draft, part(), torch.float32).eval()(batch, objective(part(), target)))
+    on_policy, off_policy = part(on_policy=1.0), part()
+    learner, reference = (Learner(draft, train_part, torch.float32) for train_part in (on_policy, off_policy))
+    loss = learner.train()(batch, objective(on_policy, target))
+    expected = reference.train()(continue_on_policy(draft, batch, 1.0), objective(off_policy, target))
+    torch.testing.assert_close(loss, expected)
+    loss = learner.eval()(batch, objective(on_policy, target))
+    torch.testing.assert_close(loss, reference.eval()(batch, objective(off_policy, target)))
 
 
 @pytest.mark.parametrize("more", [{"objective": "cross_entropy"}, {"objective": {"forward_kl": 1, "cross_entropy": 1}}])
-def test_losses_on_the_draft_s_own_words_are_refused(more):
-    with pytest.raises(ValidationError, match="on_policy is for the live target's distribution alone"):
+def test_on_policy_with_losses_on_labels_is_refused(more):
+    with pytest.raises(ValidationError, match="on_policy needs an online teacher"):
         part(on_policy=0.3, **more)
 
 
-def test_a_draft_in_shards_cannot_continue():
+def test_on_policy_with_fsdp_is_refused():
     from pathlib import Path
 
     from fastdraft.config.resolve import resolve

@@ -1,4 +1,4 @@
-"""Every parameter learns, exactly once; matrices between hidden states under Muon, the rest under AdamW."""
+"""Every parameter has exactly one optimizer: Muon for matrices between hidden states, AdamW for the rest."""
 
 import pytest
 import torch
@@ -29,8 +29,8 @@ MODELS = [
 @pytest.mark.parametrize(("family", "values"), MODELS)
 def test_every_parameter_has_one_optimizer(family, values, optimizer):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **values))
-    found = optimizers.build(model, part(optimizer=optimizer), torch.bfloat16)
-    groups = [(name, group) for name, made in found.items() for group in made.param_groups]
+    by_name = optimizers.build(model, part(optimizer=optimizer), torch.bfloat16)
+    groups = [(name, group) for name, built in by_name.items() for group in built.param_groups]
     owners = {id(p): (name, group["weight_decay"]) for name, group in groups for p in group["params"]}
     assert sum(len(group["params"]) for _, group in groups) == len(owners)
     assert owners.keys() == {id(p) for p in model.parameters()}
@@ -39,19 +39,19 @@ def test_every_parameter_has_one_optimizer(family, values, optimizer):
         hidden = parameter.ndim == 2 and id(parameter) not in outer
         decay = 0.25 if parameter.ndim == 2 else 0.0
         assert owners[id(parameter)] == ("muon" if hidden and optimizer == "muon" else "adamw", decay)
-    assert found.keys() <= optimizers.peaks(part()).keys()
+    assert by_name.keys() <= optimizers.peaks(part()).keys()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_each_step_takes_its_fraction_of_each_peak(make_phase, tmp_path, schedule):
+def test_each_step_uses_its_fraction_of_each_peak_learning_rate(make_phase, tmp_path, schedule):
     phase = make_phase(tmp_path, schedule=schedule, learning_rate=0.004, muon_learning_rate=0.03, decay_fraction=0.5)
     used: dict[str, list[float]] = {"adamw": [], "muon": []}
 
-    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
         name = "muon" if isinstance(optimizer, torch.optim.Muon) else "adamw"
         used[name].append({group["lr"] for group in optimizer.param_groups}.pop())
 
-    handle = register_optimizer_step_pre_hook(note)
+    handle = register_optimizer_step_pre_hook(record)
     try:
         train(phase)
     finally:
@@ -61,35 +61,34 @@ def test_each_step_takes_its_fraction_of_each_peak(make_phase, tmp_path, schedul
 
 
 @pytest.mark.parametrize("shape", [(13, 7), (7, 13), (11, 11)])
-def test_muon_in_fp32_takes_the_steps_of_torch_s_own(shape):
-    """Up to what torch's rounds, which iterates in bf16."""
-    draw = torch.Generator().manual_seed(3)
-    first, slopes = torch.randn(shape, generator=draw), [torch.randn(shape, generator=draw) for _ in range(3)]
-    moved = {}
+def test_muon_in_fp32_takes_the_steps_of_torch_muon(shape):
+    """Up to the rounding of torch's, which iterates in bf16."""
+    generator = torch.Generator().manual_seed(3)
+    initial, *gradients = (torch.randn(shape, generator=generator) for _ in range(4))
+    updates = {}
     for kind in (torch.optim.Muon, optimizers.Muon):
-        weight = torch.nn.Parameter(first.clone())
+        weight = torch.nn.Parameter(initial.clone())
         optimizer = kind([weight], lr=0.3, weight_decay=0.25)
-        for slope in slopes:
-            weight.grad = slope.clone()
+        for gradient in gradients:
+            weight.grad = gradient.clone()
             optimizer.step()
-        moved[kind] = weight.detach() - first
+        updates[kind] = weight.detach() - initial
         assert optimizer.state[weight].keys() == {"momentum_buffer"}
-    theirs, found = moved.values()
-    assert 0 < (found - theirs).norm() < 0.02 * theirs.norm()
+    expected, update = updates.values()
+    assert 0 < (update - expected).norm() < 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("shape", [(13, 7), (7, 13), (11, 11)])
-def test_orthogonalisation_in_fp32_is_that_in_float64(shape):
+def test_orthogonalisation_in_fp32_equals_that_in_float64(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    wanted = optimizers.orthogonal(matrix, 1e-7)
+    expected = optimizers.orthogonal(matrix, 1e-7)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    assert (left @ right * wanted).sum() / len(values) == pytest.approx(1, abs=0.3)
-    assert torch.linalg.svdvals(wanted).sub(1).abs().max() < 0.5
-    found = optimizers.orthogonal(matrix.float(), 1e-7)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert (left @ right * expected).sum() / len(values) == pytest.approx(1, abs=0.3)
+    assert torch.linalg.svdvals(expected).sub(1).abs().max() < 0.5
+    torch.testing.assert_close(optimizers.orthogonal(matrix.float(), 1e-7).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_iteration_runs_in_what_the_phase_multiplies_in():
+def test_the_iteration_runs_in_the_precision_of_the_phase():
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
     kinds = {torch.bfloat16: torch.optim.Muon, torch.float32: optimizers.Muon}
     for dtype, kind in kinds.items():

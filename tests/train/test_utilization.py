@@ -1,4 +1,4 @@
-"""What a step takes: FLOPs counted by hand over a rate, bytes that are there."""
+"""MFU from FLOPs counted by hand, and peak memory."""
 
 import json
 
@@ -10,18 +10,18 @@ from fastdraft.train.loop import train
 from fastdraft.train.utilization import Meter, peak_memory_bytes
 
 
-def test_the_fraction_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_path, monkeypatch):
-    """Tied, 31 rows of width 16, two layers: 6 FLOPs a weight but for the input embedding, and attention."""
+def test_mfu_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_path, monkeypatch):
+    """A tied draft of 31 tokens, width 16, two layers: 6 FLOPs per weight except the input embedding, and attention."""
     phase = make_phase(tmp_path, make_model())
     monkeypatch.setattr(utilization, "_rate", lambda *_: 1e6)
     layer = 16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24 + 2 * 16
     attention = 2 * 2 * 16 * 3.5
     flops = 6 * 35 * (2 * layer + 16 + 31 * 16 + attention)
-    found = Meter(phase.model.config, phase.part, phase.device, phase.dtype).row(0.25)["mfu"]
-    assert found == pytest.approx(flops / 0.25 / 1e6)
+    mfu = Meter(phase.model.config, phase.part, phase.device, phase.dtype).row(0.25)["mfu"]
+    assert mfu == pytest.approx(flops / 0.25 / 1e6)
 
 
-def test_each_line_reports_what_its_step_took(make_phase, tmp_path):
+def test_each_line_has_mfu_and_memory(make_phase, tmp_path):
     train(make_phase(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 11
@@ -29,8 +29,7 @@ def test_each_line_reports_what_its_step_took(make_phase, tmp_path):
     assert all(row["memory_bytes"] > 1e7 for row in rows)
 
 
-def test_the_peak_holds_what_was_allocated():
-    """Pages that were written count, also after they were given back."""
+def test_peak_memory_includes_freed_memory():
     before = peak_memory_bytes(torch.device("cpu"))
     torch.ones(before // 4 + 50_000_000).sum()
     assert peak_memory_bytes(torch.device("cpu")) >= 4 * 50_000_000

@@ -1,1 +1,1 @@
-"""One loop for every phase of training: objectives, optimizers, checkpoints, the metrics file, the loop."""
+"""The training of a draft: one loop for all phases, objectives, optimizers, checkpoints and the metrics file."""

@@ -1,4 +1,4 @@
-"""What can go wrong in a step: a loss that is no number or explodes, and too little memory; each says what to do."""
+"""Errors of a training step: a loss that is not finite or explodes, and too little memory. Each says what to do."""
 
 from __future__ import annotations
 
@@ -12,66 +12,58 @@ import torch
 from fastdraft.data.order import Place
 from fastdraft.system.errors import NonFiniteLoss, OutOfMemory
 
-# A loss of so many times that of guessing among all tokens has exploded: at its start a draft loses about once as much.
+# A loss of this many times that of guessing uniformly has exploded. An untrained draft has about 1 time that loss.
 EXPLODED = 10.0
-# Steps in a row that may be skipped: one batch can be bad, a model that is lost makes every batch look bad.
-SKIPPED_IN_A_ROW_AT_MOST = 10
-ROWS_NAMED = 8
-# What torch says where the system, and no accelerator, refuses memory.
+# A single batch may be bad, but a diverged model makes every batch look bad.
+MAX_CONSECUTIVE_SKIPS = 10
+MAX_NAMED_SEQUENCES = 8
+# Messages of torch's RuntimeError when the system, not an accelerator, has no memory left.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def fault(loss: float, gradient_norm: float, vocab_rows: int, weight: float = 1.0) -> str | None:
-    """What is wrong with a step, before an optimizer steps on it: a finite loss can have an infinite gradient.
+def step_problem(loss: float, gradient_norm: float, vocab_rows: int, weight: float = 1.0) -> str | None:
+    """The problem of a step, found before the optimizer uses its gradient; None if there is none.
 
-    `weight` is that of all the loss's terms together.
+    A finite loss can have an infinite gradient. `weight` is the summed weight of all terms of the loss.
     """
     for name, value in (("loss", loss), ("gradient_norm", gradient_norm)):
         if not math.isfinite(value):
             return f"{name} {value}"
-    most = EXPLODED * weight * math.log(vocab_rows)
-    return f"loss {loss:.1f}, above {most:.1f}, {EXPLODED:g} times that of guessing," if loss > most else None
+    limit = EXPLODED * weight * math.log(vocab_rows)
+    return f"loss {loss:.1f} above {limit:.1f} ({EXPLODED:g} times uniform guessing)" if loss > limit else None
 
 
-def not_taken(phase: str, step: int, wrong: str, places: Sequence[Place], folder: Path) -> NonFiniteLoss:
-    """The error for a step that is not taken, with its batch's identity."""
-    return NonFiniteLoss(
-        f"{phase} came to {wrong} at step {step}, on {_named(places)}\n"
-        f"  kept: the checkpoints in {folder}, if it came to one\n"
-        f"  do: lower the learning rates and run again: the phase is made anew, what is here moves to stale/; or set "
-        f"{phase}.on_nonfinite=skip to go on from the last checkpoint without such batches"
-    )
-
-
-def _named(places: Sequence[Place]) -> str:
-    """The rows of a batch by their sources, the first few of each."""
-    rows: dict[str, list[int]] = {}
+def nonfinite_error(phase: str, step: int, problem: str, places: Sequence[Place], folder: Path) -> NonFiniteLoss:
+    """The error for a step with a problem. It names the sequences of the batch."""
+    sequences: dict[str, list[int]] = {}
     for place in places:
-        rows.setdefault(place.source, []).append(place.row)
-    return ", ".join(
-        f"{source} rows {', '.join(map(str, found[:ROWS_NAMED]))}"
-        + (f" and {len(found) - ROWS_NAMED} more" if len(found) > ROWS_NAMED else "")
-        for source, found in rows.items()
+        sequences.setdefault(place.source, []).append(place.row)
+    named = []
+    for source, rows in sequences.items():
+        more = f" and {len(rows) - MAX_NAMED_SEQUENCES} more" if len(rows) > MAX_NAMED_SEQUENCES else ""
+        named.append(f"{source} rows {', '.join(map(str, rows[:MAX_NAMED_SEQUENCES]))}{more}")
+    return NonFiniteLoss(
+        f"{phase}: {problem} at step {step}, on {', '.join(named)}\n"
+        f"  kept: the checkpoints in {folder}, if there are any\n"
+        f"  do: lower the learning rates and run again, which trains the phase anew and moves its files to stale/; or "
+        f"set {phase}.on_nonfinite=skip to continue from the last checkpoint without such batches"
     )
 
 
 @contextmanager
-def out_of_memory_explained(phase: str, sequences: int, sequence_tokens: int) -> Iterator[None]:
-    """OutOfMemory, which says what to try, where a forward and backward pass over so many sequences does not fit."""
+def explain_out_of_memory(phase: str, sequences: int, sequence_tokens: int) -> Iterator[None]:
+    """Raise OutOfMemory, with a remedy, if forward and backward over this many sequences do not fit the memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        said = str(error) or "the system refused"
-        if isinstance(error, RuntimeError) and not any(words in said.lower() for words in NO_MEMORY):
+        message = str(error) or "the system refused"
+        if isinstance(error, RuntimeError) and not any(text in message.lower() for text in NO_MEMORY):
             raise
+        remedy = "activation_checkpointing=true, or parallel=fsdp on several devices"
+        if sequences > 1:
+            remedy = f"micro_batch_size={sequences // 2} (the same steps, in smaller pieces)"
         raise OutOfMemory(
-            f"{phase}: no memory for {sequences} sequences of {sequence_tokens} tokens at once "
-            f"({said.splitlines()[0][:120]})\n"
-            f"  do: set {phase}.{_smaller(sequences)}; the run then goes on from its last checkpoint"
+            f"{phase}: no memory for a micro-batch of {sequences} sequences of {sequence_tokens} tokens "
+            f"({message.splitlines()[0][:120]})\n"
+            f"  do: set {phase}.{remedy}; the run then continues from its last checkpoint"
         ) from error
-
-
-def _smaller(sequences: int) -> str:
-    if sequences > 1:
-        return f"micro_batch_size={sequences // 2} (the same steps, in smaller pieces)"
-    return "activation_checkpointing=true, or parallel=fsdp on several devices"

@@ -1,8 +1,8 @@
-"""Rows that the draft itself continues: it learns from the target what to say where its own words have led it.
+"""On-policy training: the draft continues some sequences itself, and learns the target's distribution on its own text.
 
-What is drawn follows from a step's rows (train/sampling_rng.py) and the weights alone.
+The sampled tokens depend only on the sequences of a step (train/sampling_rng.py) and the weights.
 
-Dimensions: B rows, T tokens of a row, V vocabulary.
+Dimensions: B sequences, T tokens of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,46 +14,42 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastdraft.data.order import IGNORED, Batch
-from fastdraft.models.target import cache_name
-from fastdraft.train.sampling_rng import coins
+from fastdraft.models.pretrained import cache_name
+from fastdraft.train.sampling_rng import uniform_draws
 
 
-def continued(model: PreTrainedModel, batch: Batch, fraction: float) -> Batch:
-    """About this share of the rows go on with the draft's own words, at temperature 1, behind the prompt.
+def continue_on_policy(model: PreTrainedModel, batch: Batch, fraction: float) -> Batch:
+    """The batch in which about this fraction of the sequences continue their prompt with samples of the draft.
 
-    The prompt reaches up to the first trained place; a text of a corpus has its first quarter for one. The same places
-    are trained on as before.
+    The temperature is 1. The prompt reaches up to the first trained token, but is at least a quarter of the sequence,
+    so that a text without a prompt has one. Which positions are trained on does not change.
     """
-    chosen_B, coin_BT = coins(batch)
-    rows = chosen_B < fraction
-    if not rows.any():
+    choice_B, coin_BT = uniform_draws(batch)
+    chosen_B = choice_B < fraction
+    if not chosen_B.any():
         return batch
     trained_BT, tokens = batch.labels_BT != IGNORED, batch.inputs_BT.shape[1]
-    given_B = (trained_BT.int().argmax(1) + 1).clamp(min=tokens // 4)
+    prompt_B = (trained_BT.int().argmax(1) + 1).clamp(min=tokens // 4)
     text_BT = torch.cat([batch.inputs_BT, batch.labels_BT[:, -1:]], 1)
-    text_BT[rows] = _written(model, text_BT[rows], given_B[rows], coin_BT[rows])
-    behind_BT = rows[:, None] & (torch.arange(tokens, device=rows.device) >= given_B[:, None] - 1)
-    labels_BT = text_BT[:, 1:].where(behind_BT & trained_BT, batch.labels_BT)
+    text_BT[chosen_B] = _generate(model, text_BT[chosen_B], prompt_B[chosen_B], coin_BT[chosen_B])
+    generated_BT = chosen_B[:, None] & (torch.arange(tokens, device=chosen_B.device) >= prompt_B[:, None] - 1)
+    labels_BT = text_BT[:, 1:].where(generated_BT & trained_BT, batch.labels_BT)
     return replace(batch, inputs_BT=text_BT[:, :-1], labels_BT=labels_BT)
 
 
 @torch.no_grad()
-def _written(model: PreTrainedModel, text_BT: Tensor, given_B: Tensor, coin_BT: Tensor) -> Tensor:
-    """(B,T) the first tokens of each text, so many as are given, and what the draft says behind them."""
+def _generate(model: PreTrainedModel, text_BT: Tensor, prompt_B: Tensor, coin_BT: Tensor) -> Tensor:
+    """(B,T) the first prompt_B tokens of each text, followed by samples of the draft."""
     training = model.training
-    model.eval()  # a model that computes its layers again in training keeps no cache
-    text_BT, first, cache, name = text_BT.clone(), int(given_B.min()), None, cache_name(model)
-    fresh_BT = text_BT[:, :first]
-    for place in range(first, text_BT.shape[1]):
-        output = model(input_ids=fresh_BT, use_cache=True, logits_to_keep=1, **{name: cache})
-        drawn_B, cache = _drawn(output.logits[:, -1].float().softmax(-1), coin_BT[:, place]), output[name]
-        text_BT[:, place] = text_BT[:, place].where(given_B > place, drawn_B)
-        fresh_BT = text_BT[:, place : place + 1]
+    model.eval()  # with activation checkpointing, a model in training mode keeps no cache
+    text_BT, start, cache, name = text_BT.clone(), int(prompt_B.min()), None, cache_name(model)
+    inputs_BT = text_BT[:, :start]
+    for position in range(start, text_BT.shape[1]):
+        output = model(input_ids=inputs_BT, use_cache=True, logits_to_keep=1, **{name: cache})
+        cdf_BV = output.logits[:, -1].float().softmax(-1).double().cumsum(-1)
+        # Inverse transform sampling: the token at which the cumulative distribution first exceeds the coin.
+        sampled_B = (cdf_BV <= coin_BT[:, position, None] * cdf_BV[:, -1:]).sum(-1)
+        text_BT[:, position] = text_BT[:, position].where(prompt_B > position, sampled_B)
+        inputs_BT, cache = text_BT[:, position : position + 1], output[name]
     model.train(training)
     return text_BT
-
-
-def _drawn(probs_BV: Tensor, coin_B: Tensor) -> Tensor:
-    """(B) the token at which the summed distribution first exceeds the coin."""
-    cdf_BV = probs_BV.double().cumsum(-1)
-    return (cdf_BV <= coin_B[:, None] * cdf_BV[:, -1:]).sum(-1)

@@ -1,4 +1,4 @@
-"""Optimizers of a phase: Muon for the hidden matrices and AdamW for the rest, or AdamW for all."""
+"""The optimizers of a phase: Muon for the hidden matrices and AdamW for the rest, or AdamW for all."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from fastdraft.train.parallel import gather_matrices
 
 OptimizerSet = dict[str, torch.optim.Optimizer]
 
-
-# Quintic Newton-Schulz iteration, coefficients of Jordan et al. 2024: singular values go to about 1 in five steps.
+# Quintic Newton-Schulz iteration of Jordan et al. 2024: singular values approach 1 in five iterations.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon with the iteration in fp32, for devices that multiply bf16 slowly.
+    """torch's Muon with the iteration in fp32, for devices that are slow in bf16.
 
-    torch 2.13 always iterates in bf16: on an AVX2 processor a step of the demo draft took 643 ms instead of 478.
+    torch 2.13 always iterates in bf16: on an AVX2 processor a step of the demo draft took 643 ms, in fp32 478 ms.
     """
 
     @torch.no_grad()
@@ -31,9 +30,9 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._move(weight, group)
+                    self._update(weight, group)
 
-    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         gradient, state = weight.grad, self.state[weight]
         assert gradient is not None
         if "momentum_buffer" not in state:
@@ -46,7 +45,7 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, eps: float) -> Tensor:
-    """U V' of the matrix's singular value decomposition U S V', about: singular values of .7 to 1.2, in its dtype."""
+    """U V' of the singular value decomposition U S V', approximately: with singular values of .7 to 1.2."""
     a, b, c = COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=eps)
@@ -57,23 +56,23 @@ def orthogonal(matrix: Tensor, eps: float) -> Tensor:
 
 
 def build(model: nn.Module, part: TrainPart, dtype: torch.dtype) -> OptimizerSet:
-    """The optimizers by name, each at its peak learning rate; `dtype` is what the phase multiplies matrices in.
+    """The optimizers by name, at their peak learning rates. `dtype` is the precision of the phase.
 
-    Muon orthogonalises the update of a matrix (Jordan et al. 2024); embeddings, output layer, norms and biases are not
-    such maps between hidden states and stay with AdamW.
+    Muon orthogonalises the updates of matrices between hidden states (Jordan et al. 2024). AdamW updates embeddings,
+    output layer, norms and biases.
     """
-    hidden, outer, small = _groups(model)
+    hidden, embeddings, vectors = _groups(model)
     if part.optimizer == "adamw":
-        hidden, outer = [], hidden + outer
-    groups = [{"params": outer, "weight_decay": part.weight_decay}, {"params": small, "weight_decay": 0.0}]
-    # Fused, one pass over weights, gradients and both moments: a quarter of the time on a CPU (0005-training-speed.md).
+        hidden, embeddings = [], hidden + embeddings
+    groups = [{"params": embeddings, "weight_decay": part.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    # Fused: one pass over weights, gradients and moments takes a quarter of the time on a CPU (0005-training-speed.md).
     adamw = torch.optim.AdamW(groups, lr=part.learning_rate, betas=(0.9, 0.95), eps=1e-10, fused=True)
-    found: OptimizerSet = {"adamw": adamw}
+    optimizers: OptimizerSet = {"adamw": adamw}
     if hidden:
-        kind = Muon if dtype == torch.float32 else torch.optim.Muon
-        found["muon"] = kind(hidden, lr=part.muon_learning_rate, weight_decay=part.weight_decay)
-        found["muon"].register_step_pre_hook(gather_matrices)
-    return found
+        muon = Muon if dtype == torch.float32 else torch.optim.Muon
+        optimizers["muon"] = muon(hidden, lr=part.muon_learning_rate, weight_decay=part.weight_decay)
+        optimizers["muon"].register_step_pre_hook(gather_matrices)
+    return optimizers
 
 
 def peaks(part: TrainPart) -> dict[str, float]:
@@ -83,12 +82,11 @@ def peaks(part: TrainPart) -> dict[str, float]:
 
 def _groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """(matrices between hidden states, embedding and output matrices, vectors)"""
-    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    embeddings |= {id(p) for p in output.parameters()}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    hidden: list[Tensor] = [p for p in parameters if p.ndim == 2 and id(p) not in embeddings]
-    outer: list[Tensor] = [p for p in parameters if p.ndim >= 2 and id(p) in embeddings]
-    matrices = {id(p) for p in hidden + outer}
-    small: list[Tensor] = [p for p in parameters if id(p) not in matrices]
-    return hidden, outer, small
+    outer = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    outer.append(model.get_output_embeddings())  # type: ignore[operator]
+    outer_ids = {id(p) for module in outer for p in module.parameters()}
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    hidden = [p for p in parameters if p.ndim == 2 and id(p) not in outer_ids]
+    embeddings = [p for p in parameters if p.ndim >= 2 and id(p) in outer_ids]
+    matrices = {id(p) for p in hidden + embeddings}
+    return hidden, embeddings, [p for p in parameters if id(p) not in matrices]

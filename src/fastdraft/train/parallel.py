@@ -1,6 +1,6 @@
-"""One draft trained by several processes: DDP keeps it whole in each, FSDP2 a shard of it.
+"""Training on several processes: DDP replicates the draft in each, FSDP2 shards it.
 
-Either way a step's gradient is the sum over all processes' tokens, and the loop divides once by their number.
+In both the gradient of a step is the sum over the tokens of all processes; the loop divides it once by their number.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from fastdraft.system import processes
 from fastdraft.train.learner import Learner
 
 
-def spread(learner: Learner, how: str, device: torch.device) -> nn.Module:
-    """The learner over all processes, `ddp` or `fsdp`; itself, where there is one. Its weights move to `device`."""
+def parallelize(learner: Learner, method: str, device: torch.device) -> nn.Module:
+    """Move the learner to `device` and wrap it for `ddp` or `fsdp`. A single process gets it back unwrapped."""
     learner.to(device)
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return learner
-    return _sharded(learner, device) if how == "fsdp" else _replicated(learner)
+    return _shard(learner, device) if method == "fsdp" else _replicate(learner)
 
 
-def _replicated(learner: Learner) -> DistributedDataParallel:
+def _replicate(learner: Learner) -> DistributedDataParallel:
     module = DistributedDataParallel(learner, gradient_as_bucket_view=True)
-    module.broadcast_buffers = False  # they are positions' angles, the same everywhere
-    # DDP's own reduction is a mean. A lambda: it refuses a hook whose annotations are text, as all are here.
-    module.register_comm_hook(None, lambda _, bucket: _summed(bucket.buffer()))
+    module.broadcast_buffers = False  # rotary embeddings, equal in all processes
+    # DDP averages by default. A lambda, because DDP rejects a hook whose annotations are strings, as they are here.
+    module.register_comm_hook(None, lambda _, bucket: _all_reduce_sum(bucket.buffer()))
     return module
 
 
-def _summed(tensor: Tensor) -> torch.futures.Future[Tensor]:
+def _all_reduce_sum(tensor: Tensor) -> torch.futures.Future[Tensor]:
     work: Any = dist.all_reduce(tensor, async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future
 
 
-def _sharded(learner: Learner, device: torch.device) -> nn.Module:
-    """A group of shards for each layer, and one for the rest: embedding, last norm and output layer."""
-    mesh = init_device_mesh(device.type, (processes.count(),))
+def _shard(learner: Learner, device: torch.device) -> nn.Module:
+    """One FSDP group per layer, and one for the rest: embedding, last norm and output layer."""
+    mesh = init_device_mesh(device.type, (processes.world_size(),))
     for weight in learner.parameters():
-        dist.broadcast(weight.data, src=0)  # as DDP does: shards of weights made on unlike machines would not fit
+        dist.broadcast(weight.data, src=0)  # as DDP does: machines may differ in the last bits of initial weights
     layers: Any = learner.model.base_model.layers
     for module in (*layers, learner):
-        part: FSDPModule = fully_shard(module, mesh=mesh)
-        part.set_gradient_divide_factor(1.0)
-        part.set_force_sum_reduction_for_comms(True)  # gloo knows neither a mean nor a factor
+        group: FSDPModule = fully_shard(module, mesh=mesh)
+        group.set_gradient_divide_factor(1.0)
+        group.set_force_sum_reduction_for_comms(True)  # gloo supports neither a mean nor a factor
     return learner
 
 
 @contextmanager
-def summing(module: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are added over the processes in the `last` backward pass of a step alone."""
+def sync_gradients_if(last: bool, module: nn.Module) -> Iterator[None]:
+    """Add gradients over the processes only in the `last` backward pass of a step."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
@@ -69,56 +69,58 @@ def summing(module: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-def clipped(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """() the global norm of the gradients, before they are scaled down to `max_norm`."""
-    return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """() the global gradient norm before the gradients are scaled down to `max_norm`."""
+    return full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def over_processes(total: Tensor) -> Tensor:
-    """The sum over processes, in place."""
-    if processes.count() > 1:
+def sum_over_processes(total: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if processes.world_size() > 1:
         dist.all_reduce(total)
     return total
 
 
-def gathered(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with whole weights, in every process; itself, where they are.
+def gather_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with full weights in every process; the model itself if it is not sharded.
 
-    A new one: a sharded module gives away shards, whatever its weights are at the time.
+    It is a new model, because a sharded module returns shards even while its weights are full.
     """
     if not any(isinstance(weight, DTensor) for weight in model.parameters()):
         return model
-    weights = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
-    found = type(model)(model.config)
-    found.load_state_dict(weights, strict=False)  # a tied output layer is the embedding
-    return found
+    weights = {name: full_tensor(weight.detach()) for name, weight in model.named_parameters()}
+    gathered = type(model)(model.config)
+    gathered.load_state_dict(weights, strict=False)  # a tied output layer is the embedding
+    return gathered
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor whose shards lie in all processes, in each; they must all ask for it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor in every process. All processes must call it for a sharded tensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def laid_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor as `other` lies: this process's shard of it, where that is one of several."""
-    if not isinstance(other, DTensor):
+def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """This process's shard of a full tensor, if `reference` is sharded; else the tensor."""
+    if not isinstance(reference, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(reference.device), reference.device_mesh, reference.placements, src_data_rank=None
+    )
 
 
 def gather_matrices(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step of Muon: gradients and momenta whole in every process, where weights are sharded.
+    """Pre-hook of Muon's step: replicate sharded gradients and momenta in every process.
 
-    It orthogonalises whole matrices. On shards torch does so in pieces, in bf16: other rounding (loss off by 7e-5 after
-    ten steps) and three times the time (docs/decisions/0004-processes.md).
+    Muon orthogonalises whole matrices. On shards torch does so in pieces, in bf16, which rounds differently (loss off
+    by 7e-5 after ten steps) and takes three times as long (docs/decisions/0004-processes.md).
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if isinstance(weight.grad, DTensor):
-                weight.grad = _everywhere(weight.grad)
+                weight.grad = _replicated(weight.grad)
                 state = optimizer.state[weight]
-                state |= {name: _everywhere(value) for name, value in state.items() if isinstance(value, DTensor)}
+                state |= {name: _replicated(value) for name, value in state.items() if isinstance(value, DTensor)}
 
 
-def _everywhere(tensor: DTensor) -> DTensor:
+def _replicated(tensor: DTensor) -> DTensor:
     return tensor.redistribute(placements=[Replicate()] * tensor.device_mesh.ndim)

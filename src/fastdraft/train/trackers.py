@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl in accelerate's trackers too: TensorBoard, trackio, Weights & Biases."""
+"""Experiment trackers, by accelerate: TensorBoard, trackio and Weights & Biases get the metrics of each step."""
 
 from __future__ import annotations
 
@@ -14,67 +14,74 @@ from fastdraft.system.optional_packages import need
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-# (recipe's name, phase's folder, steps taken before) -> what accelerate's tracker is made with
+# (name of the recipe, folder of the phase, steps taken so far) -> arguments of accelerate's tracker
 Settings = Callable[[str, Path, int], dict[str, Any]]
 
 
 def check(names: Sequence[str]) -> None:
-    """MissingExtra, which names the pip line, where the package of a tracker is not installed."""
+    """MissingExtra, with the pip command, if the package of a tracker is not installed."""
     for name in names:
         need(name, name)
 
 
 def opened(names: Sequence[str], run: str, folder: Path, step: int) -> list[GeneralTracker]:
-    """The trackers of a phase that has taken so many steps, ready for the next one's row; in the main process alone.
+    """The trackers of a phase that has taken `step` steps; empty in all but the main process.
 
-    A phase that goes on after a kill goes on in its trackers too. MissingExtra as above.
+    A resumed phase continues its runs in the trackers. MissingExtra if a package is not installed.
     """
     check(names)
     if not names or not processes.is_main():
         return []
-    from accelerate import PartialState, tracking  # a second of imports, for those who ask
+    from accelerate import PartialState, tracking  # takes a second: only if trackers are used
 
-    PartialState()  # its trackers log to a logger that asks it which process this is
-    found: list[GeneralTracker] = []
+    PartialState()  # the logger of accelerate's trackers needs it
+    trackers: list[GeneralTracker] = []
     for name in names:
         kind, settings = TRACKERS[name]
         tracker: GeneralTracker = getattr(tracking, kind)(**settings(run, folder, step))
         tracker.start()
-        found.append(tracker)
-    return found
+        trackers.append(tracker)
+    return trackers
 
 
-def logged(row: dict[str, Any]) -> dict[str, float]:
-    """What a tracker can draw of a row: its numbers, but the step, which is their place."""
+def numbers_of(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl without the step, which trackers take separately."""
     return {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
 
 
 def _tensorboard(run: str, folder: Path, step: int) -> dict[str, Any]:
-    """Event files in tensorboard/PHASE of the run folder, without those of steps that are taken again."""
-    place = {"run_name": folder.name, "logging_dir": str(folder.parent / "tensorboard")}
-    return place | {"purge_step": step + 1 if step else None}
+    """Event files in tensorboard/PHASE of the run folder; events of steps that run again are purged."""
+    return {
+        "run_name": folder.name,
+        "logging_dir": str(folder.parent / "tensorboard"),
+        "purge_step": step + 1 if step else None,
+    }
 
 
 def _trackio(run: str, folder: Path, step: int) -> dict[str, Any]:
-    """A project of the recipe's name, whose runs are the phases of its run folders."""
+    """A project with the name of the recipe; its runs are the phases."""
     return {"run_name": run, "name": f"{folder.name}-{_identity(folder)}", "resume": "allow"}
 
 
 def _wandb(run: str, folder: Path, step: int) -> dict[str, Any]:
     return {
-        **{"run_name": run, "name": folder.name, "group": str(folder.parent), "dir": str(folder.parent)},
-        **{"id": _identity(folder), "resume": "allow"},
+        "run_name": run,
+        "name": folder.name,
+        "group": str(folder.parent),
+        "dir": str(folder.parent),
+        "id": _identity(folder),
+        "resume": "allow",
     }
 
 
 def _identity(folder: Path) -> str:
-    """8 hex digits for a phase of a run: its folder, and what is made in it, which a changed recipe makes anew."""
-    key = folder / "key"
-    made = key.read_text() if key.is_file() else ""
-    return xxhash.xxh3_64_hexdigest(f"{folder.resolve()} {made}".encode())[:8]
+    """8 hex digits from the folder of the phase and the stage's key, which changes with the recipe."""
+    path = folder / "key"
+    key = path.read_text() if path.is_file() else ""
+    return xxhash.xxh3_64_hexdigest(f"{folder.resolve()} {key}".encode())[:8]
 
 
-# By the recipe's name for it, which is its package's and its extra's too: accelerate's class, and its settings.
+# Name in the recipe, also of the package and the extra -> accelerate's class and its arguments.
 TRACKERS: dict[str, tuple[str, Settings]] = {
     "tensorboard": ("TensorBoardTracker", _tensorboard),
     "trackio": ("TrackioTracker", _trackio),

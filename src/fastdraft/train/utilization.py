@@ -1,4 +1,4 @@
-"""What a step takes of the machine: the share of its own rate of multiplication, and memory."""
+"""Hardware use of a step: model FLOPs utilization (MFU) and memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RATE_SECONDS = 0.5
 
 
 class Meter:
-    """The machine's rate, and the FLOPs of a step over all processes.
+    """The matrix multiplication rate of the machine and the FLOPs of a step, over all processes.
 
-    They are the draft's own: 6 for each parameter that a token is multiplied with, and attention. A live target's
-    forward is time that the draft does not use. Made by all processes at once: each measures what it gets of the
-    machine.
+    The FLOPs are those of the draft: 6 per parameter that a token is multiplied with, plus attention. The forward of an
+    online teacher takes time but does not count. All processes must create a Meter at the same time, because each
+    measures its share of the machine.
     """
 
     def __init__(self, config: PretrainedConfig, part: TrainPart, device: torch.device, dtype: torch.dtype) -> None:
@@ -31,19 +31,21 @@ class Meter:
         self._flops = training_flops(ModelSize.of_config(config), tokens, part.sequence_tokens)
         rate = _rate(device, dtype, torch.get_num_threads())
         self._flops_per_second = processes.summed(rate)[0]
-        if device.type != "cpu":  # a target that has just written completions to measure on is no part of training
+        if device.type != "cpu":  # exclude the target that generated completions for validation before training
             torch.get_device_module(device).reset_peak_memory_stats(device)
 
     def row(self, seconds: float) -> dict[str, float]:
-        """Of a step that took so long: `mfu`, the share of the rate measured in the phase's own precision (bf16 or
-        fp32), and `memory_bytes`, the peak: of this process, resident, or allocated on its accelerator by this phase.
+        """Metrics of a step that took `seconds`.
+
+        `mfu` is relative to the rate measured in the precision of the phase (bf16 or fp32). `memory_bytes` is the peak:
+        resident memory of this process, or memory that this phase allocated on its accelerator.
         """
         mfu = self._flops / (max(seconds, 1e-9) * self._flops_per_second)
         return {"mfu": mfu, "memory_bytes": peak_memory_bytes(self._device)}
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has had: resident on a CPU, allocated by torch on an accelerator."""
+    """Peak memory of this process: resident on a CPU, allocated by torch on an accelerator."""
     if device.type == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -52,5 +54,5 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @cache
 def _rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """Measured once in a process: phases of one run are then held against one figure."""
+    """Measured once per process, so that all phases of a run have the same reference."""
     return matmul_rate(device, dtype, RATE_SECONDS)
