@@ -97,3 +97,25 @@ def test_the_support_matrix_has_every_family():
     in_gguf, others = (row.split("|")[1] for row in table.splitlines()[4:6])
     assert {name.strip() for name in in_gguf.split(",")} == set(GGUF_FAMILIES)
     assert {name.strip() for name in others.split(",")} == set(FAMILIES) - set(GGUF_FAMILIES)
+
+
+# `train/malloc.py` in running text: a file of the package, of the tests or of the repository.
+CODE_PATH = re.compile(
+    r"`([\w./-]+/[\w.-]+\.(?:py|yaml|sh|cmake|md))`|(?<![\w/.])((?:init|tests|benchmarks|recipes|dev)/[\w./-]+\.(?:py|yaml|md))"
+)
+# Files of engines and of other projects, and examples of names.
+OTHER_FILES = re.compile(r"generation/utils\.py|pipelines/base\.py|config/speculative\.py|vllm/|common/|dev/null")
+
+
+def test_paths_of_code_in_the_docs_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+    named = {
+        (page.name, path)
+        for page in pages
+        for pair in CODE_PATH.findall(page.read_text(encoding="utf-8"))
+        for path in pair
+        if path and not OTHER_FILES.match(path)
+    }
+    assert len(named) >= 40
+    places = (ROOT, ROOT / "src", ROOT / "src" / "fastdraft", DOCS)
+    assert sorted((page, path) for page, path in named if not any((place / path).exists() for place in places)) == []
