@@ -1,4 +1,4 @@
-"""Debian's chromium, driven by Playwright: one for all tests, a tab for each; what a page says and asks for is kept."""
+"""Debian's chromium, driven by Playwright. Each tab records the errors and requests of its page."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-# A page with plotly in it takes 4 s of a free core; a busy machine has less than one.
-PATIENCE_SECONDS = 240
+# Loading a page with plotly takes 4 s on an idle core, and much longer on a busy machine.
+TIMEOUT_SECONDS = 240
 
 
 @dataclass
 class Tab:
-    """A page, the errors that it has had (its own and the console's), and the addresses that it asked for."""
+    """A page, its errors (uncaught and on the console), and the addresses that it requested."""
 
     page: Any
     errors: list[str] = field(default_factory=list)
@@ -30,28 +30,28 @@ OpenTab = Callable[..., Tab]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The browser; the test is skipped where there is none."""
+    """The browser. Skips the test if there is none."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     reason = "playwright is not installed: pip install 'fastdraft[dev]'"
     driver = pytest.importorskip("playwright.sync_api", reason=reason)
     with driver.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_SECONDS * 1000)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=TIMEOUT_SECONDS * 1000)
         yield opened
         opened.close()
 
 
 @pytest.fixture(scope="session")
 def open_tab(browser: Any) -> Iterator[OpenTab]:
-    """Opens tabs of any width, light or dark."""
+    """A function that opens tabs of any size, light or dark."""
     contexts = []
 
     def run(width: int = 1280, height: int = 900, scheme: str = "light") -> Tab:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         tab = Tab(context.new_page())
-        tab.page.set_default_timeout(PATIENCE_SECONDS * 1000)
-        tab.page.on("console", lambda said: tab.errors.append(said.text) if said.type == "error" else None)
+        tab.page.set_default_timeout(TIMEOUT_SECONDS * 1000)
+        tab.page.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
         tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
         tab.page.on("request", lambda request: tab.requests.append(request.url))
         return tab
@@ -63,5 +63,5 @@ def open_tab(browser: Any) -> Iterator[OpenTab]:
 
 @pytest.fixture
 def page(open_tab: OpenTab) -> Any:
-    """A page of a desktop's width."""
+    """A page with the width of a desktop screen."""
     return open_tab().page

@@ -1,4 +1,4 @@
-"""The playground in a real browser: both decodings of a prompt are drawn, and nothing that goes wrong ends it."""
+"""The playground in a real browser: both sides are shown, and the page stays usable after errors."""
 
 import pytest
 
@@ -7,12 +7,12 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'fast
 from gradio_client import Client
 
 from fastdraft.config import TargetPart
-from fastdraft.models import target
+from fastdraft.models import pretrained
 from fastdraft.play.engine_transformers import Transformers
-from fastdraft.play.page import LOOPBACK, MAX_PROMPT_LETTERS, Pair, serve
+from fastdraft.play.page import LOOPBACK, MAX_PROMPT_CHARACTERS, Pair, serve
 from fastdraft.system.errors import PlayError
 
-# gradio asks pandas for what pandas has given up.
+# gradio uses options that pandas has deprecated.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword)")]
 
 PROMPT = "def read_lines(path):\n"
@@ -22,24 +22,24 @@ EQUAL = "The texts are equal, token for token."
 
 
 class Fallible(Transformers):
-    """Fails where the prompt says so."""
+    """Fails if the prompt contains `break`."""
 
-    def blocks(self, asked, side):
-        if "break" in self.tokenizer.decode(asked.prompt):
+    def blocks(self, request, side):
+        if "break" in self.tokenizer.decode(request.prompt):
             raise RuntimeError("<b>the engine</b> is gone")
-        yield from super().blocks(asked, side)
+        yield from super().blocks(request, side)
 
 
 @pytest.fixture(scope="module")
 def player(tiny_llama, perturbed):
     model = tiny_llama(7, 8192, CONTEXT)
-    tokenizer = target.open_tokenizer(TargetPart(path="demo"))
+    tokenizer = pretrained.open_tokenizer(TargetPart(path="demo"))
     return Fallible(model, perturbed(model, 0.1, 3), tokenizer, frozenset(), CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def address(player):
-    """The page's, while the tests last."""
+    """The address of the page."""
     page = serve(Pair(player, "target", "draft"), LOOPBACK, None, wait=False)
     yield page.local_url
     page.close()
@@ -63,10 +63,10 @@ def decode(tab, prompt, **controls):
 
 
 def await_equal(tab, prompt):
-    """Until this prompt's two texts are there, and equal."""
-    seen = """([prompt, words]) => document.querySelector('#plain-text .prompt')?.innerText.startsWith(prompt)
+    """Wait until both texts of this prompt are shown, and equal."""
+    condition = """([prompt, words]) => document.querySelector('#plain-text .prompt')?.innerText.startsWith(prompt)
         && document.querySelector('#verdict')?.innerText.includes(words)"""
-    tab.page.wait_for_function(seen, arg=[prompt.strip(), EQUAL])
+    tab.page.wait_for_function(condition, arg=[prompt.strip(), EQUAL])
 
 
 def test_a_prompt_is_answered_on_both_sides(tab, address):
@@ -79,12 +79,12 @@ def test_a_prompt_is_answered_on_both_sides(tab, address):
     assert marked["a"] > 5
     assert marked["c"] > 5
     assert tab.page.locator("#plain-text i.p").count() > 50
-    assert "tokens a target forward" in tab.page.inner_text("#drafted-numbers")
+    assert "tokens per target forward" in tab.page.inner_text("#drafted-numbers")
     assert tab.errors == []
     assert [request for request in tab.requests if not request.startswith(address.rstrip("/"))] == []
 
 
-def test_markup_in_a_prompt_is_shown(tab):
+def test_markup_in_a_prompt_is_escaped(tab):
     decode(tab, HOSTILE, Tokens=7)
     await_equal(tab, HOSTILE)
     assert tab.page.title() == "FastDraft"
@@ -111,15 +111,15 @@ def test_stop_stops(tab):
     await_equal(tab, "x = 2")
 
 
-def test_ten_prompts_at_once_wait_their_turn(address, monkeypatch):
-    running, most = [], []
+def test_ten_concurrent_prompts_are_decoded_one_by_one(address, monkeypatch):
+    running, counts = [], []
     plain = Fallible.blocks
 
-    def watched(self, asked, side):
+    def watched(self, request, side):
         running.append(side)
-        most.append(len(running))
+        counts.append(len(running))
         try:
-            yield from plain(self, asked, side)
+            yield from plain(self, request, side)
         finally:
             running.remove(side)
 
@@ -127,14 +127,14 @@ def test_ten_prompts_at_once_wait_their_turn(address, monkeypatch):
     client = Client(address, verbose=False)
     jobs = [client.submit(f"x = {number}", 4, 0, 1, 31, api_name="/answer") for number in range(10)]
     for number, job in enumerate(jobs):
-        text, *_, said = job.result(timeout=120)
+        text, *_, comparison = job.result(timeout=120)
         assert f"x = {number}</span>" in text
-        assert EQUAL in said
-    assert len(most) == 20
-    assert max(most) == 2, "the two sides of one prompt"
+        assert EQUAL in comparison
+    assert len(counts) == 20
+    assert max(counts) == 2, "the two sides of one prompt"
 
 
-def test_a_browser_that_goes_away_leaves_the_page_to_the_next(open_tab, address, tab):
+def test_a_closed_tab_frees_the_page_for_the_next(open_tab, address, tab):
     gone = open_tab()
     gone.page.goto(address)
     gone.page.wait_for_selector("#run")
@@ -154,13 +154,15 @@ def test_on_a_phone_nothing_scrolls_sideways(open_tab, address):
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio leaves the socket that it tried
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # gradio does not close the socket that it tried
 def test_a_port_in_use_is_reported(player, address):
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(PlayError, match=f"port {port}"):
         serve(Pair(player, "target", "draft"), LOOPBACK, port, wait=False)
 
 
-def test_a_prompt_of_many_letters_is_cut_by_the_box(tab):
+def test_the_box_limits_the_length_of_a_prompt(tab):
     tab.page.fill("#prompt textarea", "")
-    assert tab.page.locator("#prompt textarea").get_attribute("maxlength") == str(MAX_PROMPT_LETTERS)
+    assert tab.page.locator("#prompt textarea").get_attribute("maxlength") == str(MAX_PROMPT_CHARACTERS)

@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing is complained of or asked for, charts are drawn, tabs and marks answer."""
+"""The report in a real browser: no errors, no requests, drawn charts, working tabs and tooltips."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("plotly", reason="plotly is not installed: pip install 'fastdraft[report]'")
 
 from fastdraft.report import page as pages
-from fastdraft.report.read import read
+from fastdraft.report.run_data import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -18,14 +18,14 @@ HOSTILE = "</i><script>document.title='taken'</script><img src=x onerror=\"docum
 
 @pytest.fixture(scope="module")
 def report(finished, tmp_path_factory) -> Path:
-    """The page of a finished run, some of whose texts are hostile."""
+    """The page of a finished run with hostile texts."""
     folder = tmp_path_factory.mktemp("report")
     run = shutil.copytree(finished / "runs" / "tiny", folder / "tiny")
     texts = json.loads((run / "evaluate" / "marked.json").read_text())
     first = texts["tasks"][0]["best"][0]
     first["prompt"] = first["tokens"][1] = first["proposed"][2] = HOSTILE
     (run / "evaluate" / "marked.json").write_text(json.dumps(texts))
-    (folder / "report.html").write_text(pages.one(read(run)), encoding="utf-8")
+    (folder / "report.html").write_text(pages.one(read_run(run)), encoding="utf-8")
     return folder / "report.html"
 
 
@@ -41,23 +41,23 @@ def desktop(open_tab, report):
     return opened(open_tab(1280), report)
 
 
-def test_nothing_is_complained_of_and_nothing_is_asked_for(desktop, report):
+def test_there_are_no_errors_and_no_requests(desktop, report):
     assert desktop.requests == [report.as_uri()]
     assert desktop.errors == []
 
 
 def test_the_guard_sees_errors_and_requests(open_tab, report, tmp_path):
-    """The policy of the page holds: a script and a picture that someone put in are not run and not fetched."""
+    """The content security policy blocks an injected script and an injected picture."""
     bad = tmp_path / "bad.html"
-    put_in = "<script>document.title='taken'</script><img src='http://127.0.0.1:9/x.png'><h1>"
-    bad.write_text(report.read_text(encoding="utf-8").replace("<h1>", put_in, 1), encoding="utf-8")
+    injected = "<script>document.title='taken'</script><img src='http://127.0.0.1:9/x.png'><h1>"
+    bad.write_text(report.read_text(encoding="utf-8").replace("<h1>", injected, 1), encoding="utf-8")
     tab = opened(open_tab(), bad)
     assert len(tab.errors) >= 2
     assert all("Content Security Policy" in error for error in tab.errors)
     assert tab.page.title() != "taken"
 
 
-def test_texts_are_shown_and_not_obeyed(desktop):
+def test_hostile_text_is_escaped(desktop):
     assert desktop.page.title() == "tiny"
     shown = desktop.page.locator(".toks").first.text_content()
     assert shown.count("<script>document.title='taken'</script>") == 2
@@ -78,7 +78,7 @@ def visible_texts(page):
     return page.locator("#texts .toks:visible")
 
 
-def test_tabs_choose_what_is_seen(desktop):
+def test_tabs_switch_the_shown_texts(desktop):
     page = desktop.page
     texts = page.locator("#texts")
     best = visible_texts(page).first.text_content()
@@ -97,13 +97,13 @@ def test_tabs_choose_what_is_seen(desktop):
     texts.get_by_role("tab", name="best", exact=True).locator("visible=true").click()
 
 
-def test_a_token_reports_what_the_draft_wanted_by_pointer_and_by_key(desktop):
+def test_a_tooltip_shows_the_proposal_of_the_draft_by_pointer_and_by_key(desktop):
     page, tip = desktop.page, desktop.page.locator("#tip")
     text = visible_texts(page).nth(1)
     assert tip.is_hidden()
     text.locator("i").nth(3).hover()
     tip.wait_for(state="visible")
-    assert " % sure" in tip.text_content()
+    assert "(probability " in tip.text_content()
     page.mouse.move(1, 1)
     tip.wait_for(state="hidden")
     text.focus()
@@ -119,11 +119,11 @@ def test_a_token_reports_what_the_draft_wanted_by_pointer_and_by_key(desktop):
 
 def test_marks_differ_by_more_than_colour(desktop):
     style = "each => { const s = getComputedStyle(each); return [s.textDecorationLine, s.textDecorationStyle]; }"
-    looks = {mark: desktop.page.locator(f".legend i.{mark}").evaluate(style) for mark in "acb"}
-    assert len({tuple(look) for look in looks.values()}) == 3
+    styles = {mark: desktop.page.locator(f".legend i.{mark}").evaluate(style) for mark in "acb"}
+    assert len({tuple(each) for each in styles.values()}) == 3
 
 
-def test_the_recipe_shows_what_is_not_a_default(desktop):
+def test_the_recipe_can_hide_defaults(desktop):
     page = desktop.page
     page.locator("#recipe summary").filter(has_text="target").click()
     rows = page.locator("#recipe tbody tr:visible")
@@ -134,7 +134,7 @@ def test_the_recipe_shows_what_is_not_a_default(desktop):
     assert rows.count() > before
 
 
-def test_a_chart_reports_its_values_under_the_pointer(desktop):
+def test_a_chart_shows_its_values_under_the_pointer(desktop):
     page = desktop.page
     chart = page.locator(".plot").first
     chart.scroll_into_view_if_needed()

@@ -1,15 +1,15 @@
-"""What is watched is real speculative decoding: greedy it is the target's own text, in the blocks of one pass."""
+"""The playground decodes speculatively: greedy text is the target's own, in the blocks of the one-pass evaluation."""
 
 import numpy as np
 import pytest
 import torch
 
 from fastdraft.config import TargetPart
-from fastdraft.evaluate.marked_tokens import walk
-from fastdraft.models import target
-from fastdraft.play.blocks import PLAIN, Asked, Block, Transcript, Writer, marks, race
+from fastdraft.evaluate.marked_tokens import mark_tokens
+from fastdraft.models import pretrained
+from fastdraft.play.blocks import PLAIN, Block, Request, Transcript, Writer, decode_both, marks
 from fastdraft.play.engine_transformers import Transformers
-from fastdraft.play.page import MAX_PROMPT_LETTERS, asked_of, moments
+from fastdraft.play.page import MAX_PROMPT_CHARACTERS, make_request, page_states
 from fastdraft.play.rendering import text_html, verdict
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import PlayError
@@ -22,7 +22,7 @@ HOSTILE = "</i><script>alert(1)</script>\x07\x1b[31m"
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return target.open_tokenizer(TargetPart(path="demo"))
+    return pretrained.open_tokenizer(TargetPart(path="demo"))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def player(models, tokenizer):
     return Transformers(*models, tokenizer, frozenset(), CONTEXT)
 
 
-def asked(sampling=GREEDY, gamma=3, tokens=TOKENS):
-    return Asked(PROMPT, sampling, gamma, tokens, seed=11)
+def make(sampling=GREEDY, gamma=3, tokens=TOKENS):
+    return Request(PROMPT, sampling, gamma, tokens, seed=11)
 
 
 def tokens_of(blocks):
@@ -54,59 +54,59 @@ def greedy_text(model, tokens):
 
 @pytest.mark.parametrize("gamma", [1, 3, 5, 16])
 @pytest.mark.parametrize("tokens", [1, 2, TOKENS])
-def test_greedy_both_sides_are_the_targets_own_text(player, models, gamma, tokens):
+def test_greedy_text_of_both_sides_is_the_targets_own(player, models, gamma, tokens):
     expected = greedy_text(models[0], tokens)
     for side in ("plain", "drafted"):
-        blocks = list(player.blocks(asked(gamma=gamma, tokens=tokens), side))
+        blocks = list(player.blocks(make(gamma=gamma, tokens=tokens), side))
         assert tokens_of(blocks) == expected
         assert [block.seconds for block in blocks] == sorted(block.seconds for block in blocks)
     assert len(blocks) <= tokens
 
 
-def test_greedy_blocks_are_those_of_the_one_pass_walk(player, models):
+def test_greedy_blocks_equal_the_one_pass_walk(player, models):
     expected = greedy_text(models[0], TOKENS)
     text = torch.tensor([[*PROMPT.tolist(), *expected]])
     with torch.no_grad():
         best = models[1](text).logits[0].argmax(-1)[len(PROMPT) - 1 : -1].tolist()
     accept = [float(token == choice) for token, choice in zip(expected, best, strict=True)]
-    assert 0 < sum(accept) < TOKENS, "some drafted tokens hold, some do not"
-    blocks = list(player.blocks(asked(), "drafted"))
-    found = "".join(map(marks, blocks))
-    wanted = walk(accept, 3, [0.5] * TOKENS)
-    # Near the end fewer than gamma tokens are drafted: the last ones may be of the target where the walk has drafted.
-    assert found[: TOKENS - 3] == wanted[: TOKENS - 3]
+    assert 0 < sum(accept) < TOKENS, "some drafted tokens are accepted, some are not"
+    blocks = list(player.blocks(make(), "drafted"))
+    actual = "".join(map(marks, blocks))
+    one_pass = mark_tokens(accept, 3, [0.5] * TOKENS)
+    # Near the end fewer than gamma tokens are drafted, so the last marks may differ from those of the walk.
+    assert actual[: TOKENS - 3] == one_pass[: TOKENS - 3]
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(1.0), SamplingParams(0.7, 0, 0.8)])
-def test_sampled_texts_have_their_length_and_their_seed(player, sampling):
-    first, again = (tokens_of(player.blocks(asked(sampling), "drafted")) for _ in range(2))
+def test_sampled_texts_depend_on_the_seed_alone(player, sampling):
+    first, again = (tokens_of(player.blocks(make(sampling), "drafted")) for _ in range(2))
     assert len(first) == TOKENS
     assert first == again
 
 
 def test_a_draft_that_is_the_target_is_never_corrected(models, tokenizer):
     twins = Transformers(models[0], models[0], tokenizer, frozenset(), CONTEXT)
-    blocks = list(twins.blocks(asked(gamma=4, tokens=25), "drafted"))
+    blocks = list(twins.blocks(make(gamma=4, tokens=25), "drafted"))
     assert [len(block.tokens) for block in blocks] == [5] * 5
     assert "".join(map(marks, blocks)) == "aaaab" * 5
 
 
-def test_an_end_of_text_ends_both(models, tokenizer):
+def test_an_end_of_text_ends_both_sides(models, tokenizer):
     text = greedy_text(models[0], TOKENS)
     end = next(token for place, token in enumerate(text) if place >= 6 and token not in text[:place])
     short = Transformers(*models, tokenizer, frozenset({end}), CONTEXT)
     for side in ("plain", "drafted"):
-        assert tokens_of(short.blocks(asked(), side)) == text[: text.index(end) + 1]
+        assert tokens_of(short.blocks(make(), side)) == text[: text.index(end) + 1]
 
 
-def test_marks_name_every_token():
+def test_every_token_has_a_mark():
     assert marks(Block((5,), 0, 0, 0.1)) == PLAIN
     assert marks(Block((5, 6, 7), 2, 4, 0.1)) == "aac"
     assert marks(Block((5, 6, 7), 2, 2, 0.1)) == "aab"
-    assert marks(Block((5, 6), 3, 4, 0.1)) == "aa"  # cut behind an end of text that was drafted
+    assert marks(Block((5, 6), 3, 4, 0.1)) == "aa"  # cut after a drafted end of text
 
 
-def test_a_race_is_fair_by_each_sides_own_clock():
+def test_the_side_that_has_used_less_time_goes_on():
     class Clocked:
         name, interleaves = "clocks", True
 
@@ -114,20 +114,20 @@ def test_a_race_is_fair_by_each_sides_own_clock():
             step = {"plain": 3.0, "drafted": 1.0}[side]
             yield from (Block((number,), 0, 0, step * (number + 1)) for number in range(4))
 
-    order = [side for side, _ in race(Clocked(), asked())]
+    order = [side for side, _ in decode_both(Clocked(), make())]
     assert order == ["plain", "drafted", "drafted", "drafted", "plain", "drafted", "plain", "plain"]
     Clocked.interleaves = False
-    assert [side for side, _ in race(Clocked(), asked())] == ["plain"] * 4 + ["drafted"] * 4
+    assert [side for side, _ in decode_both(Clocked(), make())] == ["plain"] * 4 + ["drafted"] * 4
 
 
-def test_texts_are_shown_and_never_obeyed():
+def test_text_is_escaped():
     shown = text_html(HOSTILE, Transcript([1], [HOSTILE], "c", 1, 1.0))
     assert "<script" not in shown
     assert shown.count("&lt;script&gt;") == 2
     assert not {"\x07", "\x1b"} & set(shown)
 
 
-def test_a_writer_puts_a_letter_of_several_tokens_at_its_last(tokenizer):
+def test_a_character_of_several_tokens_is_the_piece_of_the_last(tokenizer):
     ids = tokenizer("π = 3").input_ids
     writer = Writer(tokenizer, PROMPT)
     for token in ids:
@@ -137,28 +137,30 @@ def test_a_writer_puts_a_letter_of_several_tokens_at_its_last(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "tokens", "told"),
+    ("prompt", "tokens", "message"),
     [
         ("  \n", 5, "the prompt is empty"),
-        ("x" * (MAX_PROMPT_LETTERS + 1), 5, f"at most {MAX_PROMPT_LETTERS}"),
-        ("a b c", CONTEXT, f"the context of {CONTEXT} is exceeded"),
+        ("x" * (MAX_PROMPT_CHARACTERS + 1), 5, f"at most {MAX_PROMPT_CHARACTERS}"),
+        ("a b c", CONTEXT, f"exceed the context of {CONTEXT}"),
     ],
 )
-def test_what_cannot_be_done_is_reported(player, prompt, tokens, told):
-    with pytest.raises(PlayError, match=told):
-        asked_of(player, prompt, 4, 0, 1, tokens)
+def test_invalid_requests_are_refused(player, prompt, tokens, message):
+    with pytest.raises(PlayError, match=message):
+        make_request(player, prompt, 4, 0, 1, tokens)
 
 
-def test_moments_end_in_a_verdict(player):
-    request = asked_of(player, "def f():", 3, 0.0, 1.0, TOKENS)
-    *_, (plain, drafted, _, _, said) = moments(player, "def f():", request)
+def test_the_last_page_state_has_the_verdict(player):
+    request = make_request(player, "def f():", 3, 0.0, 1.0, TOKENS)
+    *_, (plain, drafted, _, _, comparison) = page_states(player, "def f():", request)
     assert plain != drafted
-    assert "The texts are equal, token for token." in said
-    parted = verdict(Transcript([1, 2], ["", ""], "pp", 2, 1.0), Transcript([1, 3], ["", ""], "ac", 1, 1.0), True, True)
-    assert "part at token 2" in parted
+    assert "The texts are equal, token for token." in comparison
+    differing = verdict(
+        Transcript([1, 2], ["", ""], "pp", 2, 1.0), Transcript([1, 3], ["", ""], "ac", 1, 1.0), True, True
+    )
+    assert "from token 2 on" in differing
     sampled = [
         verdict(Transcript([1], [""], "p", 1, 1.0), Transcript([2], [""], "c", 1, 0.5), False, kept) for kept in (0, 1)
     ]
-    assert "another distribution" in sampled[0]
-    assert "samples of the same distribution" in sampled[1]
-    assert all("2.00 times" in said for said in sampled)
+    assert "does not sample from the target's distribution" in sampled[0]
+    assert "samples from the same distribution" in sampled[1]
+    assert all("2.00 times" in each for each in sampled)

@@ -1,4 +1,4 @@
-"""`fastdraft play`: the packaged pair on a terminal, and what it refuses."""
+"""`fastdraft play`: the packaged pair in the terminal, and errors."""
 
 import re
 
@@ -6,24 +6,24 @@ import pytest
 
 from fastdraft.config import TargetPart
 from fastdraft.export.export_draft import accepted
-from fastdraft.play.open_pair import ENGINES, packaged
+from fastdraft.play.open_pair import ENGINES, packaged_draft
 
 
 def test_the_packaged_draft_fits_the_packaged_target():
-    found = accepted(TargetPart(path="demo"), packaged().folder, tuple(ENGINES.values()))
-    assert len(found) >= 2
+    engines = accepted(TargetPart(path="demo"), packaged_draft().folder, tuple(ENGINES.values()))
+    assert len(engines) >= 2
 
 
 @pytest.mark.parametrize("temperature", [0, 0.6])
-def test_without_a_page(fastdraft, temperature):
+def test_the_terminal_shows_both_sides(fastdraft, temperature):
     arguments = ["--prompt", "def f(x):\n", "--tokens", "13", "--temperature", temperature]
     ended = fastdraft("play", "--terminal", *arguments)
     assert ended.code == 0, ended.err
     written = [int(count) for count in re.findall(r"\b(\d+) tokens in", ended.out)]
     assert len(written) == 2
-    # A sampled text may come to its end before.
+    # A sampled text may end earlier.
     assert written == [13, 13] if temperature == 0 else max(written) <= 13
-    assert "tokens a target forward" in ended.out
+    assert "tokens per target forward" in ended.out
     assert ("The texts are equal, token for token." in " ".join(ended.out.split())) == (temperature == 0)
 
 
@@ -34,15 +34,15 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny, fastdraft):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--engine", "vllm"], "no playground in `vllm`"),
+        (["--engine", "vllm"], "--engine: found vllm"),
         (["demo", "nowhere-at-all/x", "--terminal"], "nowhere-at-all"),
         (["--terminal", "--prompt", " "], "the prompt is empty"),
     ],
 )
-def test_what_it_refuses(fastdraft, arguments, told):
+def test_invalid_arguments_are_refused(fastdraft, arguments, message):
     ended = fastdraft("play", *arguments)
     assert ended.code == 2
-    assert told in ended.err
+    assert message in ended.err
     assert "do: " in ended.err

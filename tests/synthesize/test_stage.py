@@ -1,4 +1,4 @@
-"""The stage as users run it: its card and quality.json, with each kind of prompts and rows."""
+"""The stage as users run it: its card and quality.json, with each kind of prompts and engines."""
 
 import io
 import json
@@ -26,17 +26,17 @@ CHAT = "{% for m in messages %}river{{ m['content'] }}stone{% endfor %}{% if add
 
 @pytest.fixture
 def synthesized(tiny: Path, fastdraft: Any):
-    """Run the pipeline up to the stage with another part `synthesize`; its card, its report, its rows."""
+    """Run the pipeline up to the stage with this part `synthesize`; its card and completions, or the error."""
 
     def run(part: dict[str, Any], code: int = 0) -> Any:
         override = f"synthesize={json.dumps(part)}"
-        ended = fastdraft(
+        result = fastdraft(
             "run", "recipe.yaml", override, "align=null", "evaluate=null", "pretrain=null", "continue=null"
         )
-        assert ended.code == code, ended.err
+        assert result.code == code, result.err
         folder = tiny / RUN / "synthesize"
         if code:
-            return ended.err
+            return result.err
         card = json.loads((folder / "card.json").read_text())
         assert json.loads((folder / "quality.json").read_text()) == card["quality"]
         return card, CompletionStore(folder / "completions").read()
@@ -55,28 +55,28 @@ def test_the_report_of_the_pipeline(finished):
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """When the engine in this process was opened, and when it had written all."""
-    events, make = [], ENGINES["transformers"]
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """When the engine `transformers` was opened, and when it had returned everything."""
+    events, open_engine = [], ENGINES["transformers"]
 
-    def opened(setup: Any) -> Any:
-        engine = make(setup)
-        write = engine.shards
+    def open_and_record(setup: Any) -> Any:
+        engine = open_engine(setup)
+        original = engine.shards
 
-        def shards(*given: Any) -> Any:
-            yield from write(*given)
+        def shards(*arguments: Any) -> Any:
+            yield from original(*arguments)
             events.append("done")
 
         engine.shards = shards
         events.append("opened")
         return engine
 
-    monkeypatch.setitem(ENGINES, "transformers", opened)
+    monkeypatch.setitem(ENGINES, "transformers", open_and_record)
     return events
 
 
 @pytest.mark.slow
-def test_instructions_and_magpie_and_several_answers(tiny, synthesized, watched, monkeypatch):
+def test_prompt_sets_magpie_and_several_samples(tiny, synthesized, events, monkeypatch):
     (tiny / "target" / "chat_template.jinja").write_text(CHAT)
     rows = [{"prompt": f"{word} seven walks house"} for word in ("under", "never", "cloud", "song", "yellow")]
     held_out = (tiny / "text" / "0.txt").read_text().split("\n---\n")
@@ -98,7 +98,7 @@ def test_instructions_and_magpie_and_several_answers(tiny, synthesized, watched,
     monkeypatch.chdir(tiny)
     recipe = resolve(Path(RUN) / "resolved.yaml").recipe
     make_completions(RunContext(recipe, Path(RUN), torch.device("cpu")), tiny / "again")
-    assert watched == 2 * ["opened", "done"], "a device may not hold the target twice"
+    assert events == 2 * ["opened", "done"], "a device may not hold the target twice"
     report = card["quality"]
     assert report["written"] == report["asked"] == len(found)
     assert {row.index for row in found if row.sampling.greedy} == {0}
@@ -110,12 +110,12 @@ def test_instructions_and_magpie_and_several_answers(tiny, synthesized, watched,
 
 
 @pytest.mark.slow
-def test_the_progress_counts_every_answer(tiny, fastdraft):
+def test_the_progress_bar_counts_every_completion(tiny, fastdraft):
     part = {"mix": {"text": 1}, "prompts": 20, "max_prompt_tokens": 7, "max_new_tokens": 3, "samples_per_prompt": 3}
     part |= {"temperatures": {0.0: 1, 0.7: 2, 1.0: 1}, "top_logprobs": 11}
     rest = ("align=null", "evaluate=null", "pretrain=null", "continue=null")
-    said = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part)}", *rest).err
-    assert "synthesize: 50 of 50 completions" in said, "5 greedy, 15 x 3"
+    err = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part)}", *rest).err
+    assert "synthesize: 50 of 50 completions" in err, "5 greedy, 15 x 3"
     card = json.loads((tiny / RUN / "synthesize" / "card.json").read_text())
     assert card["completions"] == 50
 
@@ -134,7 +134,7 @@ def test_recorded_answers_need_no_weights(tiny, synthesized):
 
 
 @pytest.mark.slow
-def test_a_server_is_asked_and_its_rows_rescored(tiny, synthesized, serving):
+def test_completions_of_a_server_are_rescored(tiny, synthesized, serving):
     with torch.random.fork_rng():
         model = open_model(TargetPart(path=str(tiny / "target")), torch.device("cpu"))
     server = serving.Serving(model)
@@ -163,28 +163,28 @@ def test_a_server_is_asked_and_its_rows_rescored(tiny, synthesized, serving):
         ({"top_k": 312, "max_prompt_tokens": 7, "max_new_tokens": 7}, "synthesize.top_k is 312, the vocabulary of"),
     ],
 )
-def test_what_does_not_go_together_is_reported_before_anything_is_run(tiny, synthesized, part, message):
+def test_contradicting_settings_are_errors_before_anything_runs(tiny, synthesized, part, message):
     (tiny / "target" / "chat_template.jinja").write_text(CHAT)
     assert message in synthesized({"mix": {"text": 1}, "prompts": 3} | part, code=2)
 
 
 @pytest.mark.slow
-def test_a_context_too_short_is_reported_before_a_server_is_asked_for_more(synthesized):
-    """Also where the target's card was made before, by a recipe that asked for less."""
+def test_a_context_too_short_is_an_error_before_a_server_is_used(synthesized):
+    """Also if the target's card was made earlier, by a recipe that needed less."""
     part = {"mix": {"text": 1}, "prompts": 3, "max_prompt_tokens": 7, "max_new_tokens": 3, "batch_size": 5}
     synthesized(part)
     nobody = {"engine": "server", "server": {"urls": ["http://127.0.0.1:9/v1"], "model": "tiny"}}
-    told = synthesized(part | nobody | {"max_new_tokens": 91}, code=2)
-    assert "a prompt and its completion take 98 tokens, the context of target holds 97\n  do: lower" in told
+    err = synthesized(part | nobody | {"max_new_tokens": 91}, code=2)
+    assert "a prompt and its completion take 98 tokens, the context of target holds 97\n  do: lower" in err
 
 
-def test_the_table_reports_what_the_report_reports(finished):
+def test_the_table_shows_the_quality_report(finished):
     card = read_card(finished / RUN / "synthesize", CompletionsCard)
     assert card.quality is not None
     report = card.quality.model_copy(update={"refused": {"HTTP 400": 5}})
     screen = Console(width=150, file=io.StringIO())
     screen.print(quality_table(card.engine, card.log_probabilities, report))
-    told = screen.file.getvalue()
+    text = screen.file.getvalue()
     for part in (
         "24 of 24 requested",
         "rejected: HTTP 400",
@@ -192,10 +192,10 @@ def test_the_table_reports_what_the_report_reports(finished):
         "trained on",
         "at T = 0.6",
     ):
-        assert part in told
+        assert part in text
 
 
-def test_likeliest_tokens_are_announced_kept_and_learned_from(tiny, fastdraft):
+def test_top_tokens_are_announced_stored_and_trained_on(tiny, fastdraft):
     keys = [
         "synthesize.top_logprobs=5",
         "align.teacher_logits=offline",
@@ -203,24 +203,24 @@ def test_likeliest_tokens_are_announced_kept_and_learned_from(tiny, fastdraft):
         "pretrain=null",
         "continue=null",
     ]
-    ended = fastdraft("run", "recipe.yaml", "align.objective={forward_kl: 0.5, total_variation: 0.5}", *keys)
-    assert ended.code == 0, ended.err
-    assert "synthesize: top_logprobs take 20 bytes a token, 1.1e-05 GB at most" in ended.err
+    result = fastdraft("run", "recipe.yaml", "align.objective={forward_kl: 0.5, total_variation: 0.5}", *keys)
+    assert result.code == 0, result.err
+    assert "synthesize: top_logprobs take 20 bytes a token, 1.1e-05 GB at most" in result.err
     for row in CompletionStore(tiny / RUN / "synthesize" / "completions").read():
         assert row.top is not None
         assert row.top.ids.shape == (len(row.tokens), 5)
     assert (tiny / RUN / "align" / "model" / "config.json").is_file()
 
 
-def test_more_likeliest_tokens_than_the_vocabulary_has_are_refused(fastdraft, tiny):
+def test_more_top_tokens_than_the_vocabulary_are_an_error(fastdraft, tiny):
     keys = ["synthesize.top_logprobs=312", "align=null", "evaluate=null", "pretrain=null", "continue=null"]
-    ended = fastdraft("run", "recipe.yaml", *keys)
-    assert ended.code == 2
-    assert "synthesize.top_logprobs is 312, the vocabulary of target has 311 rows\n  do: lower it" in ended.err
+    result = fastdraft("run", "recipe.yaml", *keys)
+    assert result.code == 2
+    assert "synthesize.top_logprobs is 312, the vocabulary of target has 311 rows\n  do: lower it" in result.err
 
 
 def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesized):
-    """A task of half the documents: windows of those are leaks, windows of the others are not."""
+    """The task has half of the documents: windows of those are leaks, windows of the others are not."""
     documents = [text for file in sorted((tiny / "text").iterdir()) for text in file.read_text().split("\n---\n")]
     rows = [{"prompt": document} for document in documents[::2]]
     (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -233,7 +233,7 @@ def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesi
     assert not [text for row in found if len(text := tokenizer.decode(row.prompt).strip()) > 30 and text in asked]
 
 
-def test_a_prompt_of_two_sets_is_asked_once_and_a_set_that_ends_early_is_reported_of(tiny, fastdraft):
+def test_a_prompt_of_two_sets_is_used_once_and_a_short_set_is_reported(tiny, fastdraft):
     rows = [json.dumps({"prompt": f"river {number} walks"}) for number in range(11)]
     (tiny / "one.jsonl").write_text("\n".join(rows[:7]))
     (tiny / "two.jsonl").write_text("\n".join(rows[4:]))
@@ -241,24 +241,24 @@ def test_a_prompt_of_two_sets_is_asked_once_and_a_set_that_ends_early_is_reporte
     sets["few"]["path"] = "one.jsonl"
     part = {"mix": {"one": 7, "two": 13, "few": 0.1}, "prompt_sets": sets, "prompts": 20, "max_new_tokens": 3}
     keys = ["align=null", "evaluate=null", "pretrain=null", "continue=null"]
-    ended = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part | {'temperatures': {1.0: 1}})}", *keys)
-    assert ended.code == 0, ended.err
-    assert "synthesize: two gives 4 prompts, wanted 13" in ended.err
+    result = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part | {'temperatures': {1.0: 1}})}", *keys)
+    assert result.code == 0, result.err
+    assert "synthesize: two gives 4 prompts, wanted 13" in result.err
     report = json.loads((tiny / RUN / "synthesize" / "quality.json").read_text())
     assert (report["asked"], report["written"]) == (11, 11)
     assert report["prompts_left_out"] == {"prompts that were there before": 3}
 
 
 @pytest.mark.slow
-def test_instructions_that_a_server_writes_end_with_the_users_turn(tiny, synthesized, serving):
-    """The server knows no end of a turn by itself; it is told, or what it says behind is cut."""
+def test_instructions_from_a_server_end_with_the_users_turn(tiny, synthesized, serving):
+    """Requests contain the end-of-turn token; what a server writes after it is cut."""
     (tiny / "target" / "chat_template.jinja").write_text(CHAT)
     with torch.random.fork_rng():
         model = open_model(TargetPart(path=str(tiny / "target")), torch.device("cpu"))
     end = int(open_tokenizer(TargetPart(path=str(tiny / "target")))("stone", add_special_tokens=False).input_ids[0])
     server = serving.Serving(model, eos=frozenset())
     answer = server.answer
-    server.answer = lambda body: ended_by(answer(body), end, 5)
+    server.answer = lambda body: with_token(answer(body), end, 5)
     part = {
         "engine": "server",
         "server": {"urls": [server.url], "model": "tiny"},
@@ -270,14 +270,14 @@ def test_instructions_that_a_server_writes_end_with_the_users_turn(tiny, synthes
     assert all(end in body["stop_token_ids"] for body in server.bodies[:10])
 
 
-def ended_by(answer: dict[str, Any], token: int, place: int) -> dict[str, Any]:
-    """The same answer with another token at a place, and what was said behind it."""
+def with_token(answer: dict[str, Any], token: int, place: int) -> dict[str, Any]:
+    """The same answer with another token at one position."""
     ids = answer["choices"][0]["token_ids"]
     ids[place] = token
     return answer
 
 
-def test_where_all_prompts_are_left_out_it_is_reported_why(tiny, synthesized):
+def test_if_all_prompts_are_left_out_the_error_says_why(tiny, synthesized):
     rows = [{"prompt": document} for document in (tiny / "text" / "0.txt").read_text().split("\n---\n")]
     (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     part = {"mix": {"asked": 1}, "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl"}}, "prompts": 3}

@@ -1,1 +1,1 @@
-"""Two decodings of one prompt side by side, for people: plain, and with the draft."""
+"""The playground: decode one prompt with and without the draft, side by side, in a web page or in the terminal."""

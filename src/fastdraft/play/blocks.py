@@ -1,4 +1,4 @@
-"""What is watched: a generation block by block, and what is known of each of its tokens."""
+"""A generation block by block: what each target forward emits, and the mark of each token."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED
 from fastdraft.synthesize.completions import SamplingParams
 
-# A token of the target's own, where nothing was drafted.
+# The mark of a target token in a block without drafted tokens.
 PLAIN = "p"
-WORDS = {ACCEPTED: "accepted", CORRECTED: "corrected", BONUS: "bonus", PLAIN: "plain"}
+MARK_NAMES = {ACCEPTED: "accepted", CORRECTED: "corrected", BONUS: "bonus", PLAIN: "plain"}
 Side = Literal["plain", "drafted"]
 SIDES: tuple[Side, ...] = ("plain", "drafted")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt and how it is to be continued; greedy where the distribution is."""
+class Request:
+    """A prompt and the parameters of its continuation."""
 
     prompt: Tokens
     sampling: SamplingParams
     gamma: int
-    tokens: int
+    max_new_tokens: int
     seed: int
 
 
 class Block(NamedTuple):
-    """What one target forward emitted, how many of it were drafted, and the seconds so far of this decoding alone."""
+    """Tokens that one target forward emitted. `seconds` is the time of this side alone since its start."""
 
     tokens: tuple[int, ...]
     accepted: int
@@ -43,8 +43,8 @@ class Block(NamedTuple):
 class Player(Protocol):
     """A pair that decodes one prompt at a time.
 
-    `interleaves`: both sides can take turns, block by block. `keeps_distribution`: sampled with the draft, a text is
-    distributed as the target's own.
+    `interleaves`: the two sides can take turns, block by block. `keeps_distribution`: text sampled with the draft has
+    the distribution of the target.
     """
 
     name: str
@@ -53,39 +53,41 @@ class Player(Protocol):
     tokenizer: PreTrainedTokenizerFast
     context_tokens: int
 
-    def blocks(self, asked: Asked, side: Side) -> Iterator[Block]:
-        """One side's blocks, as they come; it can be left at any of them."""
+    def blocks(self, request: Request, side: Side) -> Iterator[Block]:
+        """The blocks of one side as they are generated. The caller may stop after any of them."""
 
 
 def marks(block: Block) -> str:
-    """A letter for each token: the accepted ones, then the target's own, a bonus where nothing drafted was wrong."""
+    """A mark for each token: accepted ones, then the target's own: a bonus if all drafted tokens were accepted."""
     if not block.drafted:
         return PLAIN * len(block.tokens)
-    # A text that ends in a drafted token has none of the target's own behind it.
+    # A text that ends in a drafted token has no token of the target after it.
     accepted = min(block.accepted, len(block.tokens))
     own = BONUS if block.accepted == block.drafted else CORRECTED
     return ACCEPTED * accepted + own * (len(block.tokens) - accepted)
 
 
-def race(player: Player, asked: Asked) -> Iterator[tuple[Side, Block]]:
-    """Both sides' blocks. They take turns, so that the one that is behind by its own clock goes on: what is seen is a
-    race at half its speed. Where the engine cannot stop in mid-text, the plain one comes first.
+def decode_both(player: Player, request: Request) -> Iterator[tuple[Side, Block]]:
+    """The blocks of both sides.
+
+    The side that has used less time goes on next, so that what the viewer sees is a race at half speed. If the engine
+    cannot pause a generation, the plain side runs first.
     """
-    runs = {side: player.blocks(asked, side) for side in SIDES}
-    clocks = dict.fromkeys(runs, 0.0)
-    while runs:
-        side = min(runs, key=lambda name: clocks[name]) if player.interleaves else next(iter(runs))
-        block = next(runs[side], None)
+    generations = {side: player.blocks(request, side) for side in SIDES}
+    seconds = dict.fromkeys(generations, 0.0)
+    while generations:
+        side = min(generations, key=lambda name: seconds[name]) if player.interleaves else next(iter(generations))
+        block = next(generations[side], None)
         if block is None:
-            del runs[side]
+            del generations[side]
             continue
-        clocks[side] = block.seconds
+        seconds[side] = block.seconds
         yield side, block
 
 
 @dataclass
 class Transcript:
-    """What one side has written so far."""
+    """What one side has generated so far. `pieces` and `marks` have one entry per token."""
 
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -100,12 +102,12 @@ class Transcript:
 
     @property
     def block_efficiency(self) -> float:
-        """Tokens emitted per target forward; 0 before the first."""
+        """Tokens per target forward; 0 before the first block."""
         return len(self.tokens) / self.blocks if self.blocks else 0.0
 
 
 class Writer:
-    """Puts blocks into a transcript; a letter of several tokens stands at the last of them."""
+    """Appends blocks to a transcript. A character of several tokens is the piece of its last token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Tokens) -> None:
         self.transcript = Transcript()
@@ -114,10 +116,10 @@ class Writer:
             self._stream.step(self._tokenizer, token)
 
     def add(self, block: Block) -> None:
-        """One more block."""
-        written = self.transcript
-        written.tokens += block.tokens
-        written.pieces += [self._stream.step(self._tokenizer, token) or "" for token in block.tokens]
-        written.marks += marks(block)
-        written.blocks += 1
-        written.seconds = block.seconds
+        """Append one block."""
+        transcript = self.transcript
+        transcript.tokens += block.tokens
+        transcript.pieces += [self._stream.step(self._tokenizer, token) or "" for token in block.tokens]
+        transcript.marks += marks(block)
+        transcript.blocks += 1
+        transcript.seconds = block.seconds

@@ -1,4 +1,4 @@
-"""A pair opened to be played: the one that comes with the package, or any target and its draft."""
+"""Open a target and a draft for the playground, in one of its engines."""
 
 from __future__ import annotations
 
@@ -8,45 +8,59 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.bench.bench_pair import context_of, in_form
-from fastdraft.bench.engine import Files, Setting
-from fastdraft.bench.engine_openvino import F32, OpenedOpenVino
+from fastdraft.bench.bench_pair import context_tokens, engine_folder
+from fastdraft.bench.engine import PairFiles, Setting
+from fastdraft.bench.engine_openvino import OpenedOpenVino
 from fastdraft.bench.engines import device_named, engine_named, weights_named
 from fastdraft.config import TargetPart
 from fastdraft.export.export_draft import accepted
-from fastdraft.models import draft, draft_origin, target
+from fastdraft.models import draft, draft_origin, pretrained
 from fastdraft.models.draft_origin import Origin
+from fastdraft.models.openvino import F32
 from fastdraft.play.blocks import Player
 from fastdraft.play.engine_openvino import OpenVino
 from fastdraft.play.engine_transformers import Transformers
 
 DEMO = "demo"
+# Engines of the playground, with their names in the compatibility rules.
 ENGINES = {"transformers": "transformers", "openvino": "OpenVINO GenAI"}
-# Of the settings of OpenVINO on a CPU the fastest one that was measured (docs/bench.md).
+# The fastest OpenVINO setting on a CPU (docs/bench.md).
 SETTING = Setting("f32 inference", F32)
 LONGEST_TOKENS = 2048
 
 
 def open_pair(target_name: str, draft_name: str, engine: str, device: str | None) -> Player:
-    """Both models in an engine; VocabularyMismatch where the draft does not fit, MissingExtra, DeviceError."""
-    part = TargetPart(path=target_name)
-    origin = packaged() if draft_name == DEMO else draft_origin.origin_named(draft_name)
-    accepted(part, origin.folder, (ENGINES[engine],))
-    card = draft_origin.target_card(Origin(origin.folder, None), part)
-    tokenizer, eos = target.open_tokenizer(part), frozenset(card.eos_ids)
-    context = min(card.context_tokens, context_of(origin.folder))
+    """Open both models in an engine.
+
+    VocabularyMismatch if the draft does not fit the target, MissingExtra if the engine is not installed, DeviceError if
+    it does not have the device.
+    """
+    target = TargetPart(path=target_name)
+    origin = packaged_draft() if draft_name == DEMO else draft_origin.origin_of(draft_name)
+    accepted(target, origin.folder, (ENGINES[engine],))
+    card = draft_origin.target_card(Origin(origin.folder, None), target)
+    tokenizer, eos = pretrained.open_tokenizer(target), frozenset(card.eos_ids)
+    context = min(card.context_tokens, context_tokens(origin.folder))
     if engine == "transformers":
-        place = torch.device(device or "cpu")
-        models: list[PreTrainedModel] = [target.open_model(part, place), draft.open_draft(origin.folder, place)]
-        return Transformers(models[0], models[1], tokenizer, eos, context)
-    made = engine_named(engine)
-    where = device_named(made, device)
-    weights = weights_named(made, None, where)
-    ours, theirs = (in_form(made, folder, weights)[0] for folder in (target.folder_of(part), origin.folder))
-    files = Files(ours, theirs, weights, weights, where, LONGEST_TOKENS, eos)
+        torch_device = torch.device(device or "cpu")
+        target_model: PreTrainedModel = pretrained.open_model(target, torch_device)
+        draft_model: PreTrainedModel = draft.open_draft(origin.folder, torch_device)
+        return Transformers(target_model, draft_model, tokenizer, eos, context)
+    bench_engine = engine_named(engine)
+    engine_device = device_named(bench_engine, device)
+    weights = weights_named(bench_engine, None, engine_device)
+    files = PairFiles(
+        target=engine_folder(bench_engine, pretrained.folder_of(target), weights)[0],
+        draft=engine_folder(bench_engine, origin.folder, weights)[0],
+        target_weights=weights,
+        draft_weights=weights,
+        device=engine_device,
+        longest_tokens=LONGEST_TOKENS,
+        eos=eos,
+    )
     return OpenVino(OpenedOpenVino(files, SETTING.properties), tokenizer, context)
 
 
-def packaged() -> Origin:
-    """The demo's own draft."""
+def packaged_draft() -> Origin:
+    """The draft of the demo target, which is part of the package."""
     return Origin(Path(str(resources.files("fastdraft.demo").joinpath("draft"))), None)

@@ -1,4 +1,4 @@
-"""The page: a prompt, and both decodings as they come. One generation at a time, the rest wait in a queue."""
+"""The web page of the playground. It decodes one prompt at a time; further requests wait in a queue."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fastdraft.play.blocks import SIDES, Asked, Player, Side, Writer, race
+from fastdraft.play.blocks import SIDES, Player, Request, Side, Writer, decode_both
 from fastdraft.play.rendering import CSS, legend_html, numbers_html, text_html, verdict
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import FastDraftError, PlayError
@@ -18,79 +18,99 @@ from fastdraft.system.optional_packages import need
 
 EXTRA = "play"
 LOOPBACK = "127.0.0.1"
-MAX_TOKENS, MAX_PROMPT_LETTERS, MAX_WAITING, MAX_GAMMA = 512, 20_000, 64, 16
-# What is shown anew each time are both whole texts.
-EVERY_SECONDS = 0.05
+MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, MAX_WAITING, MAX_GAMMA = 512, 20_000, 64, 16
+# Each update sends both texts as a whole, so updates are limited to one per this interval.
+UPDATE_SECONDS = 0.05
 TITLES = {"plain": "Plain", "drafted": "With the draft"}
-TURNS = "The two take turns, block by block; each is timed by its own seconds."
-ONE_BY_ONE = "The engine runs one text to its end, then the other; each is timed by its own seconds."
+INTERLEAVED = "The two sides take turns, block by block. Each is timed by its own seconds."
+ONE_BY_ONE = "The engine runs one side to its end, then the other. Each is timed by its own seconds."
 
-# What the page shows at a moment: both texts, both rows of numbers, the sentence below them.
-Shown = tuple[str, str, str, str, str]
+
+class PageState(NamedTuple):
+    """Values of the page's outputs, in the order of the click handler: texts, numbers, verdict."""
+
+    plain_text: str
+    drafted_text: str
+    plain_numbers: str
+    drafted_numbers: str
+    verdict: str
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A player, and how the page calls its models."""
+    """A player, and the names of its models on the page."""
 
     player: Player
     target: str
     draft: str
 
 
-def asked_of(player: Player, prompt: str, gamma: float, temperature: float, top_p: float, tokens: float) -> Asked:
-    """What the controls say; PlayError where it cannot be done."""
+def make_request(
+    player: Player, prompt: str, gamma: float, temperature: float, top_p: float, max_new_tokens: float
+) -> Request:
+    """A request from the values of the controls, with a random seed; PlayError if it cannot be decoded."""
     if not prompt.strip():
         raise PlayError("the prompt is empty\n  do: write one")
-    if len(prompt) > MAX_PROMPT_LETTERS:
-        raise PlayError(f"the prompt has {len(prompt)} letters, at most {MAX_PROMPT_LETTERS}\n  do: shorten it")
-    ids = player.tokenizer(prompt, return_tensors="np").input_ids[0].astype("int64")
-    room = player.context_tokens - len(ids) - int(tokens) - int(gamma)
-    if len(ids) == 0 or room < 0:
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise PlayError(
-            f"the prompt has {len(ids)} tokens; with {int(tokens)} behind it the context of {player.context_tokens} is "
-            f"exceeded\n  do: shorten the prompt or the length"
+            f"the prompt has {len(prompt)} characters, wanted at most {MAX_PROMPT_CHARACTERS}\n  do: shorten it"
         )
-    sampling = SamplingParams(float(temperature), 0, float(top_p)) if temperature else SamplingParams(0.0)
-    return Asked(ids, sampling, int(gamma), int(tokens), int(torch.randint(1 << 31, ()).item()))
+    ids = player.tokenizer(prompt, return_tensors="np").input_ids[0].astype("int64")
+    if len(ids) == 0 or len(ids) + int(max_new_tokens) + int(gamma) > player.context_tokens:
+        raise PlayError(
+            f"the prompt has {len(ids)} tokens; with {int(max_new_tokens)} more they exceed the context of "
+            f"{player.context_tokens}\n  do: shorten the prompt or the continuation"
+        )
+    return Request(
+        prompt=ids,
+        sampling=SamplingParams(float(temperature), 0, float(top_p)) if temperature else SamplingParams(0.0),
+        gamma=int(gamma),
+        max_new_tokens=int(max_new_tokens),
+        seed=int(torch.randint(1 << 31, ()).item()),
+    )
 
 
-def moments(player: Player, prompt: str, asked: Asked) -> Iterator[Shown]:
-    """What the page shows while blocks come, and at the end."""
-    writers = {side: Writer(player.tokenizer, asked.prompt) for side in SIDES}
-    shown = 0.0
-    for side, block in race(player, asked):
+def page_states(player: Player, prompt: str, request: Request) -> Iterator[PageState]:
+    """States of the page while blocks arrive; the last one has the verdict."""
+    writers = {side: Writer(player.tokenizer, request.prompt) for side in SIDES}
+    updated = 0.0
+    for side, block in decode_both(player, request):
         writers[side].add(block)
-        if monotonic() - shown > EVERY_SECONDS:
-            yield _shown(prompt, writers, None)
-            shown = monotonic()
-    yield _shown(prompt, writers, (asked.sampling.greedy, player.keeps_distribution))
-
-
-def _shown(prompt: str, writers: dict[Side, Writer], ended: tuple[bool, bool] | None) -> Shown:
-    """`ended`: what the verdict hangs on, once it can be said."""
+        if monotonic() - updated > UPDATE_SECONDS:
+            yield _page_state(prompt, writers, "…")
+            updated = monotonic()
     plain, drafted = (writers[side].transcript for side in SIDES)
-    said = verdict(plain, drafted, *ended) if ended else "…"
-    return text_html(prompt, plain), text_html(prompt, drafted), numbers_html(plain), numbers_html(drafted), said
+    yield _page_state(prompt, writers, verdict(plain, drafted, request.sampling.greedy, player.keeps_distribution))
+
+
+def _page_state(prompt: str, writers: dict[Side, Writer], verdict_text: str) -> PageState:
+    plain, drafted = (writers[side].transcript for side in SIDES)
+    return PageState(
+        plain_text=text_html(prompt, plain),
+        drafted_text=text_html(prompt, drafted),
+        plain_numbers=numbers_html(plain),
+        drafted_numbers=numbers_html(drafted),
+        verdict=verdict_text,
+    )
 
 
 def build(pair: Pair) -> Any:
-    """The page as gradio's Blocks; MissingExtra where gradio is not installed."""
+    """The page as a gradio.Blocks; MissingExtra if gradio is not installed."""
     gradio = need("gradio", EXTRA)
     with gradio.Blocks(title="FastDraft", analytics_enabled=False) as page:
         gradio.Markdown(
             f"# FastDraft\n`{pair.target}` alone, and with the draft `{pair.draft}`, in {pair.player.name}."
         )
-        prompt = gradio.Textbox(label="Prompt", lines=4, max_length=MAX_PROMPT_LETTERS, elem_id="prompt")
+        prompt = gradio.Textbox(label="Prompt", lines=4, max_length=MAX_PROMPT_CHARACTERS, elem_id="prompt")
         with gradio.Row():
-            gamma = gradio.Slider(1, MAX_GAMMA, 4, step=1, label="Gamma", info="tokens drafted at a time")
+            gamma = gradio.Slider(1, MAX_GAMMA, 4, step=1, label="Gamma", info="drafted tokens per block")
             temperature = gradio.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy")
-            top_p = gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1 keeps all")
-            tokens = gradio.Slider(1, MAX_TOKENS, 96, step=1, label="Tokens", info="length of the continuation")
+            top_p = gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1 keeps all tokens")
+            tokens = gradio.Slider(1, MAX_NEW_TOKENS, 96, step=1, label="Tokens", info="length of the continuation")
         with gradio.Row():
             run = gradio.Button("Decode", variant="primary", elem_id="run")
             stop = gradio.Button("Stop", elem_id="stop")
-        said = gradio.Markdown(elem_id="verdict")
+        verdict_box = gradio.Markdown(elem_id="verdict")
         texts, numbers = [], []
         with gradio.Row():
             for side in SIDES:
@@ -99,25 +119,25 @@ def build(pair: Pair) -> Any:
                     numbers.append(gradio.HTML(elem_id=f"{side}-numbers"))
                     texts.append(gradio.HTML(elem_id=f"{side}-text"))
         gradio.HTML(legend_html())
-        gradio.Markdown(TURNS if pair.player.interleaves else ONE_BY_ONE)
-        began = run.click(
-            _answer(pair.player, gradio),
+        gradio.Markdown(INTERLEAVED if pair.player.interleaves else ONE_BY_ONE)
+        click = run.click(
+            _click_handler(pair.player, gradio),
             [prompt, gamma, temperature, top_p, tokens],
-            [*texts, *numbers, said],
+            [*texts, *numbers, verdict_box],
             concurrency_limit=1,
             show_progress="minimal",
         )
-        stop.click(None, cancels=[began])
+        stop.click(None, cancels=[click])
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page
 
 
-def _answer(player: Player, gradio: Any) -> Any:
-    """What the button does; whatever fails is said on the page, and the next prompt works."""
+def _click_handler(player: Player, gradio: Any) -> Any:
+    """The handler of the button. The page shows every error and stays usable."""
 
-    def answer(prompt: str, gamma: float, temperature: float, top_p: float, tokens: float) -> Iterator[Shown]:
+    def answer(prompt: str, gamma: float, temperature: float, top_p: float, tokens: float) -> Iterator[PageState]:
         try:
-            yield from moments(player, prompt, asked_of(player, prompt, gamma, temperature, top_p, tokens))
+            yield from page_states(player, prompt, make_request(player, prompt, gamma, temperature, top_p, tokens))
         except FastDraftError as error:
             raise gradio.Error(escape(str(error)), print_exception=False) from error
         except Exception as error:
@@ -127,7 +147,7 @@ def _answer(player: Player, gradio: Any) -> Any:
 
 
 def serve(pair: Pair, host: str, port: int | None, wait: bool = True) -> Any:
-    """Show the page until it is stopped; PlayError where the port is taken."""
+    """Serve the page, until it is stopped if `wait`; PlayError if the port is in use."""
     page = build(pair)
     try:
         page.launch(
@@ -141,6 +161,6 @@ def serve(pair: Pair, host: str, port: int | None, wait: bool = True) -> Any:
         )
     except OSError as error:
         raise PlayError(
-            f"no page on {host}, port {port or 'any of 7860 to 7959'}: {error}\n  do: choose another --port"
+            f"cannot serve on {host}, port {port or '7860 to 7959'}: {error}\n  do: choose another --port"
         ) from error
     return page

@@ -1,4 +1,4 @@
-"""A transcript as HTML and on a terminal: marks by shape as well as by colour, texts shown and never obeyed."""
+"""A transcript as HTML and as terminal text. Marks differ by style as well as by colour; text of models is escaped."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from html import escape
 from rich.text import Text
 
 from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED
-from fastdraft.play.blocks import PLAIN, WORDS, Transcript
+from fastdraft.play.blocks import MARK_NAMES, PLAIN, Transcript
 from fastdraft.report.formatting import visible
 
-# On a terminal: by shape first, for those who see no colour.
+# Terminal styles. They differ without colours too.
 STYLES = {ACCEPTED: "green", CORRECTED: "bold red underline", BONUS: "italic blue", PLAIN: ""}
 MEANINGS = {
-    ACCEPTED: "drafted, and kept",
-    CORRECTED: "the draft was wrong: the target's own token",
-    BONUS: "a whole block was right: one token on top",
+    ACCEPTED: "drafted and accepted",
+    CORRECTED: "the draft was wrong: this is the target's token",
+    BONUS: "the whole block was accepted: one more token of the target",
 }
 CSS = """
 .fd-text { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.8 ui-monospace, monospace; min-height: 12em;
@@ -37,59 +37,54 @@ CSS = """
 
 
 def text_html(prompt: str, transcript: Transcript) -> str:
-    """The prompt, and each token marked."""
-    tokens = "".join(map(_token, transcript.pieces, transcript.marks))
+    """The prompt, and every token with its mark."""
+    tokens = "".join(
+        f'<i class="{mark}" title="{MARK_NAMES[mark]}">{escape(visible(piece))}</i>'
+        for piece, mark in zip(transcript.pieces, transcript.marks, strict=True)
+        if piece
+    )
     return f'<div class="fd-text"><span class="prompt">{escape(visible(prompt))}</span>{tokens}</div>'
-
-
-def _token(piece: str, mark: str) -> str:
-    return f'<i class="{mark}" title="{WORDS[mark]}">{escape(visible(piece))}</i>' if piece else ""
 
 
 def numbers_html(transcript: Transcript) -> str:
     """Tokens per second, block efficiency, blocks."""
     cells = [
         f"<span><b>{transcript.tokens_per_second:.1f}</b> tokens/s</span>",
-        f"<span><b>{transcript.block_efficiency:.2f}</b> tokens a target forward</span>",
+        f"<span><b>{transcript.block_efficiency:.2f}</b> tokens per target forward</span>",
         f"<span>{len(transcript.tokens)} tokens in {transcript.blocks} blocks, {transcript.seconds:.1f} s</span>",
     ]
     return f'<div class="fd-numbers">{"".join(cells)}</div>'
 
 
 def legend_html() -> str:
-    """What the marks mean."""
-    rows = (f'<li><i class="{mark}">{WORDS[mark]}</i> {meaning}</li>' for mark, meaning in MEANINGS.items())
+    """The meaning of the marks."""
+    rows = (f'<li><i class="{mark}">{MARK_NAMES[mark]}</i> {meaning}</li>' for mark, meaning in MEANINGS.items())
     return f'<ul class="fd-legend">{"".join(rows)}</ul>'
 
 
 def verdict(plain: Transcript, drafted: Transcript, greedy: bool, keeps_distribution: bool) -> str:
-    """What the two sides say of each other, in a sentence; `keeps_distribution` is the player's."""
+    """The speed-up, and whether the two texts are equal (greedy) or have the same distribution (sampled)."""
     if not (plain.tokens and drafted.tokens):
         return ""
     ratio = drafted.tokens_per_second / plain.tokens_per_second
-    words = f"With the draft {ratio:.2f} times the tokens per second."
+    speedup = f"With the draft {ratio:.2f} times the tokens per second."
     if not greedy and not keeps_distribution:
-        return (
-            f"{words} This engine samples with a draft from another distribution than the target's own (docs/bench.md)."
-        )
+        return f"{speedup} With a draft, this engine does not sample from the target's distribution (docs/bench.md)."
     if not greedy:
-        return f"{words} Both texts are samples of the same distribution; they differ as two runs of the target would."
-    equal = plain.tokens == drafted.tokens
-    shared = next(
-        (place for place, pair in enumerate(zip(plain.tokens, drafted.tokens, strict=False)) if pair[0] != pair[1]),
-        min(len(plain.tokens), len(drafted.tokens)),
-    )
-    if equal:
-        return f"{words} The texts are equal, token for token."
+        return f"{speedup} Both texts are samples from the same distribution and differ like two runs of the target."
+    if plain.tokens == drafted.tokens:
+        return f"{speedup} The texts are equal, token for token."
+    pairs = enumerate(zip(plain.tokens, drafted.tokens, strict=False))
+    equal_tokens = next((i for i, (a, b) in pairs if a != b), min(len(plain.tokens), len(drafted.tokens)))
     return (
-        f"{words} The texts part at token {shared + 1}: there the target's best two tokens are a near tie, or the "
-        f"engine rounds a block otherwise than a single token (`fastdraft bench` tells which)."
+        f"{speedup} The texts differ from token {equal_tokens + 1} on. Either the target's two best tokens are a near "
+        f"tie there, or the engine rounds a block differently from a single token (`fastdraft bench` reports which)."
     )
 
 
 def text_rich(pieces: list[str], marks: str) -> Text:
-    """Tokens for a terminal."""
-    found = Text()
+    """Tokens with their marks, for a terminal."""
+    text = Text()
     for piece, mark in zip(pieces, marks, strict=True):
-        found.append(visible(piece).replace("⏎\n", "\n"), STYLES[mark])
-    return found
+        text.append(visible(piece).replace("⏎\n", "\n"), STYLES[mark])
+    return text

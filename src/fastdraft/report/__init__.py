@@ -1,1 +1,1 @@
-"""The report: what a run folder's cards and metrics say, as one HTML file and as pictures."""
+"""Results for people: one HTML page or PNG figures about runs, and the tables that commands print to the terminal."""

@@ -1,22 +1,23 @@
-"""Several runs against the first: paired differences where both kept the acceptances of the same completions."""
+"""Several runs compared with the first one: paired differences if both kept acceptances of the same completions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastdraft.evaluate.comparison import Side, compare
+from fastdraft.evaluate.comparison import ScoredDraft, compare
 from fastdraft.evaluate.marked_tokens import read_acceptances
-from fastdraft.report.read import Account
+from fastdraft.report.run_data import RunData
 from fastdraft.results.evaluation import Comparison, TaskResult
 
-# As many as `evaluate.bootstrap_resamples` takes by default; the seed that recipes have by default.
+# The defaults of `evaluate.bootstrap_resamples` and of a recipe's `seed`.
 RESAMPLES, SEED = 1000, 7
 
 
-class Against(NamedTuple):
-    """A run's last draft against that of the first run on one task under one distribution; `why` there is no
-    difference.
+class RunDifference(NamedTuple):
+    """A run's last draft compared with the first run's, on one task and temperature.
+
+    `comparison` is None if they cannot be paired; `why` gives the reason.
     """
 
     run: str
@@ -26,51 +27,55 @@ class Against(NamedTuple):
     why: str = ""
 
 
-class Differing(NamedTuple):
-    """A key of the recipe that is not alike in all runs; None where a run's recipe lacks it."""
+class KeyDifference(NamedTuple):
+    """A recipe key whose value differs between runs; None for a run whose recipe does not have it."""
 
     key: str
     values: tuple[str | None, ...]
 
 
-def against_first(accounts: Sequence[Account], names: Sequence[str]) -> list[Against]:
-    """Every later run against the first, on each task and distribution that the first was measured on."""
-    first, *others = accounts
+def differences(runs: Sequence[RunData], names: Sequence[str]) -> list[RunDifference]:
+    """Every later run compared with the first, on each task and sampling setting of the first run."""
+    first, *others = runs
     return [
-        _against(name, first, result, other)
+        _difference(name, first, result, other)
         for name, other in zip(names[1:], others, strict=True)
-        for result in sorted(first.last, key=lambda r: (r.task, r.temperature))
+        for result in sorted(first.last_results, key=lambda r: (r.task, r.temperature))
     ]
 
 
-def _against(name: str, first: Account, result: TaskResult, other: Account) -> Against:
-    place = result.task, result.temperature
-    sampling_text = result.temperature, result.top_k, result.top_p
-    theirs = next(
-        (r for r in other.last if (r.task, (r.temperature, r.top_k, r.top_p)) == (result.task, sampling_text)), None
+def _difference(name: str, first: RunData, first_result: TaskResult, run: RunData) -> RunDifference:
+    def not_paired(why: str) -> RunDifference:
+        return RunDifference(name, first_result.task, first_result.temperature, None, why)
+
+    def setting(result: TaskResult) -> tuple[str, float, int, float]:
+        return result.task, result.temperature, result.top_k, result.top_p
+
+    result = next((r for r in run.last_results if setting(r) == setting(first_result)), None)
+    if result is None:
+        return not_paired("not measured in this run")
+    acceptances = read_acceptances(run.folder / "evaluate", result)
+    first_acceptances = read_acceptances(first.folder / "evaluate", first_result)
+    if acceptances is None or first_acceptances is None:
+        without = first if first_acceptances is None else run
+        return not_paired(f"{without.name} kept no acceptances: compare the intervals, or evaluate it again")
+    if acceptances[0] != first_acceptances[0]:
+        return not_paired("scored on other completions: compare the intervals")
+    comparison = compare(
+        ScoredDraft(acceptances[1], result), ScoredDraft(first_acceptances[1], first_result), RESAMPLES, SEED
     )
-    if theirs is None:
-        return Against(name, *place, None, "not measured in this run")
-    kept = [read_acceptances(account.folder / "evaluate", r) for account, r in ((first, result), (other, theirs))]
-    if kept[0] is None or kept[1] is None:
-        missing = first if kept[0] is None else other
-        why = f"{missing.name} kept no acceptances: compare the intervals, or evaluate it again"
-        return Against(name, *place, None, why)
-    (keys, ours), (others, found) = kept[0], kept[1]
-    if keys != others:
-        return Against(name, *place, None, "scored on other completions: compare the intervals")
-    return Against(name, *place, compare(Side(found, theirs), Side(ours, result), RESAMPLES, SEED))
+    return RunDifference(name, first_result.task, first_result.temperature, comparison)
 
 
-def differing(accounts: Sequence[Account]) -> list[Differing]:
-    """The keys in which the recipes differ, their names apart."""
-    recipes = [{setting.key: setting.value for setting in account.settings} for account in accounts]
+def recipe_differences(runs: Sequence[RunData]) -> list[KeyDifference]:
+    """The recipe keys, other than `name`, whose values differ between the runs."""
+    recipes = [{setting.key: setting.value for setting in run.settings} for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "name")
-    rows = [Differing(key, tuple(recipe.get(key) for recipe in recipes)) for key in keys]
+    rows = [KeyDifference(key, tuple(recipe.get(key) for recipe in recipes)) for key in keys]
     return [row for row in rows if len(set(row.values)) > 1]
 
 
-def labels(accounts: Sequence[Account]) -> list[str]:
-    """The runs' names; where two are alike, their folders."""
-    names = [account.name for account in accounts]
-    return names if len(set(names)) == len(names) else [str(account.folder) for account in accounts]
+def labels(runs: Sequence[RunData]) -> list[str]:
+    """The names of the runs; their folders if two names are equal."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

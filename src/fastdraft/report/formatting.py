@@ -1,52 +1,42 @@
-"""Numbers, times and texts as the page shows them; a text is shown, never obeyed."""
+"""Template filters of the page: numbers with units, and text with its invisible characters made visible."""
 
 from __future__ import annotations
 
 import unicodedata
 
-from fastdraft.results.evaluation import Estimate, Gap
+from fastdraft.results.formatting import bounds, signed_interval
 from fastdraft.system.energy import energy_text
 
-# What would be obeyed or not be seen: control and format characters (of writing direction among them), halves of
-# characters, private and unassigned ones, line and paragraph separators.
-UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+# Unicode categories of characters that are invisible or change the display: control and format characters (including
+# writing direction), surrogates, private and unassigned characters, line and paragraph separators.
+INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 SIGNS = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍"}
 
 
 def visible(text: object) -> str:
-    """A text in which everything that it holds is seen."""
-    return "".join(map(_seen, str(text)))
+    """The text with a visible sign for each invisible character."""
+    return "".join(map(_visible_character, str(text)))
+
+
+def _visible_character(character: str) -> str:
+    if character in SIGNS:
+        return SIGNS[character]
+    if unicodedata.category(character) not in INVISIBLE:
+        return character
+    number = ord(character)
+    return chr(0x2400 + number) if number < 0x20 else f"⟨U+{number:04X}⟩"
 
 
 def in_line(text: object) -> str:
-    """The same in one line, with its first and last blanks seen."""
+    """`visible` text on one line, its leading and trailing blanks shown as ␣."""
     inner = visible(text).replace("⏎\n", "⏎").replace("⇥\t", "⇥")
     body = inner.strip(" ")
     left = len(inner) - len(inner.lstrip(" "))
     return "␣" * left + body + "␣" * (len(inner) - len(body) - left if body else 0)
 
 
-def _seen(letter: str) -> str:
-    if letter in SIGNS:
-        return SIGNS[letter]
-    if unicodedata.category(letter) not in UNSEEN:
-        return letter
-    number = ord(letter)
-    return chr(0x2400 + number) if number < 0x20 else f"⟨U+{number:04X}⟩"
-
-
-def estimate(found: Estimate) -> str:
-    """A rate's interval, which stands behind it."""
-    return f"[{found.low:.3f}, {found.high:.3f}]"
-
-
-def signed(found: Gap) -> str:
-    """A difference with its interval."""
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
 def duration(seconds: float | None) -> str:
-    """In the unit that fits."""
+    """`1.5 h`, in the unit that fits."""
     if seconds is None:
         return "–"
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
@@ -56,7 +46,7 @@ def duration(seconds: float | None) -> str:
 
 
 def count(number: float | None) -> str:
-    """With a letter for thousands, millions and billions."""
+    """`50 M`, with a letter for thousands, millions and billions."""
     if not number:
         return "–"
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -65,13 +55,13 @@ def count(number: float | None) -> str:
     return f"{number:g}"
 
 
-def size(number: float | None) -> str:
-    """Bytes."""
+def gigabytes(number: float | None) -> str:
+    """Bytes as `1.5 GB`."""
     return "–" if number is None else f"{number / 1e9:.2g} GB"
 
 
-def power(number: float | None) -> str:
-    """FLOPs."""
+def scientific(number: float | None) -> str:
+    """`1.5 × 10¹⁸`; for FLOPs."""
     if number is None:
         return "–"
     mantissa, exponent = f"{number:.1e}".split("e")
@@ -79,16 +69,24 @@ def power(number: float | None) -> str:
 
 
 def energy(joules: float | None) -> str:
-    """In the unit that fits."""
+    """`1.9 Wh`, in the unit that fits."""
     return "–" if joules is None else energy_text(joules)
 
 
-def share(number: float | None) -> str:
-    """Per cent."""
-    return "–" if number is None else f"{number:.1%}"
+def percent(fraction: float | None) -> str:
+    """`12.3%`."""
+    return "–" if fraction is None else f"{fraction:.1%}"
 
 
 FILTERS = {
-    **{"visible": visible, "in_line": in_line, "interval": estimate, "signed": signed, "duration": duration},
-    **{"count": count, "size": size, "power": power, "share": share, "energy": energy},
+    "visible": visible,
+    "in_line": in_line,
+    "interval": bounds,
+    "signed": signed_interval,
+    "duration": duration,
+    "count": count,
+    "gigabytes": gigabytes,
+    "scientific": scientific,
+    "energy": energy,
+    "percent": percent,
 }

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: nothing in it asks anything of anyone, and nothing that a model wrote is obeyed."""
+"""The report as one self-contained HTML file. It makes no network requests; text of models and recipes is escaped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.resources import files
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from fastdraft import __version__
 from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED, MarkedTask, MarkedText
 from fastdraft.report import comparison, figures
 from fastdraft.report.charts import plotly
@@ -22,20 +22,28 @@ from fastdraft.report.costs import costs, energy_note, total_energy, total_secon
 from fastdraft.report.figures import Figure
 from fastdraft.report.formatting import FILTERS, visible
 from fastdraft.report.paper import PAPER
-from fastdraft.report.read import Account, Setting
-from fastdraft.report.terminal_quality import rows as quality_rows
-from fastdraft.report.terminal_run import PAPER_GAMMA, sampling_text
-from fastdraft.report.verdict import Verdict, at, verdict
-from fastdraft.results.evaluation import Estimate, VerificationResult
+from fastdraft.report.run_data import RunData, Setting
+from fastdraft.report.terminal_quality import quality_fields
+from fastdraft.report.terminal_run import PAPER_GAMMA
+from fastdraft.report.verdict import Verdict, at_or_best, verdict
+from fastdraft.results.formatting import sampling_text
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.optional_packages import need
 
-# What the whole page may weigh; plotly's library is 4.8 MB of it. Fewer texts are shown where more would not fit.
-MOST_BYTES, TEXTS = 6_000_000, (3, 1)
+# Largest page; plotly's library is 4.8 MB of it. If it would be larger, the page shows fewer texts of each kind.
+MAX_BYTES = 6_000_000
+TEXTS_PER_KIND = (3, 1)
+SECTIONS_OF_SEVERAL = (
+    ("verdict", "Verdict"),
+    ("differences", "Differences"),
+    ("rates", "Blocks"),
+    ("training", "Training"),
+    ("recipe", "Recipes"),
+)
 
 
 class Token(NamedTuple):
-    """A token of a text as it is shown; `opens`: the first of a block."""
+    """A token of a marked text; `opens` is true for the first token of a block."""
 
     text: str
     mark: str
@@ -46,7 +54,7 @@ class Token(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text as it is shown."""
+    """A marked text and how many of its tokens have each mark."""
 
     prompt: str
     tau: float
@@ -57,98 +65,68 @@ class Text(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Passes of the target."""
+        """Number of blocks, which is the number of target passes."""
         return sum(token.opens for token in self.tokens)
 
 
-class Stages(NamedTuple):
-    """Acceptance rate after each stage, a column for each task and distribution."""
-
-    gamma: int
-    columns: list[str]
-    rows: list[dict[str, Any]]
-
-
-def one(account: Account) -> str:
-    """The page of one run."""
-    drawn = figures.of_run(account)
-    found, told = costs(account), verdict(account)
+def one(run: RunData) -> str:
+    """The page about one run."""
+    drawn, stage_costs, energy = figures.of_run(run), costs(run), total_energy([run])
+    verified = run.evaluation.verified if run.evaluation else {}
     values = {
-        "run": account,
-        "stage_names": [step.name for step in account.steps],
-        "target_name": account.target.name if account.target else account.setting("target.path") or "?",
-        "target_path": account.setting("target.path") or "TARGET",
-        "draft_folder": account.folder / list(account.drafts)[-1] / "model" if account.drafts else "DRAFT",
-        "verdict": told,
-        "stages": _stages(account),
+        "run": run,
+        "stage_names": [stage.name for stage in run.stages],
+        "target_path": run.setting("target.path") or "TARGET",
+        "draft_folder": run.folder / list(run.drafts)[-1] / "model" if run.drafts else "DRAFT",
+        "verdict": verdict(run),
+        "rates": _rates_by_stage(run),
         "paper": PAPER,
-        "verified": _verified(account),
-        "costs": found,
-        "seconds": total_seconds(found),
-        "flops": sum(cost.flops or 0 for cost in found) or None,
-        "energy": total_energy([account]),
-        "energy_note": energy_note(total_energy([account])),
-        "metered": any(cost.mfu is not None or cost.memory_bytes is not None for cost in found),
-        "machines": list(dict.fromkeys(str(command.get("device")) for command in account.commands)),
-        "data": _data(account.written) if account.written else {},
-        "recipe": _parts(account.settings),
+        "verified": [(task, result) for task, results in verified.items() for result in results],
+        "costs": stage_costs,
+        "seconds": total_seconds(stage_costs),
+        "flops": sum(cost.flops or 0 for cost in stage_costs) or None,
+        "energy": energy,
+        "energy_note": energy_note(energy),
+        "metered": any(cost.mfu is not None or cost.memory_bytes is not None for cost in stage_costs),
+        "machines": list(dict.fromkeys(str(command.get("device")) for command in run.commands)),
+        "synthetic_data": _synthetic_data(run.synthesis) if run.synthesis else {},
+        "recipe": _recipe_parts(run.settings),
     }
-    for kept in TEXTS:
-        page = _page("run.html", account.name, drawn, values | {"texts": _texts(account, kept), "texts_kept": kept})
-        if len(page.encode(errors="replace")) < MOST_BYTES:
+    for count in TEXTS_PER_KIND:
+        texts = [_marked_task(task, count) for task in run.marked.tasks] if run.marked else []
+        page = _render("run.html", run.name, drawn, values | {"texts": texts, "texts_per_kind": count})
+        if len(page.encode(errors="replace")) < MAX_BYTES:
             break
     return page
 
 
-def several(accounts: Sequence[Account], compact: bool) -> str:
-    """The page of several runs; a compact one has a line for each, and no more."""
-    names = comparison.labels(accounts)
-    verdicts = [verdict(account) for account in accounts]
+def several(runs: Sequence[RunData], compact: bool) -> str:
+    """The page about several runs; a compact one has one line per run and nothing else."""
+    names, energy = comparison.labels(runs), total_energy(runs)
     values: dict[str, Any] = {
         "names": names,
-        "notes": [f"{name}: {note}" for name, account in zip(names, accounts, strict=True) for note in account.notes],
-        "rows": [_row(*each) for each in zip(names, accounts, verdicts, strict=True)],
+        "notes": [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
+        "rows": [_summary(name, run, verdict(run)) for name, run in zip(names, runs, strict=True)],
         "compact": compact,
-        "energy": total_energy(accounts),
-        "energy_note": energy_note(total_energy(accounts)),
-        "against": [] if compact else comparison.against_first(accounts, names),
-        "rates": [] if compact else _rates(accounts),
-        "differing": [] if compact else comparison.differing(accounts),
-        "sections": SECTIONS[:1] if compact else SECTIONS,
+        "energy": energy,
+        "energy_note": energy_note(energy),
+        "differences": [] if compact else comparison.differences(runs, names),
+        "rates": [] if compact else _rates_by_run(runs),
+        "recipe_differences": [] if compact else comparison.recipe_differences(runs),
+        "sections": SECTIONS_OF_SEVERAL[:1] if compact else SECTIONS_OF_SEVERAL,
     }
-    title = f"{len(accounts)} runs" if len(accounts) > 3 else " and ".join(names)
-    return _page("runs.html", title, [] if compact else figures.of_runs(accounts, names), values)
+    title = f"{len(runs)} runs" if len(runs) > 3 else " and ".join(names)
+    return _render("runs.html", title, [] if compact else figures.of_runs(runs, names), values)
 
 
-SECTIONS = (
-    ("verdict", "Verdict"),
-    ("against", "Differences"),
-    ("rates", "Blocks"),
-    ("training", "Training"),
-    ("recipe", "Recipes"),
-)
-
-
-def _page(template: str, title: str, drawn: Sequence[Figure], values: dict[str, Any]) -> str:
-    """A template filled; scripts run by their digest alone, so that no other can."""
+def _render(template: str, title: str, drawn: Sequence[Figure], values: dict[str, Any]) -> str:
+    """Fill a template. The content security policy allows the page's own scripts, by their hashes, and no request."""
     library = [need("plotly.offline", "report").get_plotlyjs()] if drawn else []
-    scripts = [*library, _file("report.js")]
-    shared = {
-        "title": title,
-        "captions": {figure.name: figure for figure in drawn},
-        "figures": htmlsafe_json_dumps({figure.name: plotly(figure) for figure in drawn}),
-        "scripts": [Markup(script) for script in scripts],
-        "style": Markup(_file("report.css")),
-        "policy": _policy(scripts),
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": __version__,
-        "sampling_text": sampling_text,
-    }
-    return _environment().get_template(template).render(shared | values)
-
-
-def _environment() -> Environment:
-    found = Environment(
+    scripts = [*library, _template_file("report.js")]
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+    environment = Environment(
         loader=PackageLoader("fastdraft.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -156,104 +134,110 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    found.filters |= FILTERS
-    return found
+    environment.filters |= FILTERS
+    shared = {
+        "title": title,
+        "captions": {figure.name: figure for figure in drawn},
+        "figures": htmlsafe_json_dumps({figure.name: plotly(figure) for figure in drawn}),
+        "scripts": [Markup(script) for script in scripts],
+        "style": Markup(_template_file("report.css")),
+        "policy": policy,
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": version("fastdraft"),
+        "sampling_text": sampling_text,
+    }
+    return environment.get_template(template).render(shared | values)
 
 
-def _file(name: str) -> str:
+def _template_file(name: str) -> str:
     return files("fastdraft.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """What the browser allows the page: these scripts, styles, pictures made in place; no request at all."""
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
 
 # Tables.
 
 
-def _stages(account: Account) -> Stages:
-    results = account.evaluation.results if account.evaluation else ()
-    gammas = [{found.gamma for found in result.gammas} for result in results]
-    gamma = PAPER_GAMMA if all(PAPER_GAMMA in found for found in gammas) else min(set.intersection(*gammas), default=1)
+def _rates_by_stage(run: RunData) -> dict[str, Any]:
+    """Acceptance rate after each stage, a column for each task and temperature, at the paper's gamma if measured."""
+    results = run.evaluation.results if run.evaluation else ()
+    gammas = [{each.gamma for each in result.gammas} for result in results]
+    gamma = PAPER_GAMMA if all(PAPER_GAMMA in each for each in gammas) else min(set.intersection(*gammas), default=1)
     columns = sorted({(result.task, result.temperature) for result in results})
     rows = []
     for stage in dict.fromkeys(result.stage for result in results):
-        cells = {(r.task, r.temperature): at(r, gamma).acceptance_rate for r in results if r.stage == stage}
+        cells = {(r.task, r.temperature): at_or_best(r, gamma).acceptance_rate for r in results if r.stage == stage}
         rows.append({"stage": stage, "cells": [cells.get(column) for column in columns]})
-    return Stages(gamma, [f"{task}, {sampling_text(temperature)}" for task, temperature in columns], rows)
-
-
-def _verified(account: Account) -> list[tuple[str, VerificationResult]]:
-    found = account.evaluation.verified if account.evaluation else {}
-    return [(task, verdict) for task, verdicts in found.items() for verdict in verdicts]
-
-
-def _data(card: CompletionsCard) -> dict[str, str]:
-    """What the target wrote; less of runs that kept no report on it."""
-    if card.quality is None:
-        return {"engine": card.engine, "rows": f"{card.completions:,}", "tokens": f"{card.tokens:,}"}
-    return quality_rows(card.engine, card.log_probabilities, card.quality)
-
-
-def _parts(settings: Sequence[Setting]) -> list[tuple[str, list[Setting]]]:
-    """The recipe by its parts; the keys that are in none come first."""
-    lone = [setting for setting in settings if "." not in setting.key]
-    nested = [setting for setting in settings if "." in setting.key]
-    parts = groupby(nested, key=lambda setting: setting.key.partition(".")[0])
-    return [("run", lone), *((part, list(rows)) for part, rows in parts)]
-
-
-def _row(name: str, account: Account, told: Verdict | None) -> dict[str, Any]:
-    """A run in one line."""
-    drafts = list(account.drafts.values())
     return {
-        "name": name,
-        "target": account.target.name if account.target else account.setting("target.path") or "?",
-        "parameters": drafts[-1].shape.parameters if drafts else None,
-        "verdict": told,
-        "seconds": sum(step.card.cost.seconds for step in account.steps if step.card),
-        "energy": total_energy([account]),
-        "state": ", ".join(f"{step.name} {step.state}" for step in account.missing) or "finished",
+        "gamma": gamma,
+        "columns": [f"{task}, {sampling_text(temperature)}" for task, temperature in columns],
+        "rows": rows,
     }
 
 
-def _rates(accounts: Sequence[Account]) -> list[dict[str, Any]]:
-    """Block efficiency of every run by task and distribution, each at its own best gamma."""
-    found = [{(r.task, r.temperature): at(r, r.best_gamma).block_efficiency for r in a.last} for a in accounts]
-    places = sorted({place for cells in found for place in cells})
-    return [{"name": f"{task}, {sampling_text(t)}", "cells": _cells(found, (task, t))} for task, t in places]
+def _synthetic_data(card: CompletionsCard) -> dict[str, str]:
+    """The quality report of the synthetic data; only its size if the run has no such report."""
+    if card.quality is None:
+        return {"engine": card.engine, "completions": f"{card.completions:,}", "tokens": f"{card.tokens:,}"}
+    return quality_fields(card.engine, card.log_probabilities, card.quality)
 
 
-def _cells(found: Sequence[dict[tuple[str, float], Estimate]], place: tuple[str, float]) -> list[Estimate | None]:
-    return [cells.get(place) for cells in found]
+def _recipe_parts(settings: Sequence[Setting]) -> list[tuple[str, list[Setting]]]:
+    """The recipe by its parts, preceded by the keys of the recipe itself."""
+    top_level = [setting for setting in settings if "." not in setting.key]
+    nested = [setting for setting in settings if "." in setting.key]
+    parts = groupby(nested, key=lambda setting: setting.key.partition(".")[0])
+    return [("run", top_level), *((part, list(keys)) for part, keys in parts)]
 
 
-# Texts.
+def _summary(name: str, run: RunData, run_verdict: Verdict | None) -> dict[str, Any]:
+    """One line about a run."""
+    drafts = list(run.drafts.values())
+    return {
+        "name": name,
+        "target": run.target_name,
+        "parameters": drafts[-1].shape.parameters if drafts else None,
+        "verdict": run_verdict,
+        "seconds": sum(stage.card.cost.seconds for stage in run.stages if stage.card),
+        "energy": total_energy([run]),
+        "state": ", ".join(f"{stage.name} {stage.state}" for stage in run.unfinished) or "finished",
+    }
 
 
-def _texts(account: Account, kept: int) -> list[dict[str, Any]]:
-    """The marked texts by task and distribution, so many of each kind."""
-    return [] if account.marked is None else [_group(task, kept) for task in account.marked.tasks]
+def _rates_by_run(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Block efficiency of every run, each at its own best gamma; a row for each task and temperature."""
+    by_run = [
+        {(r.task, r.temperature): at_or_best(r, r.best_gamma).block_efficiency for r in run.last_results}
+        for run in runs
+    ]
+    rows = sorted({row for rates in by_run for row in rates})
+    return [
+        {"name": f"{task}, {sampling_text(t)}", "cells": [rates.get((task, t)) for rates in by_run]} for task, t in rows
+    ]
 
 
-def _group(task: MarkedTask, kept: int) -> dict[str, Any]:
+# Marked texts.
+
+
+def _marked_task(task: MarkedTask, count: int) -> dict[str, Any]:
+    """The marked texts of a task, `count` of each kind, and what is rejected most."""
     kinds = {"best": task.best, "typical": task.typical, "worst": task.worst}
     return {
         "name": f"{task.task}, {sampling_text(task.temperature)}",
         "gamma": task.gamma,
         "greedy": task.temperature == 0,
-        "kinds": {kind: [_text(text) for text in texts[:kept]] for kind, texts in kinds.items()},
+        "kinds": {kind: [_marked_text(text) for text in texts[:count]] for kind, texts in kinds.items()},
         "tokens": task.rejected_tokens,
         "contexts": task.rejected_contexts,
     }
 
 
-def _text(text: MarkedText) -> Text:
-    opens = [True, *(mark != ACCEPTED for mark in text.marks)]
-    columns = text.tokens, text.marks, opens, text.accept, text.confidence, text.proposed
-    tokens = [Token(*values) for values in zip(*columns, strict=False)]
-    counts = (text.marks.count(mark) for mark in (ACCEPTED, CORRECTED, BONUS))
-    return Text(text.prompt, text.block_efficiency, tokens, *counts)
+def _marked_text(text: MarkedText) -> Text:
+    opens = [True, *(mark != ACCEPTED for mark in text.marks)]  # a block ends at the target's own token
+    columns = zip(text.tokens, text.marks, opens, text.accept, text.confidence, text.proposed, strict=False)
+    return Text(
+        prompt=text.prompt,
+        tau=text.block_efficiency,
+        tokens=[Token(*column) for column in columns],
+        accepted=text.marks.count(ACCEPTED),
+        corrected=text.marks.count(CORRECTED),
+        bonus=text.marks.count(BONUS),
+    )

@@ -1,4 +1,4 @@
-"""Does a draft fit its target: one line for each rule, and what a repair did."""
+"""A check on the terminal: one line for each rule, and what a repair changed."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastdraft.compatibility.report import Report, SideFigures
+from fastdraft.compatibility.report import ModelFigures, Report
 
-WORDS = {"holds": "yes", "fails": "NO", "warns": "warning"}
+VERDICTS = {"holds": "yes", "fails": "NO", "warns": "warning"}
 
 
 def findings(report: Report) -> RenderableType:
-    """The two sides, a line for each rule, and the verdict."""
+    """The two models, a line for each rule, and the verdict."""
     table = Table(title=Text(f"Does {report.draft.name} fit {report.target.name}?"), title_justify="left")
     for name in ("rule", "read at", "holds", "why", "--repair"):
         table.add_column(name, overflow="fold")
-    for found in report.findings:
-        # As text, not as rich's markup: a token may look like it, such as [/INST].
-        why = Text(found.why)
-        table.add_row(found.rule, found.version, WORDS[found.verdict], why, ", ".join(found.repair) or "-")
+    for finding in report.findings:
+        # Not as a string: rich would read a token such as [/INST] as markup.
+        why = Text(finding.why)
+        table.add_row(finding.rule, finding.version, VERDICTS[finding.verdict], why, ", ".join(finding.repair) or "-")
     return Group(_side("target", report.target), _side("draft", report.draft), table, Text(_verdict(report)))
 
 
-def repaired(out: Path, done: Sequence[str]) -> RenderableType:
-    """What was changed on the way to a repaired draft."""
-    return Text("\n".join([f"repaired into {out}:", *(f"  {line}" for line in done), ""]))
+def repaired(out: Path, changes: Sequence[str]) -> RenderableType:
+    """The changes that made the repaired draft."""
+    return Text("\n".join([f"repaired into {out}:", *(f"  {line}" for line in changes), ""]))
 
 
-def _side(role: str, side: SideFigures) -> Text:
+def _side(role: str, side: ModelFigures) -> Text:
     rows = f"{side.output_rows:,} rows ({side.rows_from})"
     return Text(f"{role:6}  {side.name}: {side.family}, {rows}, {side.tokens:,} tokens, context {side.context_tokens}")
 
@@ -39,8 +39,8 @@ def _side(role: str, side: SideFigures) -> Text:
 def _verdict(report: Report) -> str:
     if report.holds:
         return "it fits: every rule holds"
-    told = f"it does not fit: {len(report.failed())} of {len(report.findings)} rules fail"
+    summary = f"it does not fit: {len(report.failed())} of {len(report.findings)} rules fail"
     if report.obstacle:
-        return f"{told}\n{report.obstacle}"
-    repair_kinds = [f"  {name}: {phrase}" for name, phrase in report.repairs.items()]
-    return "\n".join([told, *repair_kinds, f"  do: fastdraft check {report.target.name} {report.draft.name} --repair"])
+        return f"{summary}\n{report.obstacle}"
+    repairs = [f"  {name}: {phrase}" for name, phrase in report.repairs.items()]
+    return "\n".join([summary, *repairs, f"  do: fastdraft check {report.target.name} {report.draft.name} --repair"])

@@ -1,4 +1,4 @@
-"""A plan on a terminal: the target, the drafts that it can have, what they would give, what making one costs."""
+"""A plan on the terminal: the target, possible drafts, their predicted speed-up, and the cost of training one."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from fastdraft.planning.plan import Candidate, Guide, Plan, StageCost
 RIGHT: Literal["right"] = "right"
 
 
-def plan(made: Plan) -> RenderableType:
+def plan(result: Plan) -> RenderableType:
     """All tables of a plan."""
     return Group(
-        _target(made),
-        _drafts(made),
-        _speedups(made),
-        _guide(made.guide),
-        _stages(made),
-        *_notes(made.drafts),
-        _words(made),
+        _target(result),
+        _drafts(result),
+        _speedups(result),
+        _speedups_of_recommended(result),
+        _guide(result.guide),
+        _stages(result),
+        *_notes(result.drafts),
+        Text(f"{_device(result.device)}\nA step is one token after a context of {result.context_tokens} tokens."),
     )
 
 
-def _target(made: Plan) -> Table:
-    table = Table(title=f"The target {made.target.name}")
-    for name in ("family", "parameters", "vocabulary rows", "embeddings", "context", *made.target.bytes_at, "a step"):
+def _target(result: Plan) -> Table:
+    table = Table(title=f"The target {result.target.name}")
+    for name in ("family", "parameters", "vocabulary rows", "embeddings", "context", *result.target.bytes_at, "a step"):
         table.add_column(name, justify="left" if name in ("family", "embeddings") else RIGHT)
-    subject = made.target
+    target = result.target
     table.add_row(
-        subject.family,
-        _count(subject.parameters),
-        f"{subject.vocab_rows:,}",
-        "tied" if subject.tied else "not tied",
-        f"{subject.context_tokens:,}",
-        *(_bytes(size) for size in subject.bytes_at.values()),
-        _seconds(subject.step_seconds),
+        target.family,
+        _count(target.parameters),
+        f"{target.vocab_rows:,}",
+        "tied" if target.tied else "not tied",
+        f"{target.context_tokens:,}",
+        *(_bytes(size) for size in target.bytes_at.values()),
+        _seconds(target.step_seconds),
     )
     return table
 
 
-def _drafts(made: Plan) -> Table:
-    table = Table(title=f"Drafts for it, {made.weights}, on {made.device.name}; > is what a recipe would take")
-    for name in ("", "width x depth", "heads", "MLP", "parameters", "embedding", "rest", "c", *made.target.bytes_at):
+def _drafts(result: Plan) -> Table:
+    table = Table(title=f"Drafts for it, {result.weights}, on {result.device.name}; > marks the recommended one")
+    for name in ("", "width x depth", "heads", "MLP", "parameters", "embedding", "rest", "c", *result.target.bytes_at):
         table.add_column(name, justify="left" if name in ("", "width x depth", "heads") else RIGHT)
     for name in ("a step", "break-even alpha"):
         table.add_column(name, justify=RIGHT)
-    for draft in made.drafts:
+    for draft in result.drafts:
         table.add_row(
             ">" if draft.recommended else "",
             f"{draft.hidden_size} x {draft.layers}",
@@ -66,21 +67,19 @@ def _drafts(made: Plan) -> Table:
     return table
 
 
-def _speedups(made: Plan) -> RenderableType:
-    """Speed-up over plain decoding at the best gamma, which stands behind it."""
+def _speedups(result: Plan) -> Table:
     table = Table(title="Predicted speed-up at the best gamma (in brackets), by acceptance alpha")
     table.add_column("draft")
-    for pays in made.drafts[0].pays:
+    for pays in result.drafts[0].pays:
         table.add_column(f"{pays.alpha:g}", justify=RIGHT)
-    for draft in made.drafts:
+    for draft in result.drafts:
         cells = (f"{pays.speedup:.2f}x ({pays.best_gamma})" for pays in draft.pays)
         table.add_row(f"{draft.hidden_size} x {draft.layers}", *cells, style="bold" if draft.recommended else "")
-    return Group(table, _by_gamma(made))
+    return table
 
 
-def _by_gamma(made: Plan) -> Table:
-    """Of the recommended draft alone: every gamma."""
-    draft = next(draft for draft in made.drafts if draft.recommended)
+def _speedups_of_recommended(result: Plan) -> Table:
+    draft = next(draft for draft in result.drafts if draft.recommended)
     table = Table(title=f"The same for {draft.hidden_size} x {draft.layers} at every gamma")
     table.add_column("alpha")
     for gamma in draft.pays[0].speedup_at:
@@ -91,7 +90,7 @@ def _by_gamma(made: Plan) -> Table:
 
 
 def _guide(guides: tuple[Guide, ...]) -> Table:
-    table = Table(title="What to expect: the paper's drafts after PT, CP, FT (T = 0.6, gamma 3), its rate as alpha")
+    table = Table(title="Acceptance rate of the paper's drafts after PT, CP, FT (T = 0.6, gamma 3), and its alpha")
     table.add_column("draft")
     for task in guides[0].acceptance_rate:
         table.add_column(task, justify=RIGHT)
@@ -101,15 +100,17 @@ def _guide(guides: tuple[Guide, ...]) -> Table:
     return table
 
 
-def _stages(made: Plan) -> Table:
-    table = Table(title=f"What the draft would cost with the recipe `{made.recipe}`")
+def _stages(result: Plan) -> Table:
+    table = Table(title=f"What the draft would cost with the recipe `{result.recipe}`")
     table.add_column("stage")
-    for name in ("tokens", "FLOPs", f"hours on {_one(made.training_device)}", "on the paper's 8 Gaudi 2", "disk"):
+    device = result.training_device
+    training_device = device.name if device.kind == "cpu" else f"one {device.name}"
+    for name in ("tokens", "FLOPs", f"hours on {training_device}", "on the paper's 8 Gaudi 2", "disk"):
         table.add_column(name, justify=RIGHT)
-    for stage in made.stages:
+    for stage in result.stages:
         table.add_row(stage.stage, _count(stage.tokens), *_work(stage), _bytes(stage.disk_bytes))
-    hours, paper = (sum(getattr(stage, name) for stage in made.stages) for name in ("hours", "paper_hours"))
-    flops, disk = sum(stage.flops for stage in made.stages), sum(stage.disk_bytes for stage in made.stages)
+    hours, paper = (sum(getattr(stage, name) for stage in result.stages) for name in ("hours", "paper_hours"))
+    flops, disk = sum(stage.flops for stage in result.stages), sum(stage.disk_bytes for stage in result.stages)
     table.add_row("all", "", f"{flops:.2g}", _hours(hours), _hours(paper), _bytes(disk), style="bold")
     return table
 
@@ -121,18 +122,10 @@ def _work(stage: StageCost) -> tuple[str, str, str]:
 
 
 def _notes(drafts: tuple[Candidate, ...]) -> list[Text]:
-    """Each thing to know about the drafts once, and which widths quantisers like."""
-    said = dict.fromkeys(note for draft in drafts for note in draft.notes)
+    """Each note about the drafts once, and which quantisers support their widths."""
+    notes = dict.fromkeys(note for draft in drafts for note in draft.notes)
     widths = [f"{draft.hidden_size} x {draft.layers}: {draft.widths}" for draft in drafts]
-    return [Text(f"note: {note}") for note in said] + [Text(f"widths: {line}") for line in dict.fromkeys(widths)]
-
-
-def _words(made: Plan) -> Text:
-    return Text(f"{_device(made.device)}\nA step is one token with {made.context_tokens} tokens behind it.")
-
-
-def _one(device: Device) -> str:
-    return device.name if device.kind == "cpu" else f"one {device.name}"
+    return [Text(f"note: {note}") for note in notes] + [Text(f"widths: {line}") for line in dict.fromkeys(widths)]
 
 
 def _device(device: Device) -> str:

@@ -1,37 +1,38 @@
-"""`evaluate DRAFT` on a terminal: rates with intervals, by gamma, against another draft, and their names elsewhere."""
+"""`evaluate DRAFT` on the terminal: rates, rates by gamma, comparison with another draft, names in other software."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastdraft.evaluate.rate_names import ELSEWHERE
+from fastdraft.evaluate.rate_names import RATE_NAMES
 from fastdraft.evaluate.score import Scores
-from fastdraft.report.terminal_run import PAPER_GAMMA, interval, sampling_text
-from fastdraft.results.evaluation import Comparison, GammaResult, Gap, TaskResult
+from fastdraft.report.terminal_run import PAPER_GAMMA
+from fastdraft.results.evaluation import Comparison, Gap, TaskResult
+from fastdraft.results.formatting import interval, sampling_text, signed_interval
 
 
-def scores(found: Scores) -> RenderableType:
-    """All of it."""
-    shown: list[RenderableType] = []
-    for name in dict.fromkeys(result.stage for result in found.results):
-        results = [result for result in found.results if result.stage == name]
-        shown += [_rates(name, results, found), _by_gamma(name, results)]
-    if found.comparisons:
-        shown.append(_compared(found.comparisons))
-    return Group(*shown, _names(), Text("\n".join(_notes(found))))
+def scores(all_scores: Scores) -> RenderableType:
+    """All tables."""
+    parts: list[RenderableType] = []
+    for name in dict.fromkeys(result.stage for result in all_scores.results):
+        results = [result for result in all_scores.results if result.stage == name]
+        parts += [_rates(name, results, all_scores), _by_gamma(name, results)]
+    if all_scores.comparisons:
+        parts.append(_compared(all_scores.comparisons))
+    return Group(*parts, _names(), Text("\n".join(_notes(all_scores))))
 
 
-def _rates(name: str, results: Sequence[TaskResult], found: Scores) -> Table:
+def _rates(name: str, results: Sequence[TaskResult], all_scores: Scores) -> Table:
     gammas = [at.gamma for at in results[0].gammas]
     stated = PAPER_GAMMA if PAPER_GAMMA in gammas else gammas[0]
-    fraction = found.parameters[name] / found.parameters[found.target]
+    fraction = all_scores.parameters[name] / all_scores.parameters[all_scores.target]
     table = _table(
-        f"{name} as a draft of {found.target}, {fraction:.3f} of its parameters; 95 % intervals over prompts"
+        f"{name} as a draft of {all_scores.target}, {fraction:.3f} of its parameters; 95 % intervals over prompts"
     )
     columns = (
         "task",
@@ -45,10 +46,12 @@ def _rates(name: str, results: Sequence[TaskResult], found: Scores) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "task" else "right")
     for result in results:
-        best = _at(result, result.best_gamma)
+        best = result.at(result.best_gamma)
         table.add_row(
-            *(_named(result), str(result.prompts), interval(result.alpha)),
-            interval(_at(result, stated).acceptance_rate),
+            _title(result),
+            str(result.prompts),
+            interval(result.alpha),
+            interval(result.at(stated).acceptance_rate),
             str(result.best_gamma),
             interval(best.block_efficiency),
             interval(best.mbsu),
@@ -58,34 +61,39 @@ def _rates(name: str, results: Sequence[TaskResult], found: Scores) -> Table:
 
 def _by_gamma(name: str, results: Sequence[TaskResult]) -> Table:
     longest = results[0].gammas[-1].gamma
-    table = _table(f"{name} by gamma; position acceptance: that of token 1, 2, .. of blocks of {longest}")
+    table = _table(f"{name} by gamma; position acceptance: of token 1, 2, .. in blocks of {longest}")
     table.add_column("task")
     table.add_column("rate")
     for at in results[0].gammas:
         table.add_column(str(at.gamma), justify="right")
     for result in results:
-        places = [f"{result.gammas[-1].position_acceptance[at.gamma - 1]:.2f}" for at in result.gammas]
-        table.add_row(result.task, "acceptance rate", *_each(result, "acceptance_rate"))
-        table.add_row(_sampling_text(result), "block efficiency", *_each(result, "block_efficiency"))
-        table.add_row("", "MBSU", *_each(result, "mbsu"))
-        table.add_row("", "position acceptance", *places, end_section=True)
+        by_position = result.gammas[-1].position_acceptance
+        table.add_row(result.task, "acceptance rate", *(f"{at.acceptance_rate.value:.2f}" for at in result.gammas))
+        table.add_row(
+            _sampling(result), "block efficiency", *(f"{at.block_efficiency.value:.2f}" for at in result.gammas)
+        )
+        table.add_row("", "MBSU", *(f"{at.mbsu.value:.2f}" for at in result.gammas))
+        table.add_row(
+            "",
+            "position acceptance",
+            *(f"{by_position[at.gamma - 1]:.2f}" for at in result.gammas),
+            end_section=True,
+        )
     return table
 
 
-def _each(result: TaskResult, rate: str) -> Iterator[str]:
-    return (f"{getattr(at, rate).value:.2f}" for at in result.gammas)
-
-
 def _compared(comparisons: Sequence[Comparison]) -> Table:
-    table = _table(f"Minus {comparisons[0].other}, on the same completions, prompt by prompt; 95 % intervals")
+    table = _table(f"Difference from {comparisons[0].other} on the same completions, paired by prompt; 95 % intervals")
     columns = ("task", "prompts", "alpha", "best gammas", "MBSU, each at its best gamma", "verdict")
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "verdict") else "right")
     for each in comparisons:
         table.add_row(
-            *(_named(each), str(each.prompts), _signed(each.alpha)),
+            _title(each),
+            str(each.prompts),
+            signed_interval(each.alpha),
             f"{each.best_gammas[0]}, {each.best_gammas[1]}",
-            _signed(each.best_mbsu),
+            signed_interval(each.best_mbsu),
             _verdict(each.best_mbsu),
         )
     return table
@@ -97,46 +105,34 @@ def _verdict(gap: Gap) -> str:
     return "better" if gap.value > 0 else "worse"
 
 
-def _signed(gap: Gap) -> str:
-    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-
-
 def _names() -> Table:
-    table = _table("What others call it")
-    for column in ("here", "vLLM", "SGLang", "OpenVINO GenAI", "the paper"):
+    table = _table("Names of the rates in other software")
+    for column in ("FastDraft", "vLLM", "SGLang", "OpenVINO GenAI", "the paper"):
         table.add_column(column)
-    for rate in ELSEWHERE:
+    for rate in RATE_NAMES:
         table.add_row(*(name or "-" for name in rate))
     return table
 
 
-def _notes(found: Scores) -> Iterator[str]:
-    for task, result in zip(found.tasks, found.results, strict=False):
+def _notes(all_scores: Scores) -> Iterator[str]:
+    for task, result in zip(all_scores.tasks, all_scores.results, strict=False):
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in task.left_out.items())
         yield (
-            f"{_named(result)}: task version {task.version}, {result.tokens:,} tokens, "
-            f"{result.looping_fraction:.0%} of completions loop" + _left_out(task.left_out)
+            f"{_title(result)}: task version {task.version}, {result.tokens:,} tokens, "
+            f"{result.looping_fraction:.0%} of completions loop" + (f"; left out: {left_out}" if left_out else "")
         )
-    yield from (f"note: {note}" for note in found.notes)
-    yield f"Any draft of this target: fastdraft evaluate DRAFT --data {found.recording}"
-
-
-def _left_out(reasons: Mapping[str, int]) -> str:
-    told = ", ".join(f"{count:,} {why}" for why, count in reasons.items())
-    return f"; left out: {told}" if told else ""
+    yield from (f"note: {note}" for note in all_scores.notes)
+    yield f"To score another draft of this target: fastdraft evaluate DRAFT --data {all_scores.recording}"
 
 
 def _table(title: str) -> Table:
-    """Without lines between columns: twenty of them fit."""
+    """A table without lines between its columns, so that twenty of them fit."""
     return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def _named(result: TaskResult | Comparison) -> str:
-    return f"{result.task}, {_sampling_text(result)}"
+def _title(result: TaskResult | Comparison) -> str:
+    return f"{result.task}, {_sampling(result)}"
 
 
-def _sampling_text(result: TaskResult | Comparison) -> str:
+def _sampling(result: TaskResult | Comparison) -> str:
     return sampling_text(result.temperature, result.top_k, result.top_p)
-
-
-def _at(result: TaskResult, gamma: int) -> GammaResult:
-    return next(at for at in result.gammas if at.gamma == gamma)

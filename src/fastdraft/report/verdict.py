@@ -1,4 +1,4 @@
-"""The first thing that a reader wants to know: how much faster, with which gamma, where it pays and where not."""
+"""The verdict on a draft: how much faster it is, with which gamma, where it pays and where it does not."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import NamedTuple
 
 from fastdraft.export.model_card_sections import best_gamma
 from fastdraft.maths import acceptance
-from fastdraft.report.read import Account
-from fastdraft.report.terminal_run import sampling_text
+from fastdraft.report.run_data import RunData
 from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult
+from fastdraft.results.formatting import sampling_text
 
-# Above this share of texts that repeat themselves a rate says more about loops than about the draft.
+# With a larger fraction of repetitive texts, a rate says more about loops than about the draft.
 MANY_LOOPS = 0.25
-WORDS = {"yes": "pays", "no": "costs time", "open": "no more than noise"}
+ANSWERS = {"yes": "pays", "no": "costs time", "open": "no more than noise"}
 
 
-class Pays(NamedTuple):
-    """One task under one distribution at the gamma to set; `without_loops` is None where all texts loop."""
+class TaskVerdict(NamedTuple):
+    """One task and temperature at the recommended gamma. `answer` is a key of ANSWERS.
+
+    `mbsu_without_loops` is None if all texts loop.
+    """
 
     task: str
     sampling_text: str
@@ -26,82 +29,88 @@ class Pays(NamedTuple):
     mbsu: Estimate
     block_efficiency: Estimate
     looping_fraction: float
-    without_loops: float | None
+    mbsu_without_loops: float | None
 
     @property
-    def word(self) -> str:
-        """The answer in words."""
-        return WORDS[self.answer]
+    def answer_text(self) -> str:
+        """The answer as a phrase."""
+        return ANSWERS[self.answer]
 
 
 class Verdict(NamedTuple):
-    """Of one run: the gamma to set and what it gives, by task and distribution."""
+    """The recommended gamma of a run, and what it gives on each task and temperature."""
 
     gamma: int
-    rows: tuple[Pays, ...]
+    tasks: tuple[TaskVerdict, ...]
     sentence: str
     cautions: tuple[str, ...]
 
     @property
     def tau(self) -> float:
-        """Block efficiency in the mean over tasks and distributions."""
-        return fmean(row.block_efficiency.value for row in self.rows)
+        """Block efficiency, averaged over tasks and temperatures."""
+        return fmean(task.block_efficiency.value for task in self.tasks)
 
     @property
     def expected(self) -> str:
-        """The speed-up to expect where memory bounds the target, from the least to the greatest task."""
-        values = sorted(row.mbsu.value for row in self.rows)
+        """The range over tasks of the speed-up to expect if memory bandwidth bounds the target."""
+        values = sorted(task.mbsu.value for task in self.tasks)
         low, high = f"{values[0]:.2f}", f"{values[-1]:.2f}"
         return f"{low}×" if low == high else f"{low}–{high}×"
 
 
-def verdict(account: Account) -> Verdict | None:
-    """None where nothing was measured."""
-    if not account.last:
+def verdict(run: RunData) -> Verdict | None:
+    """The verdict on the last draft of a run; None if it was not evaluated."""
+    if not run.last_results:
         return None
-    gamma = best_gamma(account.last)
-    rows = tuple(_pays(result, gamma) for result in sorted(account.last, key=lambda r: (r.task, r.temperature)))
-    return Verdict(gamma, rows, _sentence(rows), tuple(_cautions(account, rows)))
+    gamma = best_gamma(run.last_results)
+    results = sorted(run.last_results, key=lambda r: (r.task, r.temperature))
+    tasks = tuple(_task_verdict(result, gamma) for result in results)
+    return Verdict(gamma, tasks, _sentence(tasks), tuple(_cautions(run, tasks)))
 
 
-def at(result: TaskResult, gamma: int) -> GammaResult:
-    """A result at one gamma; at its own best one where it was not measured at that."""
-    gammas = {found.gamma: found for found in result.gammas}
+def at_or_best(result: TaskResult, gamma: int) -> GammaResult:
+    """The rates at a gamma; at the result's best gamma if that one was not measured."""
+    gammas = {each.gamma: each for each in result.gammas}
     return gammas.get(gamma, gammas[result.best_gamma])
 
 
-def _pays(result: TaskResult, gamma: int) -> Pays:
-    found = at(result, gamma)
-    tau = found.block_efficiency_without_loops
-    return Pays(
+def _task_verdict(result: TaskResult, gamma: int) -> TaskVerdict:
+    rates = at_or_best(result, gamma)
+    tau = rates.block_efficiency_without_loops
+    return TaskVerdict(
         task=result.task,
         sampling_text=sampling_text(result.temperature),
-        answer="yes" if found.mbsu.low > 1 else "no" if found.mbsu.high < 1 else "open",
-        mbsu=found.mbsu,
-        block_efficiency=found.block_efficiency,
+        answer="yes" if rates.mbsu.low > 1 else "no" if rates.mbsu.high < 1 else "open",
+        mbsu=rates.mbsu,
+        block_efficiency=rates.block_efficiency,
         looping_fraction=result.looping_fraction,
-        without_loops=None if tau is None else acceptance.mbsu(tau, found.gamma, result.c),
+        mbsu_without_loops=None if tau is None else acceptance.mbsu(tau, rates.gamma, result.c),
     )
 
 
-def _sentence(rows: Sequence[Pays]) -> str:
-    """Of what is expected; a bench has words of its own."""
-    paying, where = [row for row in rows if row.answer == "yes"], "Where memory bounds the target, it pays on"
-    if len(paying) in (0, len(rows)):
-        return f"{where} {'everything' if paying else 'nothing'} that was measured."
-    told = ", ".join(f"{row.task} ({row.sampling_text})" for row in rows if row.answer != "yes")
-    return f"{where} {len(paying)} of {len(rows)} kinds of text; not on {told}."
+def _sentence(tasks: Sequence[TaskVerdict]) -> str:
+    """Where the draft is expected to pay. Benches are not considered: their advice is printed separately."""
+    paying, condition = [task for task in tasks if task.answer == "yes"], "If memory bandwidth bounds the target"
+    if len(paying) in (0, len(tasks)):
+        return f"{condition}, it pays on {'everything' if paying else 'nothing'} that was measured."
+    others = ", ".join(f"{task.task} ({task.sampling_text})" for task in tasks if task.answer != "yes")
+    return f"{condition}, it pays on {len(paying)} of {len(tasks)} kinds of text; not on {others}."
 
 
-def _cautions(account: Account, rows: Sequence[Pays]) -> list[str]:
-    looping = [row for row in rows if row.looping_fraction > MANY_LOOPS]
-    told = []
+def _cautions(run: RunData, tasks: Sequence[TaskVerdict]) -> list[str]:
+    cautions = []
+    looping = [
+        f"{task.looping_fraction:.0%} of {task.task} ({task.sampling_text})"
+        for task in tasks
+        if task.looping_fraction > MANY_LOOPS
+    ]
     if looping:
-        shares = ", ".join(f"{row.looping_fraction:.0%} of {row.task} ({row.sampling_text})" for row in looping)
-        told.append(f"Much of what the target wrote repeats itself ({shares}); the last column leaves these texts out.")
-    if not account.benches:
-        told.append(
-            "Wall clock was not measured. The figures hold where reading weights bounds the target's speed; where a "
-            "block costs more than a token, as on CPUs, expect less."
+        cautions.append(
+            f"Many of the target's completions repeat themselves ({', '.join(looping)}); the last column excludes them."
         )
-    return told
+    if not run.benches:
+        cautions.append(
+            "Wall-clock time was not measured. The figures hold if reading weights bounds the target's speed. Expect "
+            "less where a block costs more than a token, as on CPUs."
+        )
+    return cautions

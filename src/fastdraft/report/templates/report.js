@@ -2,35 +2,35 @@
 document.documentElement.classList.add("js");
 const figures = JSON.parse(document.getElementById("figures").textContent);
 
-// Charts, in the colours that the page has now.
-function colored(value) {
+// Charts. Names of CSS variables become the colours of the current theme.
+function withColors(value) {
   if (typeof value === "string" && value.startsWith("--"))
     return getComputedStyle(document.documentElement).getPropertyValue(value).trim();
-  if (Array.isArray(value)) return value.map(colored);
+  if (Array.isArray(value)) return value.map(withColors);
   if (value && typeof value === "object")
-    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, colored(inner)]));
+    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, withColors(inner)]));
   return value;
 }
-function axis(own) {
-  const plain = { gridcolor: "--line", linecolor: "--line", zeroline: false, fixedrange: true, automargin: true,
+function axis(options) {
+  const defaults = { gridcolor: "--line", linecolor: "--line", zeroline: false, fixedrange: true, automargin: true,
     ticks: "", title: { standoff: 8, font: { size: 12.5 } } };
-  return { ...plain, ...own, title: { ...plain.title, ...(own.title || {}) } };
+  return { ...defaults, ...options, title: { ...defaults.title, ...(options.title || {}) } };
 }
-function drawn(place) {
-  const { data, layout } = figures[place.dataset.figure];
-  const narrow = place.clientWidth < 420;
+function drawPlot(plot) {
+  const { data, layout } = figures[plot.dataset.figure];
+  const narrow = plot.clientWidth < 420;
   const rows = Math.ceil(data.filter((trace) => trace.showlegend !== false).length / (narrow ? 1 : 2));
-  place.style.height = `${(narrow ? 250 : 290) + 21 * rows}px`;
-  const whole = { ...layout, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), autosize: true,
+  plot.style.height = `${(narrow ? 250 : 290) + 21 * rows}px`;
+  const fullLayout = { ...layout, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), autosize: true,
     margin: { l: 8, r: 10, t: 12, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: "--soft" },
     hovermode: "x unified", dragmode: false, hoverlabel: { bgcolor: "--paper", bordercolor: "--line" },
     legend: { orientation: "h", x: 0, y: -0.24, yanchor: "top", traceorder: "normal",
       entrywidthmode: "fraction", entrywidth: narrow ? 1 : 0.48 } };
-  return Plotly.react(place, colored(data), colored(whole), { displayModeBar: false, responsive: true });
+  return Plotly.react(plot, withColors(data), withColors(fullLayout), { displayModeBar: false, responsive: true });
 }
-const places = [...document.querySelectorAll(".plot")];
-function draw() { return Promise.all(places.map(drawn)).then(() => { document.documentElement.dataset.drawn = "yes"; }); }
+const plots = [...document.querySelectorAll(".plot")];
+function draw() { return Promise.all(plots.map(drawPlot)).then(() => { document.documentElement.dataset.drawn = "yes"; }); }
 draw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 addEventListener("beforeprint", () => {
@@ -40,7 +40,7 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => { delete document.documentElement.dataset.print; draw(); });
 
-// Tabs: a list of buttons, each with its panel.
+// Tabs: a list of buttons, each of which shows its panel.
 document.querySelectorAll(".tabs").forEach((list) => {
   const tabs = [...list.querySelectorAll("button")];
   const show = (chosen, focus) => tabs.forEach((tab) => {
@@ -60,27 +60,27 @@ document.querySelectorAll(".tabs").forEach((list) => {
   show(tabs[0]);
 });
 
-// What the draft thought of a token: under the pointer, under a finger, or by arrow keys in a focused text.
+// A tooltip with the draft's proposal: for the token under the pointer or finger, or chosen by arrow keys in a focused text.
 const tip = document.getElementById("tip");
-const WORDS = { a: "accepted", c: "corrected", b: "bonus" };
+const MARKS = { a: "accepted", c: "corrected", b: "bonus" };
 const percent = (value) => `${(100 * value).toFixed(value > 0.0995 && value < 0.9995 ? 0 : 1)} %`;
-function told(token) {
+function tipText(token) {
   const { a, q, p } = token.dataset;
-  const sure = p === undefined ? `the draft wanted this token too, ${percent(q)} sure` : `the draft wanted “${p}”, ${percent(q)} sure`;
-  const chance = a === undefined ? "" : `; chance of acceptance ${percent(a)}`;
-  return `${WORDS[token.classList[0]]}: ${sure}${chance}`;
+  const proposal = p === undefined ? `the draft proposed this token too (probability ${percent(q)})` : `the draft proposed “${p}” (probability ${percent(q)})`;
+  const chance = a === undefined ? "" : `; acceptance probability ${percent(a)}`;
+  return `${MARKS[token.classList[0]]}: ${proposal}${chance}`;
 }
 let current = null;
-function point(token) {
+function showTip(token) {
   if (current) current.classList.remove("on");
   current = token;
   tip.hidden = !token;
   if (!token) return;
   token.classList.add("on");
-  tip.textContent = told(token);
-  put();
+  tip.textContent = tipText(token);
+  placeTip();
 }
-function put() {
+function placeTip() {
   if (!current) return;
   const box = current.getClientRects()[0] || current.getBoundingClientRect();
   const left = Math.min(Math.max(10, box.left), document.documentElement.clientWidth - tip.offsetWidth - 10);
@@ -90,23 +90,23 @@ function put() {
 }
 document.querySelectorAll(".toks").forEach((text) => {
   const tokens = [...text.querySelectorAll("i")];
-  text.addEventListener("pointerover", (event) => point(event.target.closest("i")));
-  text.addEventListener("pointerleave", () => point(null));
-  text.addEventListener("blur", () => point(null));
+  text.addEventListener("pointerover", (event) => showTip(event.target.closest("i")));
+  text.addEventListener("pointerleave", () => showTip(null));
+  text.addEventListener("blur", () => showTip(null));
   text.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
-    if (event.key === "Escape") return point(null);
+    if (event.key === "Escape") return showTip(null);
     if (!step) return;
     event.preventDefault();
     const here = tokens.indexOf(current);
     const token = tokens[Math.min(tokens.length - 1, Math.max(0, here < 0 ? 0 : here + step))];
     token.scrollIntoView({ block: "nearest", behavior: "instant" });
-    point(token);
+    showTip(token);
   });
 });
-addEventListener("scroll", put, { passive: true, capture: true });
+addEventListener("scroll", placeTip, { passive: true, capture: true });
 
-// Of the recipe, only what is not a default.
+// The check box of the recipe hides values that are defaults.
 const only = document.getElementById("only-set");
 if (only) only.addEventListener("change", () => {
   document.querySelectorAll("#recipe tbody tr").forEach((row) => { row.hidden = only.checked && !row.classList.contains("set"); });
