@@ -1,4 +1,4 @@
-"""`python -m fastdraft`, and so `torchrun -m fastdraft` and `accelerate launch -m fastdraft`."""
+"""Runs the command line: `python -m fastdraft`, `torchrun -m fastdraft`, `accelerate launch -m fastdraft`."""
 
 from fastdraft.cli import main
 

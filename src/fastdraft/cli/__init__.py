@@ -1,8 +1,10 @@
-"""The command line: parse, call, print; one file a command. A user's mistake prints without a traceback and exits 2.
+"""The command line, one file per command: parse the options, call the library, print the result.
 
-Help, completion and `--version` answer at once, so nothing here imports torch, transformers or pydantic to define a
-command: what a command works with is imported in its function, its types under TYPE_CHECKING, and the names of tables
-that help or completion lists stand in `words.py` (`tests/cli/test_cli.py` holds both).
+A mistake of the user prints an error without a traceback and exits with code 2.
+
+Help, completion and `--version` must answer at once, so importing these modules imports neither torch, transformers
+nor pydantic. A command imports what it needs inside its function, types are imported under TYPE_CHECKING, and the names
+that help and completion list are copied to `choices.py` (`tests/cli/test_completion.py` checks both).
 """
 
 from __future__ import annotations
@@ -24,29 +26,25 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A 
 
 def main() -> None:
     """The `fastdraft` command."""
-    # Before huggingface_hub is imported: its bars and those of transformers stay off, for ours show the long work.
+    # Set before huggingface_hub is imported. FastDraft's own progress bars replace those of the hub and transformers.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except MainProcessFailed as error:
         sys.exit(error.exit_code)
     except FastDraftError as error:
+        process = ""
+        if "RANK" in os.environ:
+            from fastdraft.system import processes
+
+            process = "" if processes.is_main() else f"process {processes.rank()}: "
         kind = "error" if isinstance(error, UserError) else type(error).__name__
-        print(f"{_which_process()}{kind}: {error}", file=sys.stderr)
+        print(f"{process}{kind}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def _which_process() -> str:
-    """Of several processes, the one that this is; nothing for the main one."""
-    if "RANK" not in os.environ:
-        return ""
-    from fastdraft.system import processes
-
-    return "" if processes.is_main() else f"process {processes.rank()}: "
-
-
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """A draft model for speculative decoding, for any target."""
     if show:
         print(f"fastdraft {__version__}")
@@ -59,14 +57,13 @@ app.command()(plan.plan)
 app.command()(search.search)
 app.command()(pipeline.run)
 for _stage in STAGES:
-    if _stage == "evaluate":  # also of a draft that comes without a recipe
-        app.command(_stage, help=evaluate.HELP)(evaluate.evaluate)
-        continue
-    if _stage == "align":  # also of a finished draft, on a user's own data
-        app.command(_stage, help=align.HELP)(align.align)
-        continue
-    help_ = f"Run the stage `{_stage}` of a recipe alone; the stages it needs must be done."
-    app.command(_stage, help=help_)(pipeline.stage_command(_stage))
+    if _stage == "evaluate":  # also evaluates a draft that has no recipe
+        app.command()(evaluate.evaluate)
+    elif _stage == "align":  # also aligns a finished draft on a user's own data
+        app.command()(align.align)
+    else:
+        _help = f"Run only the stage `{_stage}` of a recipe. The stages that it needs must be done."
+        app.command(_stage, help=_help)(pipeline.stage_command(_stage))
 app.command()(pipeline.status)
 app.command()(bench.bench)
 app.command()(report.report)

@@ -1,4 +1,4 @@
-"""`bench`: a pair timed in an engine, with prompt lookup and without a draft beside it; what to set there."""
+"""`fastdraft bench`: time a pair in an engine against decoding without a draft and prompt lookup; advise settings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import typer
 
 from fastdraft.cli import completion
 from fastdraft.cli.choices import ENGINES
-from fastdraft.cli.options import AsJson, block_lengths, sampling_of_options, screen
+from fastdraft.cli.options import AsJson, parse_gammas, parse_temperatures, screen
 
 WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in ENGINES.items())
 
-Model = Annotated[
+Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET", help="Hub id, folder, or `demo`; or a finished export.", autocompletion=completion.models
@@ -21,34 +21,39 @@ Model = Annotated[
 Draft = Annotated[
     str,
     typer.Argument(
-        metavar="DRAFT", help="Folder of a draft, of its run, or a hub id.", autocompletion=completion.models
+        metavar="DRAFT", help="Folder of a draft or of its run, or a hub id.", autocompletion=completion.models
     ),
 ]
 Engine = Annotated[
     str, typer.Option("--engine", help=f"{', '.join(ENGINES)}.", autocompletion=completion.among(ENGINES))
 ]
-Device = Annotated[str | None, typer.Option(help="As the engine names it, like CPU or GPU; otherwise its usual one.")]
+Device = Annotated[
+    str | None, typer.Option(help="Device, in the engine's naming: CPU, GPU. Default: the engine's usual device.")
+]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option(help="As for `evaluate`: NAME, NAME=FILE or FILE.jsonl; otherwise those of the draft's run."),
+    typer.Option(help="As in `evaluate`: NAME, NAME=FILE or FILE.jsonl. Default: the tasks of the draft's run."),
 ]
 Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-6,8.")]
-Temperature = Annotated[list[str] | None, typer.Option(help="0 is greedy, which is always timed; otherwise 0,0.6.")]
-Prompts = Annotated[int, typer.Option(min=1, help="Prompts of a task.")]
-Tokens = Annotated[int, typer.Option(min=2, help="Tokens behind each prompt, at most.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Times that all arms are timed in turn.")]
+Temperature = Annotated[
+    list[str] | None, typer.Option(help="Temperatures. 0 is greedy, which is always timed. Default: 0,0.6.")
+]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts per task.")]
+Tokens = Annotated[int, typer.Option(min=2, help="Maximum number of tokens generated per prompt.")]
+Repeats = Annotated[int, typer.Option(min=1, help="How often all decoding methods are timed in turn.")]
 Weights = Annotated[
     str | None,
     typer.Option(
-        help=f"Precision of both; the first is usual, in transformers the faster one of fp32 and bf16. {WEIGHTS}."
+        help="Precision of both models. Default: the first one; in transformers the faster of fp32 and bf16. "
+        f"{WEIGHTS}."
     ),
 ]
-DraftWeights = Annotated[str | None, typer.Option(help="Precision of the draft, where it is another one.")]
-Save = Annotated[bool, typer.Option("--save", help="Keep the record beside the draft, for its model card.")]
+DraftWeights = Annotated[str | None, typer.Option(help="Precision of the draft, if it differs from --weights.")]
+Save = Annotated[bool, typer.Option("--save", help="Save the result next to the draft, for its model card.")]
 
 
 def bench(
-    target: Model,
+    target: Target,
     draft: Draft,
     engine: Engine = "openvino",
     device: Device = None,
@@ -63,24 +68,30 @@ def bench(
     keep: Save = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma; and what to set."""
+    """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma. Advise settings."""
     from fastdraft.bench.bench_pair import BenchOptions, save
-    from fastdraft.bench.bench_pair import bench as timed
+    from fastdraft.bench.bench_pair import bench as bench_pair
     from fastdraft.report import terminal_bench
     from fastdraft.system.progress import log_line
 
     options = BenchOptions(
-        *(target, draft, engine, device, weights, draft_weights, tuple(tasks or ())),
-        sampling_settings=sampling_of_options(temperature or ["0,0.6"]),
-        gammas=block_lengths(gammas),
+        target=target,
+        draft=draft,
+        engine=engine,
+        device=device,
+        weights=weights,
+        draft_weights=draft_weights,
+        tasks=tuple(tasks or ()),
+        sampling_settings=parse_temperatures(temperature or ["0,0.6"]),
+        gammas=parse_gammas(gammas),
         prompts=prompts,
         tokens=tokens,
         repeats=repeats,
     )
-    result = timed(options)
+    result = bench_pair(options)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
         screen.print(terminal_bench.bench(result), highlight=False, markup=False)
     if keep:
-        log_line(f"kept in {save(options, result)}")
+        log_line(f"saved to {save(options, result)}")

@@ -1,10 +1,10 @@
-"""`check`: does a draft fit its target in every engine; `--repair` makes a copy that does."""
+"""`fastdraft check`: check that a draft fits its target in every engine; `--repair` writes a copy that fits."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,65 +12,48 @@ from fastdraft.cli import completion
 from fastdraft.cli.options import AsJson, screen
 from fastdraft.system.errors import RepairError
 
-if TYPE_CHECKING:
-    from fastdraft.compatibility.report import Report
-    from fastdraft.models.model_files import Side
-
-# As grep and diff: 1 is what was found, 2 is a mistake in what was asked.
+# As with grep and diff: 1 is a negative result, 2 is a mistake in the command.
 DOES_NOT_FIT = 1
 
-Model = Annotated[
+Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="Hub id, folder, or `demo`; weights are not needed.",
+        help="Hub id, folder, or `demo`. The weights are not needed.",
         autocompletion=completion.models,
     ),
 ]
 Draft = Annotated[
     str, typer.Argument(metavar="DRAFT", help="Hub id, folder, or `demo`.", autocompletion=completion.models)
 ]
-Repair = Annotated[bool, typer.Option("--repair", help="Write a copy of the draft that fits, then check that one.")]
-Out = Annotated[Path | None, typer.Option(help="New folder for the repaired draft; otherwise DRAFT-repaired.")]
+Repair = Annotated[bool, typer.Option("--repair", help="Write a copy of the draft that fits, and check the copy.")]
+Out = Annotated[Path | None, typer.Option(help="New folder for the repaired draft. Default: DRAFT-repaired.")]
 
 
-def check(target: Model, draft: Draft, repair: Repair = False, out: Out = None, as_json: AsJson = False) -> None:
-    """Does a draft fit its target? Every engine's own rule, and stronger ones. Exit code 0: all hold; 1: not all."""
+def check(target: Target, draft: Draft, repair: Repair = False, out: Out = None, as_json: AsJson = False) -> None:
+    """Check that a draft fits its target, by each engine's rules and stricter ones. Exit code 1: some fail."""
     from fastdraft.compatibility import repair as repairs
     from fastdraft.compatibility.report import check_pair
     from fastdraft.models.model_files import read
     from fastdraft.report import terminal_check
 
     if out is not None and not repair:
-        raise RepairError(f"--out {out} names a place for a repaired draft\n  do: add --repair, or leave out --out")
-    ours, theirs = read(target, weights=False), read(draft)
-    destination = out or repairs.place(theirs)
+        raise RepairError(f"--out {out} is the folder of a repaired draft\n  do: add --repair, or leave out --out")
+    target_files, draft_files = read(target, weights=False), read(draft)
+    out = out or repairs.default_folder(draft_files)
     if repair:
-        repairs.check_free(destination)
-    report = check_pair(ours, theirs)
-    _show(terminal_check.findings(report), as_json)
-    made = _repaired(ours, theirs, report, destination, as_json) if repair and not report.holds else None
-    if as_json:
-        print(json.dumps(report.model_dump(mode="json") | {"repaired": made}, indent=2, ensure_ascii=False))
-    raise typer.Exit(0 if (report.holds if made is None else made["report"]["holds"]) else DOES_NOT_FIT)
-
-
-def _repaired(ours: Side, theirs: Side, report: Report, out: Path, as_json: bool) -> dict[str, Any] | None:
-    """What was done, and the report on the result; None where nothing can be."""
-    from fastdraft.compatibility import repair as repairs
-    from fastdraft.compatibility.report import check_pair
-    from fastdraft.models.model_files import read
-    from fastdraft.report import terminal_check
-
-    if report.obstacle:
-        return None
-    done = repairs.repair(ours, theirs, out)
-    _show(terminal_check.repaired(out, done), as_json)
-    again = check_pair(ours, read(str(out)), repaired=True)
-    _show(terminal_check.findings(again), as_json)
-    return {"folder": str(out), "done": done, "report": again.model_dump(mode="json")}
-
-
-def _show(shown: Any, as_json: bool) -> None:
+        repairs.check_free(out)
+    report = check_pair(target_files, draft_files)
     if not as_json:
-        screen.print(shown)
+        screen.print(terminal_check.findings(report))
+    holds, repaired = report.holds, None
+    if repair and not holds and not report.obstacle:
+        changes = repairs.repair(target_files, draft_files, out)
+        second_report = check_pair(target_files, read(str(out)), repaired=True)
+        holds = second_report.holds
+        repaired = {"folder": str(out), "done": changes, "report": second_report.model_dump(mode="json")}
+        if not as_json:
+            screen.print(terminal_check.repaired(out, changes), terminal_check.findings(second_report))
+    if as_json:
+        print(json.dumps(report.model_dump(mode="json") | {"repaired": repaired}, indent=2, ensure_ascii=False))
+    raise typer.Exit(0 if holds else DOES_NOT_FIT)

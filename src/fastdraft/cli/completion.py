@@ -1,4 +1,4 @@
-"""What a shell is told while a command is typed: functions from its beginning to the words that it can become."""
+"""Shell completion: each function takes the beginning of a word and returns the words that it can become."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ Completer = Callable[[str], Iterable[str]]
 
 
 def among(names: Iterable[str]) -> Completer:
-    """A completer that knows these names."""
-
-    def begun(incomplete: str) -> list[str]:
-        return [name for name in names if name.startswith(incomplete)]
-
-    return begun
+    """A completer for a fixed list of names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def recipes(incomplete: str) -> Iterator[str]:
-    """YAML files, and the folders on the way to them."""
+    """YAML files, and folders that may contain some."""
     for path in _paths(incomplete):
         if path.is_dir():
             yield f"{path}/"
@@ -28,48 +24,47 @@ def recipes(incomplete: str) -> Iterator[str]:
 
 
 def models(incomplete: str) -> Iterator[str]:
-    """Folders, and `demo`, the target that comes with the package."""
+    """Folders, and `demo`, the packaged target."""
     yield from among(["demo"])(incomplete)
     yield from (f"{path}/" for path in _paths(incomplete) if path.is_dir())
 
 
 def _paths(incomplete: str) -> list[Path]:
-    """What a path can become, one step further; hidden files only where their dot is there."""
+    """Files and folders that start with `incomplete`. Hidden ones only if their leading dot is typed."""
     folder, slash, name = incomplete.rpartition("/")
     try:
-        found = sorted(Path(folder + slash).iterdir())
+        paths = sorted(Path(folder + slash).iterdir())
     except OSError:
         return []
-    return [path for path in found if path.name.startswith(name) and (name or not path.name.startswith("."))]
+    return [path for path in paths if path.name.startswith(name) and (name or not path.name.startswith("."))]
 
 
 def overrides(incomplete: str) -> list[str]:
-    """Keys of a recipe, dotted; behind `=` the values of a key that has names for them."""
+    """Dotted recipe keys; after `=` the values of a key that has a fixed set of them."""
     from fastdraft.config import Recipe
 
-    dotted, equals, _ = incomplete.partition("=")
-    words = (f"{dotted}={choice}" for choice in _choices(dotted)) if equals else _keys(Recipe, "")
+    key, equals, _ = incomplete.partition("=")
+    words = (f"{key}={value}" for value in _values(key)) if equals else _keys(Recipe, "")
     return [word for word in words if word.startswith(incomplete)]
 
 
-def _keys(part: Any, at: str) -> Iterator[str]:
-    """Every key of a part, those of its parts behind it."""
+def _keys(part: Any, prefix: str) -> Iterator[str]:
+    """Every key of a recipe part, each followed by the keys nested in it."""
     from fastdraft.config.schema import fields_of
 
     for name, field in fields_of(part).items():
-        yield f"{at}{name}="
-        yield from _keys(field.annotation, f"{at}{name}.")
+        yield f"{prefix}{name}="
+        yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
-def _choices(dotted: str) -> list[str]:
-    """The values of a key, where they are few and have names."""
+def _values(key: str) -> list[str]:
+    """The values of a key that has a fixed set of them, else none."""
     from fastdraft.config import INITS, INITS_FROM_MODEL
-    from fastdraft.config.schema import kind_of
+    from fastdraft.config.schema import type_at
 
-    if dotted == "draft.init":
-        return [*INITS, *(f"{way}:" for way in INITS_FROM_MODEL)]
-    kind = kind_of(tuple(dotted.split(".")))
+    if key == "draft.init":
+        return [*INITS, *(f"{init}:" for init in INITS_FROM_MODEL)]
+    kind = type_at(tuple(key.split(".")))
     if kind is bool:
         return ["true", "false"]
-    kinds = [kind, *get_args(kind)]
-    return [str(choice) for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
+    return [str(value) for each in (kind, *get_args(kind)) if get_origin(each) is Literal for value in get_args(each)]

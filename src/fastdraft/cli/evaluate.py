@@ -1,4 +1,4 @@
-"""`evaluate`: the stage of a recipe, or any draft on any tasks; a .yaml file says which of the two is meant."""
+"""`fastdraft evaluate`: run the stage `evaluate` of a recipe (a .yaml file), or measure any draft on any tasks."""
 
 from __future__ import annotations
 
@@ -9,92 +9,92 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from fastdraft.cli import completion
-from fastdraft.cli.choices import KINDS, PRECISIONS, TASKS, USUAL
-from fastdraft.cli.options import AsJson, Overrides, block_lengths, sampling_of_options, screen
-from fastdraft.cli.pipeline import Folder, stage_command, usable_device
+from fastdraft.cli.choices import DEFAULT_TASKS, KINDS, PRECISIONS, TASKS
+from fastdraft.cli.options import AsJson, Overrides, parse_gammas, parse_temperatures, screen
+from fastdraft.cli.pipeline import Folder, stage_command
 from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastdraft.evaluate.inputs import EvaluateOptions
-    from fastdraft.system.precision import Asked
+    from fastdraft.system.precision import PrecisionChoice
 
-HELP = """Measure drafts. Of a RECIPE (a .yaml file): its stage `evaluate` alone; the stages it needs must be done.
-Of a DRAFT (a folder or hub id): on any tasks; what its target writes is kept, and drafts are scored on that."""
-DRAFTS = "With a DRAFT"
+PANEL = "With a DRAFT"
 OF_RECIPES = {"overrides", "folder"}
 OF_BOTH = {"subject", "as_json"}
+# Options that affect how the target generates completions.
+OF_GENERATION = {"keep", "prompts", "max_new_tokens", "batch_size", "precision"}
 
 Subject = Annotated[
-    str, typer.Argument(metavar="RECIPE|DRAFT", help="A .yaml file; or the folder of a draft or its run, or a hub id.")
+    str, typer.Argument(metavar="RECIPE|DRAFT", help="A .yaml file; or a draft: its folder, its run or a hub id.")
 ]
 Target = Annotated[
     str | None,
-    typer.Option(
-        help="Hub id, folder, or `demo`; otherwise the one that the draft's run names.", rich_help_panel=DRAFTS
-    ),
+    typer.Option(help="Hub id, folder, or `demo`. Default: the target of the draft's run.", rich_help_panel=PANEL),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="Score on what lies in this folder, without the target.", rich_help_panel=DRAFTS)
+    Path | None,
+    typer.Option(help="Score on the completions in this folder, without the target.", rich_help_panel=PANEL),
 ]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        help=f"{', '.join(TASKS)}; NAME=FILE reads local rows; FILE.jsonl: own prompts. "
-        f"Otherwise {', '.join(USUAL)}; with --data all that is there.",
+        help=f"{', '.join(TASKS)}; NAME=FILE reads a task from a local file; FILE.jsonl: your own prompts. "
+        f"Default: {', '.join(DEFAULT_TASKS)}; with --data all tasks in the folder.",
         autocompletion=completion.among(TASKS),
-        rich_help_panel=DRAFTS,
+        rich_help_panel=PANEL,
     ),
 ]
 Temperature = Annotated[
-    list[str] | None, typer.Option(help="0 is greedy; otherwise 0,0.6; with --data all.", rich_help_panel=DRAFTS)
+    list[str] | None,
+    typer.Option(help="Temperatures; 0 is greedy. Default: 0,0.6; with --data all of them.", rich_help_panel=PANEL),
 ]
 TopK = Annotated[
-    int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 is all.", rich_help_panel=DRAFTS)
+    int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 disables this.", rich_help_panel=PANEL)
 ]
-TopP = Annotated[float, typer.Option(help="Sample from the smallest set with this mass.", rich_help_panel=DRAFTS)]
-Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-16 or 2,4,8.", rich_help_panel=DRAFTS)]
+TopP = Annotated[
+    float, typer.Option(help="Sample from the smallest set of tokens with this probability.", rich_help_panel=PANEL)
+]
+Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-16 or 2,4,8.", rich_help_panel=PANEL)]
 Prompts = Annotated[
-    int | None, typer.Option(min=1, help="Prompts of a task; otherwise its own number.", rich_help_panel=DRAFTS)
+    int | None, typer.Option(min=1, help="Prompts per task. Default: the task's own number.", rich_help_panel=PANEL)
 ]
-CompletionTokens = Annotated[
-    int | None, typer.Option(min=1, help="Longest completion; otherwise the task's own.", rich_help_panel=DRAFTS)
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum length of a completion. Default: the task's own.", rich_help_panel=PANEL),
 ]
 Compare = Annotated[
-    str | None, typer.Option(help="Another draft, measured on the same completions.", rich_help_panel=DRAFTS)
+    str | None, typer.Option(help="Another draft, measured on the same completions.", rich_help_panel=PANEL)
 ]
-Verifier = Annotated[
+Verify = Annotated[
     bool,
     typer.Option(
-        "--verify", help="Run real speculative decoding too; exit code 1 if it differs.", rich_help_panel=DRAFTS
+        "--verify", help="Also run real speculative decoding. Exit code 1 if it disagrees.", rich_help_panel=PANEL
     ),
 ]
 VerifyPrompts = Annotated[
-    int, typer.Option(min=1, help="Prompts of a task for the verification.", rich_help_panel=DRAFTS)
+    int, typer.Option(min=1, help="Prompts per task for the verification.", rich_help_panel=PANEL)
 ]
-VerifyGamma = Annotated[int, typer.Option(min=1, help="Block length of the verification.", rich_help_panel=DRAFTS)]
+VerifyGamma = Annotated[int, typer.Option(min=1, help="Block length of the verification.", rich_help_panel=PANEL)]
 Keep = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for what the target writes; otherwise ~/.cache/fastdraft/completions/TARGET'S DIGEST.",
-        rich_help_panel=DRAFTS,
+        help="Folder for the target's completions. Default: ~/.cache/fastdraft/completions/DIGEST_OF_TARGET.",
+        rich_help_panel=PANEL,
     ),
 ]
 Precision = Annotated[
     str,
     typer.Option(
-        help="What the target computes in: fp32, bf16, or `auto`: the faster one on the device.",
-        rich_help_panel=DRAFTS,
+        help="Precision in which the target computes: fp32, bf16, or `auto`: the faster one on the device.",
+        rich_help_panel=PANEL,
         autocompletion=completion.among(PRECISIONS),
     ),
 ]
-BatchPrompts = Annotated[int, typer.Option(min=1, help="Prompts answered at once.", rich_help_panel=DRAFTS)]
-Resamples = Annotated[int, typer.Option(min=1, help="Resamples behind an interval.", rich_help_panel=DRAFTS)]
-Seed = Annotated[int, typer.Option(min=0, help="Of samples and resamples.", rich_help_panel=DRAFTS)]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that the target answers at once.", rich_help_panel=PANEL)]
+Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples of an interval.", rich_help_panel=PANEL)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling and of resampling.", rich_help_panel=PANEL)]
 Device = Annotated[
     str,
-    typer.Option(
-        help="cpu, cuda, xpu, hpu, or `auto`.", rich_help_panel=DRAFTS, autocompletion=completion.among(KINDS)
-    ),
+    typer.Option(help="cpu, cuda, xpu, hpu, or `auto`.", rich_help_panel=PANEL, autocompletion=completion.among(KINDS)),
 ]
 
 
@@ -111,104 +111,93 @@ def evaluate(
     top_p: TopP = 1.0,
     gammas: Gammas = "1-16",
     prompts: Prompts = None,
-    max_new_tokens: CompletionTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     compare: Compare = None,
-    verify: Verifier = False,
+    verify: Verify = False,
     verify_prompts: VerifyPrompts = 16,
     verify_gamma: VerifyGamma = 4,
     keep: Keep = None,
-    batch_size: BatchPrompts = 64,
+    batch_size: BatchSize = 64,
     precision: Precision = "auto",
     resamples: Resamples = 1000,
     seed: Seed = 7,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    if _is_recipe(subject):
-        _refuse(context, f"{subject} is a recipe", set(context.params) - OF_RECIPES - OF_BOTH)
+    """Measure drafts. With a RECIPE: run only its stage `evaluate`. The stages that it needs must be done.
+    With a DRAFT (a folder or hub id): measure it on any tasks. The target's completions are kept for other drafts.
+    """
+    if Path(subject).suffix in (".yaml", ".yml") and not Path(subject).is_dir():
+        _refuse(context, set(context.params) - OF_RECIPES - OF_BOTH, subject, "a recipe", "a draft")
         stage_command("evaluate")(Path(subject), overrides, folder, as_json)
         return
-    _refuse(context, f"{subject} is a draft", OF_RECIPES)
+    _refuse(context, OF_RECIPES, subject, "a draft", "a recipe")
     _check(context, data, compare, subject, top_p, precision)
-    from fastdraft.evaluate.inputs import EvaluateOptions
+    from fastdraft.evaluate import score
+    from fastdraft.evaluate.inputs import EvaluateOptions, open_inputs
+    from fastdraft.report import terminal_run, terminal_scores
+    from fastdraft.system.torch_device import usable_device
 
     options = EvaluateOptions(
         draft=subject,
         device=usable_device(device),
-        gammas=block_lengths(gammas),
-        tasks=tuple(tasks or (() if data else USUAL)),
-        sampling_settings=sampling_of_options(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
+        gammas=parse_gammas(gammas),
+        tasks=tuple(tasks or (() if data else DEFAULT_TASKS)),
+        sampling_settings=parse_temperatures(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
         target=target,
         data=data,
         keep=keep,
-        other=compare,
+        compare=compare,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         resamples=resamples,
         seed=seed,
         batch_size=batch_size,
-        precision=cast("Asked", precision),  # `_check` has seen that it is one
+        precision=cast("PrecisionChoice", precision),  # checked by `_check`
     )
-    _measure(options, (verify_prompts, verify_gamma) if verify else None, as_json)
-
-
-def _measure(options: EvaluateOptions, verified_by: tuple[int, int] | None, as_json: bool) -> None:
-    """Score the drafts and print it; then, where its prompts and gamma are given, the verification's word."""
-    from fastdraft.evaluate.inputs import material
-    from fastdraft.evaluate.score import score, verify
-    from fastdraft.report import terminal_run, terminal_scores
-
-    given = material(options)
-    found = score(options, given)
+    inputs = open_inputs(options)
+    scores = score.score(options, inputs)
     if not as_json:
-        screen.print(terminal_scores.scores(found))  # before the verification's word, which may be an error
-    verified = verify(options, given, *verified_by) if verified_by else {}
+        screen.print(terminal_scores.scores(scores))  # before the verification, which may raise
+    verified = score.verify(options, inputs, verify_prompts, verify_gamma) if verify else {}
     if as_json:
-        verdicts = {
-            task: [verdict.model_dump(mode="json") for verdict in of_task] for task, of_task in verified.items()
-        }
-        print(json.dumps(found.model_dump(mode="json") | {"verified": verdicts}, indent=2, ensure_ascii=False))
+        results = {task: [result.model_dump(mode="json") for result in each] for task, each in verified.items()}
+        print(json.dumps(scores.model_dump(mode="json") | {"verified": results}, indent=2, ensure_ascii=False))
     elif verified:
         screen.print(terminal_run.verified(verified))
 
 
-def _is_recipe(subject: str) -> bool:
-    return Path(subject).suffix in (".yaml", ".yml") and not Path(subject).is_dir()
-
-
 def _given(context: typer.Context) -> set[str]:
-    """The parameters that stand on the command line."""
+    """Names of the parameters that the command line sets."""
     sources: dict[str, Any] = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _refuse(context: typer.Context, what: str, foreign: set[str]) -> None:
-    """RecipeError where an option of the other kind of evaluation is given."""
-    wrong = sorted(_given(context) & foreign)
+def _refuse(context: typer.Context, refused: set[str], subject: str, kind: str, other_kind: str) -> None:
+    """RecipeError if an option is given that `other_kind` of subject takes and this `kind` does not."""
+    wrong = sorted(_given(context) & refused)
     if wrong:
-        named = ["KEY=VALUE" if name == "overrides" else f"--{name.replace('_', '-')}" for name in wrong]
-        other = "a draft" if "recipe" in what else "a recipe"
+        options = ", ".join("KEY=VALUE" if name == "overrides" else f"--{name.replace('_', '-')}" for name in wrong)
         raise RecipeError(
-            f"{what}, and {', '.join(named)} {'are' if len(named) > 1 else 'is'} for {other}\n"
-            f"  do: leave {'them' if len(named) > 1 else 'it'} out, or name {other}"
+            f"{subject} is {kind}; only {other_kind} takes {options}\n  do: leave {options} out, or name {other_kind}"
         )
 
 
 def _check(
     context: typer.Context, data: Path | None, compare: str | None, subject: str, top_p: float, precision: str
 ) -> None:
+    """RecipeError for values that exclude each other or are out of range."""
     if data is not None:
-        given = _given(context) & {"keep", "prompts", "max_new_tokens", "batch_size", "precision"}
-        if given:
+        if unused := _given(context) & OF_GENERATION:
             raise RecipeError(
-                f"--data {data} holds completions that are written already, and --{min(given).replace('_', '-')} is "
-                f"for writing\n  do: leave one of the two out"
+                f"--data {data} scores existing completions; --{min(unused).replace('_', '-')} is for generating them\n"
+                f"  do: leave one of the two out"
             )
         if not context.params["temperature"] and _given(context) & {"top_k", "top_p"}:
-            raise RecipeError("--top-k and --top-p choose no completions by themselves\n  do: add --temperature")
+            raise RecipeError("--top-k and --top-p select nothing without --temperature\n  do: add --temperature")
     if compare == subject:
         raise RecipeError(f"--compare: found {compare}, the draft itself\n  do: name another draft")
     if not 0 < top_p <= 1:
-        raise RecipeError(f"--top-p: found {top_p:g}, wanted more than 0 and 1 at most\n  do: write it like 0.9")
+        raise RecipeError(f"--top-p: found {top_p:g}, wanted more than 0 and at most 1\n  do: write it like 0.9")
     if precision not in PRECISIONS:
-        raise RecipeError(f"--precision: found {precision}, wanted one of {', '.join(PRECISIONS)}\n  do: take auto")
+        raise RecipeError(f"--precision: found {precision}, wanted one of {', '.join(PRECISIONS)}\n  do: use auto")

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the terminal that results are printed on."""
+"""Arguments and options shared by several commands, their parsers, and the console that prints results."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from fastdraft.system.errors import RecipeError
 if TYPE_CHECKING:
     from fastdraft.synthesize.completions import SamplingParams
 
-# Drafted tokens of a block.
-LONGEST_BLOCK = 64
+MAX_GAMMA = 64
 
 screen = Console(width=None if sys.stdout.isatty() else 150)
 
 RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.", autocompletion=completion.recipes)
+    Path, typer.Argument(metavar="RECIPE", help="YAML file of a recipe.", autocompletion=completion.recipes)
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe, dotted.", autocompletion=completion.overrides),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys with dots.", autocompletion=completion.overrides),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def block_lengths(text: str) -> tuple[int, ...]:
-    """`1-16`, `4`, `1,2,8`, in order, each once; RecipeError where one is none, or beyond what an engine drafts."""
-    found: set[int] = set()
+def parse_gammas(text: str) -> tuple[int, ...]:
+    """Block lengths written like `1-16`, `4` or `1,2,8`, sorted, without duplicates; RecipeError if one is invalid."""
+    gammas: set[int] = set()
     for piece in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
-        low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
-        if not 1 <= low <= high <= LONGEST_BLOCK:
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= low <= high <= MAX_GAMMA:
             raise RecipeError(
-                f"--gammas: found {text}, wanted block lengths from 1 to {LONGEST_BLOCK}\n  do: say 1-16 or 2,4"
+                f"--gammas: found {text}, wanted block lengths from 1 to {MAX_GAMMA}\n  do: write it like 1-16 or 2,4"
             )
-        found.update(range(low, high + 1))
-    return tuple(sorted(found))
+        gammas.update(range(low, high + 1))
+    return tuple(sorted(gammas))
 
 
-def sampling_of_options(given: list[str], top_k: int = 0, top_p: float = 1.0) -> tuple[SamplingParams, ...]:
-    """Temperatures like `0,0.6`, each once."""
+def parse_temperatures(arguments: list[str], top_k: int = 0, top_p: float = 1.0) -> tuple[SamplingParams, ...]:
+    """Sampling parameters of temperatures written like `0,0.6`, without duplicates; RecipeError if one is invalid."""
     from fastdraft.synthesize.completions import SamplingParams
 
-    found = []
-    for piece in (piece for argument in given for piece in argument.split(",")):
-        number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*", piece)
-        if not number:
+    settings = []
+    for piece in ",".join(arguments).split(",") if arguments else []:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*", piece)
+        if not match:
             raise RecipeError(f"--temperature: found {piece}, wanted 0 or more\n  do: write it like 0,0.6")
-        found.append(SamplingParams(float(number[1]), top_k, top_p) if float(number[1]) else SamplingParams(0.0))
-    return tuple(dict.fromkeys(found))
+        temperature = float(match[1])
+        settings.append(SamplingParams(temperature, top_k, top_p) if temperature else SamplingParams(0.0))
+    return tuple(dict.fromkeys(settings))

@@ -1,4 +1,4 @@
-"""`plan`: which draft to make for a target, what it will cost, whether it will pay here; before any training."""
+"""`fastdraft plan`: which draft to train for a target, what it will cost and whether it will pay."""
 
 from __future__ import annotations
 
@@ -15,42 +15,46 @@ from fastdraft.system.errors import RecipeError
 if TYPE_CHECKING:
     from fastdraft.planning.devices import Device
 
-PLACES = completion.among(["cpu", *DEVICES])
-Named = Annotated[
+UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
+DEVICE_NAMES = completion.among(["cpu", *DEVICES])
+
+Target = Annotated[
     str,
     typer.Argument(metavar="TARGET", help="Hub id, folder, config.json, or `demo`.", autocompletion=completion.models),
 ]
-Budget = Annotated[
-    str | None, typer.Option(help="Budget of the draft, like 50M; otherwise 1/50 to 1/75 of the target.")
-]
-Where = Annotated[
+Params = Annotated[str | None, typer.Option(help="Size of the draft, like 50M. Default: 1/60 of the target.")]
+DeviceName = Annotated[
     str,
-    typer.Option(help=f"Where the pair runs: cpu (measured here), {', '.join(DEVICES)}.", autocompletion=PLACES),
+    typer.Option(
+        help=f"Device that runs the pair: cpu (this machine, measured), {', '.join(DEVICES)}.",
+        autocompletion=DEVICE_NAMES,
+    ),
 ]
 Weights = Annotated[
     str,
     typer.Option(help=f"Precision of both models' weights: {', '.join(BITS)}.", autocompletion=completion.among(BITS)),
 ]
-Costed = Annotated[
+RecipeFile = Annotated[
     Path | None,
-    typer.Option(help="Recipe whose stages are costed; otherwise the paper's.", autocompletion=completion.recipes),
+    typer.Option(
+        help="Recipe whose stages are costed. Default: the recipe of the paper.", autocompletion=completion.recipes
+    ),
 ]
-Trained = Annotated[
-    str | None, typer.Option(help="Where the draft is trained; otherwise --device.", autocompletion=PLACES)
+TrainDevice = Annotated[
+    str | None, typer.Option(help="Device that trains the draft. Default: --device.", autocompletion=DEVICE_NAMES)
 ]
-UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
 def plan(
-    target: Named,
-    params: Budget = None,
-    device: Where = "cpu",
+    target: Target,
+    params: Params = None,
+    device: DeviceName = "cpu",
     weights: Weights = "int8",
-    recipe: Costed = None,
-    train_device: Trained = None,
+    recipe: RecipeFile = None,
+    train_device: TrainDevice = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which draft a target should have, what it will cost, and whether it will pay; nothing is trained."""
+    """Print which draft a target should have, what it will cost, and whether it will pay. Nothing is trained."""
     from fastdraft.config import TargetPart
     from fastdraft.config.resolve import resolve
     from fastdraft.planning.plan import Setting, make_plan
@@ -58,19 +62,19 @@ def plan(
 
     if weights not in BITS:
         raise RecipeError(f"--weights: found {weights}, wanted one of {', '.join(BITS)}\n  do: choose one of them")
-    millions = None if params is None else _millions(params)
-    measured = {name: _device(name, weights) for name in {device, train_device or device}}
-    setting = Setting(measured[device], measured[train_device or device], weights)
-    chosen = resolve(recipe, []).recipe if recipe else None
-    made = make_plan(TargetPart(path=target), millions, chosen, setting)
+    params_millions = None if params is None else _params_millions(params)
+    devices = {name: _device(name, weights) for name in {device, train_device or device}}
+    setting = Setting(devices[device], devices[train_device or device], weights)
+    resolved = resolve(recipe, []).recipe if recipe else None
+    result = make_plan(TargetPart(path=target), params_millions, resolved, setting)
     if as_json:
-        print(made.model_dump_json(indent=2))
+        print(result.model_dump_json(indent=2))
     else:
-        screen.print(terminal_plan.plan(made))
+        screen.print(terminal_plan.plan(result))
 
 
-def _millions(params: str) -> float:
-    """Millions of parameters out of `50M`, `0.1B`, `640k`."""
+def _params_millions(params: str) -> float:
+    """Millions of parameters from text like `50M`, `0.1B`, `640k`."""
     number, unit = params[:-1], params[-1:]
     try:
         millions = float(number) * UNITS[unit] / 1e6
@@ -82,7 +86,7 @@ def _millions(params: str) -> float:
 
 
 def _device(name: str, weights: str) -> Device:
-    """The device of this name; `cpu` is measured on this machine, in seconds."""
+    """The device of this name. `cpu` is this machine, measured in a few seconds."""
     from fastdraft.planning.devices import published
     from fastdraft.planning.probe import probe_cpu
 

@@ -1,4 +1,4 @@
-"""`play`: a page, or a terminal, where a prompt is decoded plainly and with the draft, side by side."""
+"""`fastdraft play`: decode a prompt with and without the draft, side by side, in a web page or in the terminal."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Target = Annotated[
 Draft = Annotated[
     str,
     typer.Argument(
-        metavar="[DRAFT]", help="Folder of a draft, of its run, a hub id, or `demo`.", autocompletion=completion.models
+        metavar="[DRAFT]", help="Folder of a draft or its run, a hub id, or `demo`.", autocompletion=completion.models
     ),
 ]
 Engine = Annotated[
     str, typer.Option("--engine", help=f"{' or '.join(PLAYERS)}.", autocompletion=completion.among(PLAYERS))
 ]
-Device = Annotated[str | None, typer.Option(help="As the engine names it; otherwise the processor.")]
-Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Otherwise the first free one from 7860 on.")]
-Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback let the network in.")]
-InTerminal = Annotated[bool, typer.Option("--terminal", help="Here, without a page.")]
-Prompt = Annotated[str, typer.Option(help="With --terminal: what is continued.")]
-Gamma = Annotated[int, typer.Option(min=1, max=16, help="With --terminal: tokens drafted at a time.")]
+Device = Annotated[str | None, typer.Option(help="Device, in the engine's naming. Default: the CPU.")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free port from 7860 on.")]
+Host = Annotated[str, typer.Option(help="Address to listen on. Any other than loopback opens the page to the network.")]
+InTerminal = Annotated[bool, typer.Option("--terminal", help="Print to the terminal instead of serving a page.")]
+Prompt = Annotated[str, typer.Option(help="With --terminal: the text to continue.")]
+Gamma = Annotated[int, typer.Option(min=1, max=16, help="With --terminal: drafted tokens per block.")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="With --terminal: 0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0.05, max=1, help="With --terminal.")]
 Tokens = Annotated[int, typer.Option(min=1, help="With --terminal: length of the continuation.")]
@@ -52,21 +52,22 @@ def play(
     top_p: TopP = 1.0,
     tokens: Tokens = 96,
 ) -> None:
-    """Watch both decodings of a prompt: plain, and with the draft; without arguments those of the demo."""
+    """Decode a prompt with and without the draft and compare both. Without arguments: the packaged demo pair."""
     from fastdraft.play import page
-    from fastdraft.play import terminal as screened
+    from fastdraft.play import terminal as terminal_player
     from fastdraft.play.open_pair import open_pair
     from fastdraft.system.errors import PlayError
     from fastdraft.system.optional_packages import need
 
     if engine not in PLAYERS:
-        raise PlayError(f"no playground in `{engine}`\n  wanted: {' or '.join(PLAYERS)}\n  do: choose one of these")
+        raise PlayError(f"--engine: found {engine}, wanted {' or '.join(PLAYERS)}\n  do: choose one of them")
     if not terminal:
         need("gradio", page.EXTRA)
     player = open_pair(target, draft, engine, device)
     if terminal:
-        screened.show(player, page.asked_of(player, prompt, gamma, temperature, top_p, tokens), screen)
+        request = page.make_request(player, prompt, gamma, temperature, top_p, tokens)
+        terminal_player.show(player, request, screen)
         return
     if host not in (LOOPBACK, "localhost", "::1"):
-        print(f"warning: everybody who reaches {host} can use this page; it asks for no password", file=sys.stderr)
+        print(f"warning: everybody who reaches {host} can use this page; it has no password", file=sys.stderr)
     page.serve(page.Pair(player, target, draft), host, port)
