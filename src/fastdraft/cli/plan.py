@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from fastdraft.cli import completion
 from fastdraft.cli.choices import BITS, DEVICES
 from fastdraft.cli.options import AsJson, screen
 from fastdraft.system.errors import RecipeError
-
-if TYPE_CHECKING:
-    from fastdraft.planning.devices import Device
 
 UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9}
 DEVICE_NAMES = completion.among(["cpu", *DEVICES])
@@ -55,18 +52,19 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print which draft a target should have, what it will cost, and whether it will pay. Nothing is trained."""
-    from fastdraft.config import TargetPart
-    from fastdraft.config.resolve import resolve
-    from fastdraft.planning.plan import Setting, make_plan
+    import fastdraft
     from fastdraft.report import terminal_plan
 
     if weights not in BITS:
         raise RecipeError(f"--weights: found {weights}, wanted one of {', '.join(BITS)}\n  do: choose one of them")
-    params_millions = None if params is None else _params_millions(params)
-    devices = {name: _device(name, weights) for name in {device, train_device or device}}
-    setting = Setting(devices[device], devices[train_device or device], weights)
-    resolved = resolve(recipe, []).recipe if recipe else None
-    result = make_plan(TargetPart(path=target), params_millions, resolved, setting)
+    result = fastdraft.plan(
+        target,
+        params_millions=None if params is None else _params_millions(params),
+        device=device,
+        weights=weights,
+        recipe=recipe,
+        train_device=train_device,
+    )
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
@@ -83,11 +81,3 @@ def _params_millions(params: str) -> float:
     if not 0 < millions < float("inf"):
         raise RecipeError(f"--params: found {params}, wanted a number and k, M or B\n  do: write it like 50M")
     return millions
-
-
-def _device(name: str, weights: str) -> Device:
-    """The device of this name. `cpu` is this machine, measured in a few seconds."""
-    from fastdraft.planning.devices import published
-    from fastdraft.planning.probe import probe_cpu
-
-    return probe_cpu(weights=weights) if name == "cpu" else published(name)
