@@ -268,8 +268,8 @@ def test_the_chain_has_a_closed_form_for_constant_acceptance(alpha_: float, gamm
 @pytest.mark.parametrize("gamma", [1, 3, 8])
 def test_alpha_of_block_efficiency_inverts_expected_block_efficiency(gamma: int) -> None:
     for alpha_ in (0.0, 0.13, 0.5, 0.97, 1.0):
-        found = alpha_of_block_efficiency(expected_block_efficiency(alpha_, gamma), gamma)
-        assert found == pytest.approx(alpha_, abs=1e-12)
+        tau = expected_block_efficiency(alpha_, gamma)
+        assert alpha_of_block_efficiency(tau, gamma) == pytest.approx(alpha_, abs=1e-12)
     assert alpha_of_block_efficiency(0.5, gamma) == pytest.approx(0)
     assert alpha_of_block_efficiency(gamma + 1, gamma) == pytest.approx(1)
     assert alpha_of_block_efficiency(gamma + 1.001, gamma) is None

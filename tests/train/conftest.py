@@ -101,8 +101,8 @@ def small_measure() -> Validation:
         return Completion(f"{number:016x}", prompt, tokens, logp, SamplingParams(1.0))
 
     completions = {task: [completion(number) for number in range(count)] for task, count in (("a", 5), ("b", 2))}
-    mine = slice(processes.rank(), None, processes.world_size())
-    return Validation({task: of_task[mine] for task, of_task in completions.items()}, gamma=2)
+    own = slice(processes.rank(), None, processes.world_size())
+    return Validation({task: of_task[own] for task, of_task in completions.items()}, gamma=2)
 
 
 class MixtureWithCallback:

@@ -165,7 +165,7 @@ def test_block_decay_weighs_the_gradient_by_position_in_the_block(make_model, ba
         torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=2e-5)
 
 
-def test_all_terms_share_one_forward_of_the_target(make_model, batch):
+def test_all_terms_use_one_forward_of_the_target(make_model, batch):
     target, forwards = make_model(7), []
     target.model.register_forward_hook(lambda *_: forwards.append(1))
     loss_and_gradients(part(dict.fromkeys(DISTRIBUTION_OBJECTIVES, 1.0)), make_model(5), batch, target)

@@ -17,7 +17,7 @@ def test_mfu_is_flops_over_seconds_and_rate(make_phase, make_model, tmp_path, mo
     layer = 16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24 + 2 * 16
     attention = 2 * 2 * 16 * 3.5
     flops = 6 * 35 * (2 * layer + 16 + 31 * 16 + attention)
-    mfu = Meter(phase.model.config, phase.part, phase.device, phase.dtype).row(0.25)["mfu"]
+    mfu = Meter(phase.model.config, phase.part, phase.device, phase.dtype).metrics(0.25)["mfu"]
     assert mfu == pytest.approx(flops / 0.25 / 1e6)
 
 

@@ -88,7 +88,7 @@ def _cross_entropy_in_cache(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     mask_N1 = (labels_N != IGNORED)[:, None]
     label_N1 = labels_N[:, None].where(mask_N1, 0)
     scores_NV = logits_NV.float()
-    # log q(label) by way of the most likely token, which has at least probability 1/V: that of the label may underflow.
+    # log q(label) from the probability of the most likely token, at least 1/V: that of the label may underflow.
     logq_N1 = scores_NV.gather(1, label_N1) - scores_NV.amax(1, keepdim=True)
     torch.softmax(scores_NV, 1, out=scores_NV)
     logq_N1 += scores_NV.amax(1, keepdim=True).log_()

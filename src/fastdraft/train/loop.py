@@ -131,7 +131,7 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
         while progress.step < phase.total_steps:
             step_start = time.monotonic()
             row = _step(training, progress.step)
-            row |= training.meter.row(time.monotonic() - step_start)
+            row |= training.meter.metrics(time.monotonic() - step_start)
             progress = replace(
                 progress,
                 step=progress.step + 1,
@@ -141,18 +141,18 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
                 skipped=progress.skipped + ("skipped" in row),
             )
             every = part.held_out_every_tokens
-            due = progress.tokens // every > (progress.tokens - row["tokens"]) // every
-            if due or progress.step == phase.total_steps:
+            validation_due = progress.tokens // every > (progress.tokens - row["tokens"]) // every
+            if validation_due or progress.step == phase.total_steps:
                 row |= held_out_loss(training) | _validate(training)
                 if "block_efficiency" in row:
                     progress = early_stopping.after_validation(progress, row["block_efficiency"], part)
                     phase.total_steps = early_stopping.steps_with_early_stop(progress, phase.planned_steps)
             metrics.write({"step": progress.step} | row | {"tokens": progress.tokens, "seconds": progress.seconds})
             bar.advance(row["tokens"], row.get("skipped") or f"loss {row['loss_nats']:.3f}")
-            due = time.monotonic() - last_save > part.checkpoint_seconds and processes.is_main()
-            stop, due = processes.any_of(sigterm_received(), due)
+            checkpoint_due = time.monotonic() - last_save > part.checkpoint_seconds and processes.is_main()
+            stop, checkpoint_due = processes.any_of(sigterm_received(), checkpoint_due)
             last = progress.step == phase.total_steps
-            if due or stop or last or progress.best_step == progress.step:
+            if checkpoint_due or stop or last or progress.best_step == progress.step:
                 metrics.sync()
                 joules = energy.summed_over_processes(meter.joules())
                 progress = replace(progress, joules=energy.add_joules(joules_before, joules))

@@ -34,7 +34,7 @@ class Meter:
         if device.type != "cpu":  # exclude the target that generated completions for validation before training
             torch.get_device_module(device).reset_peak_memory_stats(device)
 
-    def row(self, seconds: float) -> dict[str, float]:
+    def metrics(self, seconds: float) -> dict[str, float]:
         """Metrics of a step that took `seconds`.
 
         `mfu` is relative to the rate measured in the precision of the phase (bf16 or fp32). `memory_bytes` is the peak:
