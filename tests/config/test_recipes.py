@@ -44,7 +44,7 @@ def target_of(recipe: Recipe) -> PretrainedConfig:
         return AutoConfig.for_model("gemma3", text_config={"model_type": "gemma3_text", **GEMMA_3_4B})
     folder = CONFIGS / CONFIG_FOLDERS.get(name, name)
     if not folder.is_dir():
-        pytest.skip(f"no configuration of {name} at ../shared/data/configs, beside the repository")
+        pytest.skip(f"no configuration of {name} at ../shared/data/configs, next to the repository")
     return AutoConfig.from_pretrained(folder)
 
 
@@ -156,7 +156,7 @@ def test_the_page_on_shapes_lists_every_recipe() -> None:
 @pytest.mark.parametrize(("name", "expected"), [("Llama-3.1-8B", "130M"), ("gemma-2-2b", "71M")])
 def test_the_page_on_shapes_has_the_default_budgets(name: str, expected: str) -> None:
     if not CONFIGS.is_dir():
-        pytest.skip("no published configurations at ../shared/data/configs, beside the repository")
+        pytest.skip("no published configurations at ../shared/data/configs, next to the repository")
     target = AutoConfig.from_pretrained(CONFIGS / name)
     budget = default_budget_millions(parameters(target), smallest(target).parameters)
     assert f"{budget:g}M" == expected

@@ -1,4 +1,4 @@
-"""What all parts of a recipe share, and the marks that say which keys a stage's result depends on."""
+"""The base class of all parts of a recipe, and marks for keys that do not change the result of a stage."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Mark(Enum):
-    """What a recipe key decides, as metadata of its field: `workers: Annotated[PositiveInt, Mark.NO_RESULT]`."""
+    """The effect of a recipe key, as metadata of its field: `workers: Annotated[PositiveInt, Mark.NO_RESULT]`."""
 
-    NO_RESULT = "how a stage runs, and not what it makes: another value leaves a finished stage as it is"
-    VALIDATION = "which completions a draft is measured on while it trains"
+    NO_RESULT = "changes how a stage runs, but not its result: a finished stage stays valid"
+    VALIDATION = "selects the completions for validation during training"
 
 
 class Part(BaseModel):
@@ -24,9 +24,9 @@ class Part(BaseModel):
 
     @classmethod
     def marked(cls, mark: Mark) -> set[str]:
-        """The names of the fields that have this mark."""
+        """The names of the fields with this mark."""
         return {name for name, field in cls.model_fields.items() if mark in field.metadata}
 
     def key_content(self) -> dict[str, Any]:
-        """The values that a stage's result depends on, for the key of its card."""
+        """The values on which the stage's result depends, for the key of its card."""
         return self.model_dump(mode="json", exclude=self.marked(Mark.NO_RESULT))

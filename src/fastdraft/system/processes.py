@@ -89,7 +89,7 @@ def is_main() -> bool:
 def on_rank0(work: Callable[[], Value]) -> Value:
     """Run `work` in the main process, and return its result in every process.
 
-    If it fails, the other processes raise MainProcessFailed; if it was asked to end, Stopped.
+    If it fails, the other processes raise MainProcessFailed; if it was interrupted, Stopped.
     """
     if world_size() == 1:
         return work()
