@@ -1,7 +1,7 @@
-"""Runs of the demo that differ in a few keys: each is made once, what does not depend on them is linked; tables.
+"""Runs of the demo that differ in a few recipe keys, and tables of their results.
 
-Not a script: what benchmarks/start.py, ablations.py and optimizers.py share. The first run of a seed makes the tokens,
-what the target wrote for training, and its completions of held-out prompts; the others link them.
+Used by inits.py, ablations.py and optimizers.py; not a script. The first run of a seed makes the token shards, the
+target's completions for training and its completions of held-out prompts. The other runs hard-link them.
 """
 
 from __future__ import annotations
@@ -22,61 +22,64 @@ from fastdraft.system.cards import card_key
 
 RECIPE = Path("recipes/demo.yaml")
 PHASES = ("pretrain", "continue", "align")
-SHARED = ("target", "tokenize", "pretrain", "continue", "synthesize")
-WRITTEN = ("evaluate", "measure")
+SHARED = ("target", "tokenize", "validation", "pretrain", "continue", "synthesize")
+WITH_COMPLETIONS = ("evaluate",)
 
 
 def tokens_of(phase: str, fraction: float) -> int:
-    """The tokens of a phase of the demo at a share of them."""
+    """A fraction of the training tokens of a phase of the demo."""
     recipe = resolve(RECIPE).recipe
     part = {"pretrain": recipe.pretrain, "continue": recipe.continue_, "align": recipe.align}[phase]
+    assert part is not None, "the demo has all phases"
     return round(part.train_tokens * fraction)
 
 
 def demo_at(fraction: float, seed: int, name: str) -> dict[str, Any]:
-    """The keys of the demo at a share of its tokens and prompts, without its verification."""
-    prompts = round(resolve(RECIPE).recipe.synthesize.prompts * fraction)
+    """The recipe keys of the demo with a fraction of its tokens and prompts, and without verification."""
+    part = resolve(RECIPE).recipe.synthesize
+    assert part is not None, "the demo synthesises"
+    prompts = round(part.prompts * fraction)
     keys: dict[str, Any] = {"seed": seed, "name": name, "evaluate.verify_prompts": 0, "synthesize.prompts": prompts}
     return keys | {f"{phase}.train_tokens": tokens_of(phase, fraction) for phase in PHASES}
 
 
-def made(folder: Path, first: Path, keys: Mapping[str, Any], threads: int, until: str | None = None) -> None:
-    """One run, unless its folder says that it is done; `first` is the run whose parts it may link."""
-    given = [f"{key}={value}" for key, value in keys.items()]
+def run_once(folder: Path, first: Path, keys: Mapping[str, Any], threads: int, until: str | None = None) -> None:
+    """Run the demo with these keys unless it is finished; it links what it shares with the run `first`."""
+    overrides = [f"{key}={value}" for key, value in keys.items()]
     if folder != first:
-        share_with(first, folder, keys_of(resolve(RECIPE, given).recipe))
-    command = [Path(sys.executable).with_name("fastdraft"), "run", RECIPE, *given, f"threads={threads}"]
+        link_shared(first, folder, keys_of(resolve(RECIPE, overrides).recipe))
+    command = [Path(sys.executable).with_name("fastdraft"), "run", RECIPE, *overrides, f"threads={threads}"]
     command += ["--folder", folder, "--json", *(["--until", until] if until else [])]
-    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([str(argument) for argument in command], check=True, stdout=subprocess.DEVNULL)
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
-    """The key of each stage's card."""
+    """The key of the card of each stage."""
     keys: dict[str, str] = {}
     for stage in stages_of(recipe):
         keys[stage.name] = key_of(stage, recipe, keys)
     return keys
 
 
-def share_with(first: Path, folder: Path, keys: dict[str, str]) -> None:
-    """Link what another run has made and this one would make again."""
+def link_shared(first: Path, folder: Path, keys: dict[str, str]) -> None:
+    """Hard-link the stages of `first` with the same keys, and its completions of held-out prompts."""
     for stage in SHARED:
         if stage in keys and card_key(first / stage) == keys[stage] and not (folder / stage).exists():
             shutil.copytree(first / stage, folder / stage, copy_function=os.link)
-    for place in WRITTEN:
-        written, mine = first / place / "completions", folder / place
-        if written.is_dir() and not mine.exists():
-            shutil.copytree(written, mine / "completions", copy_function=os.link)
-            if place in keys:
-                (mine / "key").write_text(keys[place])  # begun, by this very recipe: the stage goes on from there
+    for stage in WITH_COMPLETIONS:
+        completions, own = first / stage / "completions", folder / stage
+        if completions.is_dir() and not own.exists():
+            shutil.copytree(completions, own / "completions", copy_function=os.link)
+            if stage in keys:
+                (own / "key").write_text(keys[stage])  # marks the stage as begun with this recipe, so that it resumes
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean ± standard deviation."""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """A Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
     return "\n".join([f"\n{title}\n", *lines])

@@ -1,4 +1,4 @@
-"""A search: depths at one budget, each as wide as it allows, their speed-up by the formula, the best in the recipe."""
+"""`fastdraft search`: pilots of several depths and one size, their speed-up, and the best one written to the recipe."""
 
 import json
 import math
@@ -10,9 +10,9 @@ import yaml
 from fastdraft.config import DraftPart
 from fastdraft.config.resolve import resolve
 from fastdraft.maths.acceptance import speedup
+from fastdraft.models.pretrained import open_config
 from fastdraft.models.shape import derive
-from fastdraft.models.target import open_config
-from fastdraft.pipeline.pilots import Search, pairs
+from fastdraft.pipeline.pilots import Search, pilot_shapes
 from fastdraft.pipeline.step_timers import TIMERS
 from fastdraft.system.errors import ShapeError
 
@@ -21,9 +21,9 @@ BUDGET = "draft={hidden_size: 24, layers: 1}"
 SEARCH = ["--pilots", "3", "--fraction", "0.5", "--engine", "transformers"]
 
 
-def test_each_depth_is_as_wide_as_the_budget_allows():
+def test_each_depth_is_as_wide_as_the_size_allows():
     recipe = resolve(DEMO, ["draft.params_millions=1.5"]).recipe
-    found, config = pairs(recipe, 5), open_config(recipe.target)
+    found, config = pilot_shapes(recipe, 5), open_config(recipe.target)
     assert len(found) >= 5
     assert [shape.layers for shape in found] == sorted({shape.layers for shape in found})
     assert len({shape.hidden_size for shape in found}) == len(found)
@@ -34,10 +34,10 @@ def test_each_depth_is_as_wide_as_the_budget_allows():
         assert derive(config, wider).parameters > 1.5e6
 
 
-def test_a_budget_with_too_few_depths():
+def test_a_size_with_too_few_depths():
     recipe = resolve(DEMO, ["draft.params_millions=0.3"]).recipe
-    with pytest.raises(ShapeError, match=r"holds \d depths that differ in width, wanted 9\n  do: raise"):
-        pairs(recipe, 9)
+    with pytest.raises(ShapeError, match=r"\d depths .* wanted 9\n.*draft.params_millions"):
+        pilot_shapes(recipe, 9)
 
 
 @pytest.mark.slow
@@ -67,8 +67,8 @@ def test_the_fastest_pilot_goes_into_the_recipe(tiny, fastdraft):
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_where_it_was(tiny, fastdraft):
-    """The second time nothing is trained again, and the recipe is left alone where that is asked."""
+def test_a_repeated_search_trains_nothing_again(tiny, fastdraft):
+    """With --no-write the recipe stays as it is."""
     before = (tiny / "recipe.yaml").read_text()
     for _ in range(2):
         ended = fastdraft("search", "recipe.yaml", BUDGET, *SEARCH, "--no-write", "--json")
@@ -80,7 +80,7 @@ def test_a_search_goes_on_where_it_was(tiny, fastdraft):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--fraction", "0"], "--fraction: found 0, wanted more than 0"),
         (["--engine", "abacus"], "--engine: found abacus, wanted one of openvino, transformers"),
@@ -89,9 +89,9 @@ def test_a_search_goes_on_where_it_was(tiny, fastdraft):
         (["evaluate=null", "--engine", "transformers"], "a search trains and measures pilots"),
     ],
 )
-def test_what_a_search_cannot_do(tiny, fastdraft, arguments, said):
+def test_invalid_arguments_are_refused(tiny, fastdraft, arguments, message):
     ended = fastdraft("search", "recipe.yaml", *arguments)
-    assert (ended.code, said in ended.err) == (2, True), ended.err
+    assert (ended.code, message in ended.err) == (2, True), ended.err
 
 
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("openvino", marks=pytest.mark.slow)])

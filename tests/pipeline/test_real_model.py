@@ -1,4 +1,4 @@
-"""The whole pipeline on a real target: recipes/stories260k.yaml, on the stories that the target learned to write."""
+"""The whole pipeline on a real target: recipes/stories260k.yaml, on stories like those that the target was trained on."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_a_draft_for_a_real_target(stories260k, fastdraft, tmp_path):
     assert alpha["align", 1.0]["low"] > alpha["pretrain", 1.0]["high"]
     assert alpha["align", 0.0]["low"] > alpha["pretrain", 0.0]["high"]
 
-    # The verification stops the run where it disagrees; here it says that it has judged.
+    # A verification that disagrees would have stopped the run.
     greedy, sampled = made["evaluate"]["verified"]["stories"]
     assert (greedy["prompts"], greedy["temperature"], sampled["temperature"]) == (16, 0.0, 1.0)
     assert greedy["compared"] >= 14

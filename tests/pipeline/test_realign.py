@@ -1,17 +1,18 @@
-"""`fastdraft align --draft`: a finished draft on a user's own data, in one command, measured before and after."""
+"""`fastdraft align --draft`: align a finished draft on a user's own data and evaluate it before and after."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fastdraft.config import TargetPart
-from fastdraft.models.target import open_tokenizer
-from fastdraft.synthesize.user_logs import parted, read_logs, write_logs
+from fastdraft.models.pretrained import open_tokenizer
+from fastdraft.synthesize.user_logs import read_logs, split_held_out, write_logs
 from fastdraft.system.errors import CorpusError
 
-ANSWER = " river stone morning yellow"  # as the tiny tokenizer decodes it, with a space in front
+ANSWER = " river stone morning yellow"  # with a leading space, as the tiny tokenizer decodes it
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def prompts(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"{words[i % 7]} {words[i // 7 % 7]} {words[i % 5]} the {i}"} for i in range(count)]
 
 
-# Of the file.
+# Reading the data.
 
 
 def test_rows_with_and_without_answers_are_not_mixed(tiny, tokenizer):
@@ -38,8 +39,8 @@ def test_rows_with_and_without_answers_are_not_mixed(tiny, tokenizer):
     assert [row.answer for row in logs.rows] == [ANSWER] * 5
     assert logs.refused == Counter(
         {
-            "rows without a `completion`, beside rows with one": 4,
-            "rows that are not JSON in UTF-8": 1,
+            "rows without a `completion`, while others have one": 4,
+            "rows that are not JSON": 1,
             "rows without `prompt` or `messages`": 1,
         }
     )
@@ -62,29 +63,29 @@ def test_messages_may_end_in_the_answer(tiny, tokenizer):
     assert (row.prompt, row.answer) == (chat[:1], ANSWER)
 
 
-def test_no_prompt_stands_on_both_sides_and_the_sides_depend_on_the_prompts_alone(tiny, tokenizer):
+def test_the_split_depends_on_the_prompts_alone_and_shares_none(tiny, tokenizer):
     rows = [row | {"completion": f"{ANSWER} {i}"} for i, row in enumerate(prompts(31) * 3)]
     logs = read_logs(jsonl(tiny / "a.jsonl", rows), tokenizer, 97, 23)
-    train, held_out = parted(logs, 0.2)
+    train, held_out = split_held_out(logs, 0.2)
     assert not {row.prompt for row in train} & {row.prompt for row in held_out}
     assert (len(train), len(held_out)) == (3 * 25, 6)
     again = read_logs(jsonl(tiny / "b.jsonl", rows[::-1]), tokenizer, 97, 23)
-    assert {row.prompt for row in parted(again, 0.2)[1]} == {row.prompt for row in held_out}
+    assert {row.prompt for row in split_held_out(again, 0.2)[1]} == {row.prompt for row in held_out}
 
 
-def test_one_prompt_cannot_be_parted(tiny, tokenizer):
+def test_one_prompt_cannot_be_split(tiny, tokenizer):
     logs = read_logs(jsonl(tiny / "a.jsonl", prompts(1) * 3), tokenizer, 97, 23)
     with pytest.raises(CorpusError, match=r"one distinct prompt[^\0]*\n  do: give more rows"):
-        parted(logs, 0.1)
+        split_held_out(logs, 0.1)
 
 
-def test_what_is_written_reads_back(tiny, tokenizer):
+def test_written_logs_read_back(tiny, tokenizer):
     logs = read_logs(jsonl(tiny / "a.jsonl", [row | {"completion": ANSWER} for row in prompts(7)]), tokenizer, 97, 23)
     write_logs(logs.rows, tiny / "b.jsonl")
     assert read_logs(str(tiny / "b.jsonl"), tokenizer, 97, 23) == logs
 
 
-# Of the command.
+# The command.
 
 
 @pytest.mark.slow
@@ -106,22 +107,20 @@ def test_one_command_realigns_and_reports_before_and_after(finished_run, fastdra
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--draft", "d"], r"--target, --data missing, and a draft is named[^\0]*\n  do: fastdraft align --draft"),
-        ([], r"neither a recipe nor a draft is named\n  do: "),
+        (["--draft", "d"], r"missing --target, --data[^\0]*\n  do: fastdraft align --draft"),
+        ([], r"neither a recipe nor --draft[^\0]*\n  do: "),
         (["--draft", "d", "--target", "t", "--data", "x", "--held-out", "1"], r"--held-out: found 1, wanted"),
     ],
 )
-def test_what_is_missing_is_reported(tiny, fastdraft, arguments, said):
-    import re
-
+def test_what_is_missing_is_reported(fastdraft, arguments, message):
     ended = fastdraft("align", *arguments)
     assert ended.code == 2
-    assert re.search(said, ended.err)
+    assert re.search(message, ended.err)
 
 
-def test_data_that_cannot_be_used_leaves_no_folder(tiny, fastdraft):
+def test_unusable_data_leaves_no_folder(tiny, fastdraft):
     (tiny / "empty.jsonl").write_text("")
     ended = fastdraft("align", "--draft", "d", "--target", "target", "--data", "empty.jsonl", "--out", "out")
     assert ended.code == 2
@@ -129,11 +128,11 @@ def test_data_that_cannot_be_used_leaves_no_folder(tiny, fastdraft):
     assert not (tiny / "out").exists()
 
 
-def test_a_place_that_is_no_folder_is_refused(tiny, fastdraft):
+def test_a_run_folder_that_is_a_file_is_refused(tiny, fastdraft):
     jsonl(tiny / "logs.jsonl", prompts(7))
     (tiny / "out").write_text("")
-    given = ["--draft", "d", "--target", "target", "--data", "logs.jsonl", "--max-new-tokens", "13"]
-    ended = fastdraft("align", *given, "--out", "out")
+    arguments = ["--draft", "d", "--target", "target", "--data", "logs.jsonl", "--max-new-tokens", "13"]
+    ended = fastdraft("align", *arguments, "--out", "out")
     assert ended.code == 2
     assert "out cannot be a run folder: " in ended.err
     assert "do: choose another one with --out" in ended.err

@@ -1,4 +1,4 @@
-"""A phase of training goes on over the shards that it began with, or not at all."""
+"""A phase of training resumes only on the shards that it started with."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture
 def stopped(tiny, fastdraft):
-    """The files of a road that was stopped in its first phase, behind a checkpoint."""
+    """The folder of a run that was stopped in its first phase, after a checkpoint."""
     running = fastdraft.start("run", "recipe.yaml", *UNTIL)
     fastdraft.await_checkpoint("pretrain")
     os.kill(running.process.pid, signal.SIGTERM)
@@ -27,7 +27,7 @@ def stopped(tiny, fastdraft):
 
 
 @pytest.mark.slow
-def test_shards_that_changed_are_refused_and_the_old_ones_go_on(stopped, fastdraft):
+def test_changed_shards_are_refused_and_the_original_ones_resume(stopped, fastdraft):
     assert fastdraft("run", "recipe.yaml", *UNTIL, "--folder", "runs/alone").code == 0
     (shard,) = (stopped / RUN / "tokenize/text/train/shards").glob("*.ds")
     content = shard.read_bytes()
@@ -41,8 +41,8 @@ def test_shards_that_changed_are_refused_and_the_old_ones_go_on(stopped, fastdra
 
 
 @pytest.mark.slow
-def test_shards_made_anew_from_other_files_are_refused(stopped, fastdraft):
-    """The recipe is the same, and so is each stage's key."""
+def test_shards_of_other_files_are_refused(stopped, fastdraft):
+    """The recipe and the keys of the stages are the same."""
     assert fastdraft("run", "recipe.yaml", *UNTIL, "--folder", "runs/alone").code == 0
     kept, text = stopped / "kept", stopped / "text/0.txt"
     (stopped / RUN / "tokenize").rename(kept)

@@ -1,33 +1,30 @@
-"""The paper's inverted U on the user's machine: at one budget, which depth drafts fastest?
+"""Which depth drafts fastest on this machine, at one budget of parameters?
 
-Pilot drafts of several depths, each as wide as the budget allows, go through the recipe's pipeline with a share of its
-tokens.
-Their block efficiency is measured in one pass over what the target wrote, their step time and the target's in the
-engine; the two together are the wall-clock speed-up to expect (docs/maths.md, `speedup`).
+Pilot drafts of several depths, each as wide as the budget allows, are trained with a fraction of the recipe's tokens.
+Block efficiency is measured in one pass over the target's completions, the step time of pilot and target in an engine.
+Together they predict the wall-clock speed-up (docs/maths.md, `speedup`).
 FastDraft (arXiv:2411.11055), section 3: too shallow a draft predicts badly, too deep a one drafts slowly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from fastdraft.config import DraftPart, Recipe
-from fastdraft.evaluate import one_pass
 from fastdraft.maths.acceptance import speedup
-from fastdraft.models import target
+from fastdraft.models import pretrained
 from fastdraft.models.run_context import RunContext
 from fastdraft.models.shape import DraftShape, derive
 from fastdraft.pipeline import stages
-from fastdraft.pipeline.evaluate import Written, written
+from fastdraft.pipeline.evaluate import Completions, complete_tasks, score_draft
 from fastdraft.pipeline.step_timers import StepTimer
-from fastdraft.pipeline.validation import FOLDER as MEASURE
 from fastdraft.results.evaluation import TaskResult
-from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.system.errors import RecipeError, ShapeError
 from fastdraft.system.files import remove, write_json
 from fastdraft.system.manifest import Manifest
@@ -36,18 +33,19 @@ from fastdraft.system.progress import log_line
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Widths tried, coarse steps first: the finer ones only where a budget has too few of the coarse.
 WIDTH_STEPS = (64, 32, 16, 8)
-SHARED = ("target", "tokenize", "synthesize")
+SHARED = ("target", "tokenize", "validation", "synthesize")
 
 
 class Figures(BaseModel):
-    """What the parts of a search share."""
+    """Base of the results of a search."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Served(Figures):
-    """A pilot on one task and distribution: speed-up at its best gamma, with what block efficiency's interval makes of
-    it.
+    """A pilot on one task at one temperature: the speed-up at its best gamma.
+
+    `low` and `high` are the speed-ups at the ends of the interval of block efficiency.
     """
 
     task: str
@@ -61,9 +59,7 @@ class Served(Figures):
 
 
 class Pilot(Figures):
-    """A draft of one depth: `speedup` is the geometric mean over tasks and distributions, `step_seconds` of the
-    engine.
-    """
+    """A draft of one depth: its step time in the engine, and the geometric mean of the speed-up over `served`."""
 
     hidden_size: int
     layers: int
@@ -75,7 +71,7 @@ class Pilot(Figures):
 
 
 class Search(Figures):
-    """All pilots, shallowest first, and the target's seconds for a step on so many tokens."""
+    """All pilots, shallowest first, and the target's seconds for a step on a block of N tokens, by N."""
 
     kind: ClassVar[str] = "search"
     target: str
@@ -87,14 +83,14 @@ class Search(Figures):
 
     @property
     def best(self) -> Pilot:
-        """The fastest; the shallower of equals."""
+        """The fastest pilot; the shallowest of equally fast ones."""
         return max(self.pilots, key=lambda pilot: pilot.speedup)
 
 
 class Setting(NamedTuple):
-    """How a search goes: the share of the recipe's tokens, how many pilots, the engine and its clock.
+    """The fraction of the recipe's tokens, the number of pilots, the engine and its step timer.
 
-    `timed` is the folder of a model whose steps are timed in the target's place: a stand-in of the size that is meant.
+    `timed` is the folder of a model whose steps are timed instead of the target's.
     """
 
     fraction: float
@@ -105,74 +101,70 @@ class Setting(NamedTuple):
 
 
 def search(run_context: RunContext, manifest: Manifest, setting: Setting) -> Search:
-    """Train and measure the pilots; a search that was stopped goes on where it was.
+    """Train and measure the pilots. A search that was stopped is resumed.
 
-    RecipeError where the recipe has no evaluation or no phase of training; ShapeError where its budget has too few
-    depths.
+    RecipeError if the recipe has no evaluation or no phase of training; ShapeError if its budget allows too few depths.
     """
     recipe = run_context.recipe
     if recipe.evaluate is None or not run_context.drafts():
         raise RecipeError("a search trains and measures pilots: give the recipe a phase of training and `evaluate`")
-    shapes = pairs(recipe, setting.pilots)
+    shapes = pilot_shapes(recipe, setting.pilots)
     for stage in SHARED:
         if stage in [known.name for known in stages.stages_of(recipe)]:
             stages.run_stages(run_context, manifest, only=stage)
     folder = run_context.folder / "search"
     precision = run_context.target_precision(folder, recipe.evaluate.precision)
     model = run_context.open_target(precision.dtype)
-    rows = written(run_context, recipe.evaluate, model, CompletionStore(folder / "completions"))
-    drafts = [_trained(run_context, manifest, shape, setting.fraction, folder) for shape in shapes]
+    completions = complete_tasks(run_context, recipe.evaluate, model, CompletionStore(folder / "completions"))
+    drafts = [_train(run_context, manifest, shape, setting.fraction, folder) for shape in shapes]
     blocks = (1, *(gamma + 1 for gamma in recipe.evaluate.gammas))
-    timed = setting.timed or target.folder_of(recipe.target)
+    timed = setting.timed or pretrained.folder_of(recipe.target)
     seconds = {n: setting.step_seconds(timed, n) for n in sorted(set(blocks))}
-    found = Search(
+    result = Search(
         target=recipe.target.path,
         timed=str(setting.timed or recipe.target.path),
         engine=setting.engine,
         fraction=setting.fraction,
         target_seconds=seconds,
-        pilots=tuple(_measured(pilot, rows, seconds, setting) for pilot in drafts),
+        pilots=tuple(_measure(pilot, completions, seconds, setting) for pilot in drafts),
     )
-    write_json(folder / "search.json", found.model_dump(mode="json"))
-    return found
+    write_json(folder / "search.json", result.model_dump(mode="json"))
+    return result
 
 
-def pairs(recipe: Recipe, count: int) -> list[DraftShape]:
-    """Shapes of at least `count` depths, shallowest first, each as wide as the budget allows, in the coarsest step.
+def pilot_shapes(recipe: Recipe, count: int) -> list[DraftShape]:
+    """Shapes of at least `count` depths, shallowest first, each as wide as the budget allows.
 
-    The budget is the recipe's, or the size of the draft that it describes.
+    Widths are multiples of the largest of WIDTH_STEPS that gives enough depths. The budget is `draft.params_millions`,
+    or the size of the draft that the recipe describes.
     """
-    config = target.open_config(recipe.target)
+    config = pretrained.open_config(recipe.target)
     budget = recipe.draft.params_millions or derive(config, recipe.draft).parameters / 1e6
-    found: list[DraftShape] = []
+    shapes: list[DraftShape] = []
     for step in WIDTH_STEPS:
         widest = (_widest(config, recipe.draft, budget, depth, step) for depth in DEPTHS)
-        found = _distinct([shape for shape in widest if shape])
-        if len(found) >= count:
-            return found[: max(count, 5)]
+        # Several depths may have the same width; the deepest of them comes closest to the budget.
+        shapes = list({shape.hidden_size: shape for shape in widest if shape}.values())
+        if len(shapes) >= count:
+            return shapes[: max(count, 5)]
     raise ShapeError(
-        f"a budget of {budget:g}M holds {len(found)} depths that differ in width, wanted {count}\n"
+        f"a budget of {budget:g}M allows {len(shapes)} depths that differ in width, wanted {count}\n"
         f"  do: raise draft.params_millions, or lower --pilots"
     )
 
 
 def _widest(config: Any, part: DraftPart, budget: float, depth: int, step: int) -> DraftShape | None:
-    """The widest draft of this depth within the budget; None where there is none."""
-    low, high, found = 1, config.get_text_config().hidden_size // step, None
+    """The widest draft of this depth within the budget, by bisection; None if there is none."""
+    low, high, widest = 1, config.get_text_config().hidden_size // step, None
     while low <= high:
         middle = (low + high) // 2
         sizes = DraftPart(hidden_size=middle * step, layers=depth, init=part.init, context_tokens=part.context_tokens)
         shape = derive(config, sizes)
         if shape.parameters <= budget * 1e6:
-            low, found = middle + 1, shape
+            low, widest = middle + 1, shape
         else:
             high = middle - 1
-    return found
-
-
-def _distinct(shapes: Sequence[DraftShape]) -> list[DraftShape]:
-    """Of the shapes of one width the deepest, which uses the budget best."""
-    return list({shape.hidden_size: shape for shape in shapes}.values())
+    return widest
 
 
 class _Trained(NamedTuple):
@@ -180,13 +172,12 @@ class _Trained(NamedTuple):
     run_context: RunContext
 
 
-def _trained(run_context: RunContext, manifest: Manifest, shape: DraftShape, fraction: float, folder: Path) -> _Trained:
-    """A pilot at the end of the recipe's phases; what does not depend on the draft is the main run's."""
+def _train(run_context: RunContext, manifest: Manifest, shape: DraftShape, fraction: float, folder: Path) -> _Trained:
+    """Train a pilot in all phases of the recipe. Stages that do not depend on the draft are links to the main run."""
     pilot = RunContext(_pilot_recipe(run_context.recipe, shape, fraction), folder / _name(shape), run_context.device)
     log_line(f"pilot {_name(shape)}: {shape.parameters:,} parameters")
     pilot.folder.mkdir(parents=True, exist_ok=True)
-    (run_context.folder / MEASURE).mkdir(exist_ok=True)
-    for stage in (*SHARED, MEASURE):
+    for stage in SHARED:
         if (run_context.folder / stage).is_dir():
             remove(pilot.folder / stage)
             (pilot.folder / stage).symlink_to((run_context.folder / stage).resolve(), target_is_directory=True)
@@ -196,7 +187,7 @@ def _trained(run_context: RunContext, manifest: Manifest, shape: DraftShape, fra
 
 
 def _pilot_recipe(recipe: Recipe, shape: DraftShape, fraction: float) -> Recipe:
-    """The recipe for one shape and a share of the tokens of each phase."""
+    """The recipe with another shape of the draft and a fraction of the tokens of each phase."""
     sizes = {"hidden_size": shape.hidden_size, "layers": shape.layers}
     kept = recipe.draft.model_dump(include={"init", "context_tokens"})
     changed: dict[str, Any] = {"draft": DraftPart(**sizes, **kept)}
@@ -206,23 +197,14 @@ def _pilot_recipe(recipe: Recipe, shape: DraftShape, fraction: float) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
-def _measured(trained: _Trained, rows: Written, target_seconds: Mapping[int, float], setting: Setting) -> Pilot:
+def _measure(
+    trained: _Trained, completions: Completions, target_seconds: Mapping[int, float], setting: Setting
+) -> Pilot:
+    """Score a trained pilot and time its step."""
     run_context, part, last = trained.run_context, trained.run_context.recipe.evaluate, trained.run_context.drafts()[-1]
     assert part is not None, "checked before anything was trained"
     step = setting.step_seconds(run_context.folder / last / "model", 1)
-    model = run_context.open_draft(last)
-    c = trained.shape.parameters / run_context.target_card().parameters
-    results = [
-        one_pass.evaluate(
-            model,
-            of_task,
-            part.gammas,
-            one_pass.Subject(last, task, c),
-            part.bootstrap_resamples,
-            run_context.recipe.seed,
-        )
-        for (task, _), of_task in rows.items()
-    ]
+    results = score_draft(run_context, part, last, completions)
     served = tuple(_served(result, step, target_seconds) for result in results)
     return Pilot(
         hidden_size=trained.shape.hidden_size,
@@ -236,7 +218,7 @@ def _measured(trained: _Trained, rows: Written, target_seconds: Mapping[int, flo
 
 
 def _served(result: TaskResult, step: float, target_seconds: Mapping[int, float]) -> Served:
-    """One task and distribution at the gamma that is fastest there."""
+    """The speed-up on one task at one temperature, at the gamma that is fastest there."""
 
     def faster(tau: float, gamma: int) -> float:
         return speedup(tau, gamma, step, target_seconds[1], target_seconds[gamma + 1])

@@ -1,4 +1,4 @@
-"""What a stage returns, and the warning that is kept in the manifest."""
+"""The result of a stage, and the warning that is kept in the manifest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from fastdraft.system.energy import Joules
 
 
 class Note(UserWarning):
-    """Something about the draft's shape that a reader must know: shown, and kept in the manifest."""
+    """A remark on the draft or its data: printed, and kept in the manifest."""
 
 
 class StageResult(NamedTuple):
-    """An artefact: its card's own fields, the tokens that went through, and the seconds with their joules, where they
-    are not those of this call alone (a phase that was resumed). `leftovers` are removed once the card stands, and not
-    before.
+    """The fields of the stage's card and the tokens that it processed.
+
+    `seconds` and `joules` are set by a stage that was resumed: they include the calls before. `leftovers` are removed
+    after the card has been written.
     """
 
     fields: dict[str, Any]

@@ -1,7 +1,7 @@
-"""The pipeline: target -> tokenize -> pretrain -> continue -> synthesize -> align -> evaluate.
+"""The pipeline: target -> tokenize -> validation -> pretrain -> continue -> synthesize -> align -> evaluate.
 
-A stage makes one artefact in its own folder of the run and writes its card last. A card with the key of the same inputs
-means that the stage is done; a folder that another recipe filled is moved aside, never overwritten.
+Each stage writes into its own folder of the run, and its card last. A stage is done if its card has the key of its
+present inputs. The folder of a stage that was made from other inputs is moved to `stale/`, never overwritten.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ import xxhash
 
 from fastdraft import init
 from fastdraft.config import Recipe, TrainPart
+from fastdraft.config.part import Mark, Part
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.models import named_model
 from fastdraft.models.draft import DraftCard
+from fastdraft.models.pretrained import digest
 from fastdraft.models.run_context import RunContext
-from fastdraft.models.target import TargetCard, digest
+from fastdraft.models.target import TargetCard
 from fastdraft.pipeline.evaluate import make_evaluation
 from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.pipeline.synthesize import make_completions
 from fastdraft.pipeline.target import make_target
 from fastdraft.pipeline.tokenize import make_tokens
 from fastdraft.pipeline.train_phase import make_draft
+from fastdraft.pipeline.validation import ValidationCard, make_validation
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system import energy, processes
@@ -40,24 +43,14 @@ from fastdraft.system.files import claim, disk_full_explained, remove
 from fastdraft.system.manifest import Manifest
 from fastdraft.system.progress import log_line
 
-# Keys that change how a stage is made and not what it makes. `on_nonfinite` is among them so that a phase that has
-# stopped can go on from its last checkpoint with another word on such steps; one that skipped some says so.
-WITHOUT_EFFECT = {
-    *("checkpoint_seconds", "workers", "executor", "slurm"),
-    *("activation_checkpointing", "micro_batch_size", "on_nonfinite", "ray_workers", "validation_prompts", "licence"),
-}
-# Keys of `evaluate` that decide what a draft is measured on while it trains.
-MEASURED_BY = {
-    *("tasks", "prompts", "max_prompt_tokens", "max_new_tokens", "temperatures", "verify_gamma", "validation_prompts"),
-}
-
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the pipeline: what it needs, the part of the recipe that it depends on, and how it is made.
+    """One step of the pipeline: the stages it needs, the part of the recipe that it depends on, and how it is made.
 
-    `version` rises when the stage makes something else from the same inputs. Where there are several processes, all of
-    them make a `shared` stage; any other is made by the main one while the others wait.
+    `needs` are part of its key. `reads` are stages that must be done too, but another result of theirs does not change
+    what this one makes. `version` rises when the stage makes something else from the same inputs. With several
+    processes, all of them make a `shared` stage; the main one makes any other while the rest wait.
     """
 
     name: str
@@ -65,6 +58,7 @@ class Stage:
     part: Callable[[Recipe], Any]
     make: Callable[[RunContext, Path], StageResult]
     card: type[Card]
+    reads: tuple[str, ...] = ()
     version: int = 1
     shared: bool = False
 
@@ -77,10 +71,9 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 def run_stages(
     run_context: RunContext, manifest: Manifest, until: str | None = None, only: str | None = None
 ) -> dict[str, Card]:
-    """The cards of the stages passed: through the pipeline to its end or `until` a stage, or `only` one whose needs are
-    met.
+    """The cards of the stages passed: all stages of the recipe, those up to `until`, or `only` one.
 
-    RunError where `only` needs a stage that has not been run; RecipeError where the recipe has no such stage.
+    RunError if a stage that `only` needs is not done; RecipeError if the recipe has no stage of that name.
     """
     stages = stages_of(run_context.recipe)
     _check_names(stages, until, only)
@@ -116,22 +109,23 @@ def _check_names(stages: list[Stage], *names: str | None) -> None:
 
 
 def _needs(stages: list[Stage], name: str | None) -> tuple[str, ...]:
-    return next(stage.needs for stage in stages if stage.name == name)
+    return next((*stage.needs, *stage.reads) for stage in stages if stage.name == name)
 
 
-def standing(run_context: RunContext) -> dict[str, str]:
-    """Each stage of the recipe: `done`, `begun`, `of another recipe` or `not begun`."""
+def states_of(run_context: RunContext) -> dict[str, str]:
+    """The state of each stage of the recipe: `done`, `begun`, `of another recipe` or `not begun`."""
     keys: dict[str, str] = {}
-    found: dict[str, str] = {}
+    states: dict[str, str] = {}
     for stage in stages_of(run_context.recipe):
         keys[stage.name] = key_of(stage, run_context.recipe, keys)
-        claim_file = run_context.folder / stage.name / "key"
-        claimed = claim_file.read_text() if claim_file.is_file() else None
-        ours = "done" if card_key(run_context.folder / stage.name) == keys[stage.name] else "begun"
-        found[stage.name] = (
-            "not begun" if claimed is None else ours if claimed == keys[stage.name] else "of another recipe"
-        )
-    return found
+        folder = run_context.folder / stage.name
+        if not (folder / "key").is_file():
+            states[stage.name] = "not begun"
+        elif (folder / "key").read_text() != keys[stage.name]:
+            states[stage.name] = "of another recipe"
+        else:
+            states[stage.name] = "done" if card_key(folder) == keys[stage.name] else "begun"
+    return states
 
 
 def _is_done(folder: Path, key: str) -> bool:
@@ -141,8 +135,8 @@ def _is_done(folder: Path, key: str) -> bool:
 def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -> None:
     folder = run_context.folder / stage.name
     if moved := processes.on_rank0(lambda: claim(folder, key)):
-        manifest.note(f"{stage.name}: what another recipe or version left was moved to {moved}")
-        log_line(f"{stage.name}: made anew; what another recipe left is in {moved}")
+        manifest.note(f"{stage.name}: the result of another recipe or version was moved to {moved}")
+        log_line(f"{stage.name}: runs again; the result of another recipe was moved to {moved}")
     log_line(f"{stage.name} ...")
     make, started = partial(stage.make, run_context, folder), time.monotonic()
     with (
@@ -150,19 +144,18 @@ def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -
         _warnings_in_manifest(manifest),
         energy.Meter(energy.counters(run_context.device)) as meter,
     ):
-        made = make() if stage.shared else processes.on_rank0(make)
-        cost = _cost(made, time.monotonic() - started, energy.over_processes(meter.joules()))
-    card = stage.card(key=key, cost=cost, **made.fields)
-    processes.on_rank0(partial(_finish, folder, card, made.leftovers))
+        result = make() if stage.shared else processes.on_rank0(make)
+        cost = Cost(
+            seconds=time.monotonic() - started,
+            tokens=result.tokens,
+            joules=energy.summed_over_processes(meter.joules()),
+        )
+    if result.seconds is not None:  # a resumed stage counts the seconds and joules of all its calls
+        cost = Cost(seconds=result.seconds, tokens=result.tokens, joules=result.joules)
+    card = stage.card(key=key, cost=cost, **result.fields)
+    processes.on_rank0(partial(_finish, folder, card, result.leftovers))
     manifest.stage(stage.name, "made")
     log_line(f"{stage.name}: done in {cost.seconds:.1f} s")
-
-
-def _cost(made: StageResult, seconds: float, joules: energy.Joules) -> Cost:
-    """Of this call, unless what was made says that it began before."""
-    if made.seconds is not None:
-        return Cost(seconds=made.seconds, tokens=made.tokens, joules=made.joules)
-    return Cost(seconds=seconds, tokens=made.tokens, joules=joules)
 
 
 def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:
@@ -173,7 +166,7 @@ def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:
 
 @contextmanager
 def _warnings_in_manifest(manifest: Manifest) -> Iterator[None]:
-    """A warning is shown and left in the manifest, once."""
+    """Print each warning once, and keep it in the manifest."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
@@ -185,47 +178,56 @@ def _warnings_in_manifest(manifest: Manifest) -> Iterator[None]:
 
 
 def key_of(stage: Stage, recipe: Recipe, keys: Mapping[str, str]) -> str:
-    """The key of a stage's card: the hash of all that it is made of, `keys` being those of the stages before it."""
+    """The key of a stage's card: the hash of all its inputs. `keys` holds the keys of the stages before it."""
     inputs = {need: keys[need] for need in stage.needs if need in keys}
     content = json.dumps(
-        [stage.name, stage.version, VERSION, stage.part(recipe), inputs], sort_keys=True, default=_plain
+        [stage.name, stage.version, VERSION, stage.part(recipe), inputs], sort_keys=True, default=Part.key_content
     )
     return str(xxhash.xxh3_64_hexdigest(content.encode()))
 
 
-def _plain(part: Any) -> Any:
-    return part.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+def _validation(recipe: Recipe) -> tuple[Any, ...]:
+    """What the validation completions depend on; (None,) where no draft is measured while it trains."""
+    part, trains = recipe.evaluate, recipe.pretrain or recipe.continue_ or recipe.align
+    if part is None or not trains or not part.validation_prompts:
+        return (None,)
+    return (part.model_dump(mode="json", include=part.marked(Mark.VALIDATION)), recipe.seed)
 
 
 def _phase(recipe: Recipe, name: str, part: TrainPart | None) -> tuple[Any, ...]:
-    """What a phase of training depends on; the files of a donor too, where the weights start from one, and of a
-    teacher; and what is measured, where the draft or the end is chosen by that.
+    """What a phase of training depends on: its part; the files of a donor of first weights and of a teacher; and the
+    validation, where the kept draft or the end of the phase is chosen by it.
     """
     if part is None:
         return (None,)
-    donor, chosen = init.digest(recipe.draft), part.keep == "best" or part.early_stopping_patience
-    measure = recipe.evaluate.model_dump(mode="json", include=MEASURED_BY) if recipe.evaluate and chosen else None
-    teacher = [named_model.digest(part.teacher, f"{name}.teacher")] if part.teacher else None
-    return (part, recipe.draft, recipe.seed, *(each for each in (donor, measure, teacher) if each))
+    donor, validation, teacher = init.digest(recipe.draft), None, None
+    if recipe.evaluate and (part.keep == "best" or part.early_stopping_patience):
+        validation = (*_validation(recipe), recipe.evaluate.verify_gamma)
+    if part.teacher:
+        teacher = [named_model.digest(part.teacher, f"{name}.teacher")]
+    return (part, recipe.draft, recipe.seed, *(each for each in (donor, validation, teacher) if each))
 
 
 STAGES = (
     Stage("target", (), lambda r: (r.target, digest(r.target)), make_target, TargetCard),
     Stage("tokenize", ("target",), lambda r: (r.corpus or None, r.tokenize, r.seed), make_tokens, CorpusCard),
+    Stage("validation", ("target", "tokenize"), _validation, make_validation, ValidationCard),
     Stage(
         "pretrain",
         ("target", "tokenize"),
         lambda r: _phase(r, "pretrain", r.pretrain),
-        make_draft,
+        partial(make_draft, "pretrain"),
         DraftCard,
+        reads=("validation",),
         shared=True,
     ),
     Stage(
         "continue",
         ("target", "tokenize", "pretrain"),
         lambda r: _phase(r, "continue", r.continue_),
-        make_draft,
+        partial(make_draft, "continue"),
         DraftCard,
+        reads=("validation",),
         shared=True,
     ),
     Stage("synthesize", ("target", "tokenize"), lambda r: (r.synthesize, r.seed), make_completions, CompletionsCard),
@@ -233,8 +235,9 @@ STAGES = (
         "align",
         ("target", "tokenize", "pretrain", "continue", "synthesize"),
         lambda r: _phase(r, "align", r.align),
-        make_draft,
+        partial(make_draft, "align"),
         DraftCard,
+        reads=("validation",),
         shared=True,
     ),
     Stage(

@@ -1,4 +1,4 @@
-"""The seconds of a model's step in an engine, which a search compares depths by."""
+"""Seconds of a decoding step in an engine. The search over depths predicts speed from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 
 from fastdraft.bench import engine_transformers
 from fastdraft.export.openvino import export_openvino
-from fastdraft.models import openvino
-from fastdraft.models.openvino_llama import EXTRA
-from fastdraft.models.target import load
+from fastdraft.models.openvino import EXTRA, step_seconds
+from fastdraft.models.pretrained import open_model
 from fastdraft.system import precision
 from fastdraft.system.optional_packages import need
 
@@ -24,7 +23,7 @@ StepTimer = Callable[[Path, int], float]
 @contextmanager
 def _openvino() -> Iterator[StepTimer]:
     """OpenVINO GenAI, int8, on the CPU; each model is exported once."""
-    for module in ("openvino_genai", "optimum.intel"):  # missed now, and not when pilots have been trained
+    for module in ("openvino_genai", "optimum.intel"):  # reported now, not after the pilots have been trained
         need(module, EXTRA)
     exported: dict[Path, Path] = {}
     with TemporaryDirectory(prefix="fastdraft-search-") as scratch:
@@ -33,18 +32,18 @@ def _openvino() -> Iterator[StepTimer]:
             if model not in exported:
                 export_openvino(model, Path(scratch, str(len(exported))))
                 exported[model] = Path(scratch, str(len(exported)))
-            return openvino.step_seconds(exported[model], block_tokens)
+            return step_seconds(exported[model], block_tokens)
 
         yield seconds
 
 
 @contextmanager
 def _transformers() -> Iterator[StepTimer]:
-    """transformers on the first accelerator, else the CPU: the median of forwards with tokens behind them."""
+    """transformers on the first accelerator, else the CPU: the median of forwards with a filled cache."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
 
     def seconds(folder: Path, block_tokens: int) -> float:
-        model = load(folder, precision.fastest(device).dtype).to(device).eval()  # type: ignore[arg-type]
+        model = open_model(folder, device, precision.fastest(device).dtype)
         return engine_transformers.step_seconds(model, block_tokens)
 
     yield seconds

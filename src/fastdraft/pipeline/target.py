@@ -1,4 +1,4 @@
-"""`target`: the card of the target, and all that a recipe cannot do with it."""
+"""`target`: the card of the target, and a check of the recipe against it before any work."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastdraft.system.errors import TargetError
 
 
 def make_target(run_context: RunContext, _folder: Path) -> StageResult:
-    """The card of the target; what the recipe cannot do with this target is said here, before any work.
+    """The card of the target.
 
-    ShapeError where no such draft can be, TargetError and VocabularyMismatch where its weights cannot start as asked or
-    a teacher is none for this target; TargetError where a prompt and its completion exceed the target's context.
+    ShapeError if the draft cannot have the requested shape. TargetError or VocabularyMismatch if `draft.init` or a
+    teacher does not fit the target. TargetError if a prompt and its completion exceed the target's context.
     """
     recipe, fields = run_context.recipe, target.card(run_context.recipe.target)
     for phase in run_context.drafts():
@@ -27,7 +27,7 @@ def make_target(run_context: RunContext, _folder: Path) -> StageResult:
     for name, part in (("synthesize", recipe.synthesize), ("evaluate", recipe.evaluate)):
         if part is not None and part.max_prompt_tokens + part.max_new_tokens > context:
             raise TargetError(
-                f"{name}.prompt_tokens + {name}.max_new_tokens is {part.max_prompt_tokens + part.max_new_tokens}, "
+                f"{name}.max_prompt_tokens + {name}.max_new_tokens is {part.max_prompt_tokens + part.max_new_tokens}, "
                 f"the context of {recipe.target.path} holds {context} tokens\n  do: lower one of them"
             )
     return StageResult(fields)

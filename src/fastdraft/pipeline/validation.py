@@ -1,7 +1,7 @@
-"""What a draft is measured on while it trains: completions that the target wrote for this, once for all phases.
+"""`validation`: completions of the target that drafts are measured on while they train.
 
-Their prompts are windows of held-out documents, like those of `evaluate`, and never the same ones: what a draft is
-chosen by is not what it is reported on.
+Their prompts are windows of held-out documents, like those of `evaluate`, but never the same ones: a draft is not
+reported on the prompts that it was chosen by.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -18,89 +20,103 @@ from transformers import PreTrainedModel
 from fastdraft.config import EvaluatePart
 from fastdraft.data.shards import Tokens
 from fastdraft.evaluate.one_pass import acceptances
-from fastdraft.evaluate.run_prompts import evaluation_prompts
+from fastdraft.evaluate.run_recording import evaluation_prompts
 from fastdraft.maths.acceptance import chain
 from fastdraft.models.run_context import RunContext
-from fastdraft.pipeline.stage_result import Note
-from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
+from fastdraft.pipeline.stage_result import Note, StageResult
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, SamplingParams
+from fastdraft.synthesize.decoding_params import decoding_params
+from fastdraft.synthesize.engine_interface import with_keys
 from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.leaks import Leaks
-from fastdraft.synthesize.prompts import document_prompts, over_sampling
-from fastdraft.synthesize.run_decoding import decoding
-from fastdraft.synthesize.write import keyed
+from fastdraft.synthesize.prompts import assign_sampling, document_prompts
 from fastdraft.system import processes
+from fastdraft.system.cards import Card, read_card
 from fastdraft.system.errors import CorpusError
+from fastdraft.system.precision import Precision
 
-FOLDER = "measure"
-# Beside the seeds of evaluation's prompts, which are the recipe's and the task's number.
-OWN_SEED = 1000
-RUN_TOKENS = 13
+# The seed of a task's prompts: evaluation uses the task's number, validation this plus the task's number.
+SEED_OFFSET = 1000
+LEAK_TOKENS = 13
+
+
+class ValidationCard(Card):
+    """The validation completions of a run: for each task their keys in `completions/`; what the target computed in."""
+
+    kind: ClassVar[str] = "validation"
+    precision: Precision
+    tasks: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Measure:
-    """This process's portion of the completions of each task; all processes must ask at once."""
+class Validation:
+    """Measures a draft by block efficiency. Holds this process's part of the completions; all processes call it."""
 
-    rows: dict[str, list[Completion]]
+    completions: dict[str, list[Completion]]
     gamma: int
 
     def __call__(self, draft: PreTrainedModel) -> dict[str, float]:
-        """`block_efficiency_TASK` at gamma of a whole draft, in one pass, and `block_efficiency` over all tasks."""
-        sums = {task: processes.summed(*self._counts(draft, task)) for task in self.rows}
+        """`block_efficiency_TASK` of each task at `gamma`, and `block_efficiency` over all tasks, in one pass."""
+        sums = {task: processes.summed(*self._counts(draft, task)) for task in self.completions}
         tokens, forwards = (sum(column) for column in zip(*sums.values(), strict=True))
         of_task = {f"block_efficiency_{task}": tokens / forwards for task, (tokens, forwards) in sums.items()}
         return {"block_efficiency": tokens / forwards} | of_task
 
     def _counts(self, draft: PreTrainedModel, task: str) -> tuple[float, float]:
-        """Tokens, and the target forwards that they would have taken."""
-        if not self.rows[task]:
+        """Tokens, and the target forwards that speculative decoding takes for them."""
+        if not self.completions[task]:
             return 0.0, 0.0
-        counts = chain(*acceptances(draft, self.rows[task]), self.gamma)
+        counts = chain(*acceptances(draft, self.completions[task]), self.gamma)
         return float(counts.tokens_B.sum()), float(counts.forwards_B.sum())
 
 
-def open_measure(run_context: RunContext) -> Measure | None:
-    """The measure of a run, whose completions are written now if they are not there; None where the recipe has none."""
+def make_validation(run_context: RunContext, folder: Path) -> StageResult:
+    """The target's completions of each task's validation prompts, with the temperatures in turn."""
     part = run_context.recipe.evaluate
+    assert part is not None, "a stage without a part is not in the pipeline"
+    precision, how = (
+        run_context.target_precision(folder, part.precision),
+        decoding_params(run_context, part, part.batch_size),
+    )
+    requests = {}
+    for task in part.tasks:
+        prompts = list(islice(_prompts(run_context, part, task), part.validation_prompts))
+        if len(prompts) < part.validation_prompts:
+            warnings.warn(
+                f"{task}: {len(prompts)} held-out prompts for validation, wanted {part.validation_prompts}: "
+                f"evaluate.prompts takes {part.prompts}",
+                Note,
+                stacklevel=2,
+            )
+        requests[task] = list(assign_sampling(prompts, {SamplingParams(at): 1.0 for at in part.temperatures}))
+    everything = [request for of_task in requests.values() for request in of_task]
+    completions: list[Completion] = []
+    if everything:
+        model = run_context.open_target(precision.dtype)
+        completions = complete(model, everything, how, CompletionStore(folder / "completions"), "validation prompts")
+    keys = {task: tuple(row.key for row in with_keys(of_task, how)) for task, of_task in requests.items()}
+    return StageResult({"precision": precision, "tasks": keys}, sum(len(row.tokens) for row in completions))
+
+
+def open_validation(run_context: RunContext) -> Validation | None:
+    """What the drafts of a run are measured on; None where the recipe has no validation, or no document for it."""
+    part, folder = run_context.recipe.evaluate, run_context.folder / "validation"
     if part is None or not part.validation_prompts:
         return None
-    of_task = {task: list(_requests(run_context, part, task)) for task in part.tasks}
-    requests = [request for asked in of_task.values() for request in asked]
-    if not requests:
+    keys = {task: of_task for task, of_task in read_card(folder, ValidationCard).tasks.items() if of_task}
+    if not keys:
         return None
-    how, store = (
-        decoding(run_context, part, part.batch_size),
-        CompletionStore(run_context.folder / FOLDER / "completions"),
-    )
-    keys = {task: [row.key for row in keyed(asked, how)] for task, asked in of_task.items()}
-    processes.on_rank0(lambda: _write(run_context, part, requests, store))
-    mine = slice(processes.rank(), None, processes.count())
-    return Measure({task: store.read(found)[mine] for task, found in keys.items() if found}, part.verify_gamma)
-
-
-def _write(run_context: RunContext, part: EvaluatePart, requests: list[Request], store: CompletionStore) -> None:
-    """Have the store hold the completion of each request; the target is opened where one is missing."""
-    how, stored = decoding(run_context, part, part.batch_size), store.stored()
-    if any(row.key not in stored for row in keyed(requests, how)):
-        precision = run_context.target_precision(run_context.folder / FOLDER, part.precision)
-        complete(run_context.open_target(precision.dtype), requests, how, store, "prompts to measure on")
-
-
-def _requests(run_context: RunContext, part: EvaluatePart, task: str) -> Iterator[Request]:
-    """A task's prompts, the distributions in turn; a Note where the held-out side has fewer than asked."""
-    prompts = list(islice(_prompts(run_context, part, task), part.validation_prompts))
-    if len(prompts) < part.validation_prompts and processes.is_main():
-        said = f"{task}: {len(prompts)} held-out prompts to measure on while training, wanted {part.validation_prompts}"
-        warnings.warn(f"{said}: evaluate.prompts takes {part.prompts}", Note, stacklevel=2)
-    return over_sampling(prompts, {SamplingParams(temperature): 1.0 for temperature in part.temperatures})
+    store, mine = CompletionStore(folder / "completions"), slice(processes.rank(), None, processes.world_size())
+    return Validation({task: store.read(of_task)[mine] for task, of_task in keys.items()}, part.verify_gamma)
 
 
 def _prompts(run_context: RunContext, part: EvaluatePart, task: str) -> Iterator[Tokens]:
-    """Windows of a task's held-out documents that are not, nor half of them, among those of `evaluate`."""
+    """Windows of a task's held-out documents that share no run of LEAK_TOKENS tokens with the prompts of `evaluate`."""
     shards = run_context.shards(task, "held_out")
-    seed = [run_context.recipe.seed, OWN_SEED + part.tasks.index(task)]
-    taken = Leaks(evaluation_prompts(run_context, part, task), min(RUN_TOKENS, part.max_prompt_tokens))
+    generator = np.random.default_rng([run_context.recipe.seed, SEED_OFFSET + part.tasks.index(task)])
+    taken = Leaks(evaluation_prompts(run_context, part, task), min(LEAK_TOKENS, part.max_prompt_tokens))
     with suppress(CorpusError):  # all windows have been given out
-        for prompt in document_prompts(shards, shards.tokens, part.max_prompt_tokens, 1, np.random.default_rng(seed)):
+        for prompt in document_prompts(shards, shards.tokens, part.max_prompt_tokens, 1, generator):
             if prompt not in taken:
                 yield prompt

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from fastdraft import __version__
 from fastdraft.system import processes
 from fastdraft.system.errors import CardError
 from fastdraft.system.files import write_json
@@ -37,7 +36,7 @@ class Manifest:
             "recipe": recipe_digest,
             "seed": seed,
             "commit": _commit(),
-            "versions": {"fastdraft": __version__} | {name: metadata.version(name) for name in PACKAGES},
+            "versions": {name: metadata.version(name) for name in ("fastdraft", *PACKAGES)},
             "python": platform.python_version(),
             "device": device_name(device),
             "threads": torch.get_num_threads(),
