@@ -1,4 +1,4 @@
-"""What the engines are tested with."""
+"""A small target, requests, and servers of the target."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def serving() -> ModuleType:
 
 @pytest.fixture
 def serve(serving: ModuleType, target: LlamaForCausalLM) -> Iterator[Any]:
-    """Start servers of the target; they end with the test."""
+    """Start servers of the target; they stop at the end of the test."""
     started: list[Any] = []
 
     def start(**settings: Any) -> Any:
@@ -55,6 +55,6 @@ def decoding() -> DecodingParams:
 
 @pytest.fixture(scope="session")
 def requests() -> list[Request]:
-    """41 prompts under three distributions."""
+    """41 prompts with three kinds of sampling parameters."""
     sampling_settings = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
     return [Request(np.arange(2 + i % 5) * 7 % 131 + i % 3, sampling_settings[i % 3], i) for i in range(41)]

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that serves a small target through the OpenAI routes, with faults on a schedule."""
+"""An HTTP server on loopback that serves a small target through the OpenAI routes, with scheduled faults."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.generate import generate
 from fastdraft.synthesize.rescore import completion_logits
 
-# What to do with the n-th completion that is asked for: None to answer it.
+# The fault of the n-th request for a completion; None to answer it.
 Faults = Callable[[int], str | None]
 
 
 class Serving:
-    """One server; `asked` counts completions asked for, `answered` those given."""
+    """One server. `requested` counts requests for completions, `answered` the answers given."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Serving:
     ) -> None:
         self.target, self.faults, self.model, self.delay_seconds, self.eos = target, faults, model, delay_seconds, eos
         self.change, self.error = change, error
-        self.asked = self.answered = 0
+        self.requested = self.answered = 0
         self.bodies: list[dict[str, Any]] = []
         self._lock, self.places = threading.Lock(), threading.Semaphore(places)
         self._connections: list[Any] = []
@@ -53,15 +53,15 @@ class Serving:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> None:
-        """Listen; on the same port as before."""
+        """Listen, on the same port as before."""
         handler = type("Handler", (_Handler,), {"serving": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
-        self._server.daemon_threads = False  # closing waits for what still computes
+        self._server.daemon_threads = False  # closing waits for running requests
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
-        """Die: connections are cut."""
+        """Stop abruptly: connections are cut."""
         if self._server is not None:
             self._server.shutdown()
             for connection in self._connections:
@@ -71,20 +71,20 @@ class Serving:
             self._server, self._connections = None, []
 
     def die_for(self, seconds: float) -> None:
-        """Die, and come back."""
+        """Stop abruptly, and start again after some seconds."""
 
-        def gone() -> None:
+        def restart() -> None:
             self.stop()
             time.sleep(seconds)
             self.start()
 
-        threading.Thread(target=gone, daemon=True).start()
+        threading.Thread(target=restart, daemon=True).start()
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What the target writes, as vLLM says it."""
+        """The target's completion in vLLM's format."""
         sampling = SamplingParams(body["temperature"], max(body["top_k"], 0), body["top_p"])
         with self._lock:
-            row, raw_NV = _written(
+            row, raw_NV = _completion(
                 self.target, tuple(body["prompt"]), sampling, body["max_tokens"], self.eos, body["seed"]
             )
         raw = raw_NV.gather(1, torch.from_numpy(row.tokens)[:, None])[:, 0]
@@ -95,8 +95,8 @@ class Serving:
             "logprobs": {
                 "token_logprobs": raw.tolist(),
                 "top_logprobs": [
-                    _said(probs_V, int(token), body.get("logprobs", 1))
-                    for probs_V, token in zip(raw_NV, row.tokens, strict=True)
+                    _top_logprobs(logp_V, int(token), body.get("logprobs", 1))
+                    for logp_V, token in zip(raw_NV, row.tokens, strict=True)
                 ],
             },
             "finish_reason": "stop" if int(row.tokens[-1]) in self.eos else "length",
@@ -105,7 +105,7 @@ class Serving:
 
 
 @cache
-def _written(
+def _completion(
     target: LlamaForCausalLM,
     prompt: tuple[int, ...],
     sampling: SamplingParams,
@@ -113,7 +113,7 @@ def _written(
     eos: frozenset[int],
     seed: int,
 ) -> tuple[Completion, torch.Tensor]:
-    """A completion and the raw log-probabilities of its places; computed once, as fifty tests ask for the same 41."""
+    """A completion and the raw log-probabilities of its positions; cached, as fifty tests request the same 41."""
     ids, coins = np.array(prompt, np.int64), torch.from_numpy(np.random.default_rng(seed).random((1, tokens)))
     (written,) = generate(target, [ids], sampling, tokens, eos, coins)
     row = Completion("0", ids, written.tokens, written.logp, sampling)
@@ -121,10 +121,10 @@ def _written(
     return row, logits_NV.log_softmax(-1)
 
 
-def _said(probs_V: torch.Tensor, token: int, likeliest: int) -> dict[str, float]:
-    """The sampled token, and behind it the most likely ones, the last first: one more where it is none of them."""
-    best = probs_V.topk(likeliest).indices.flip(0).tolist()
-    return {f"token_id:{i}": float(probs_V[i]) for i in [token, *best]}
+def _top_logprobs(logp_V: torch.Tensor, token: int, k: int) -> dict[str, float]:
+    """The sampled token, then the k most likely ones in reversed order; k + 1 tokens if it is not among them."""
+    best = logp_V.topk(k).indices.flip(0).tolist()
+    return {f"token_id:{i}": float(logp_V[i]) for i in [token, *best]}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -136,22 +136,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.serving._connections.append(self.connection)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def handle(self) -> None:
         try:
             super().handle()
-        except (OSError, ValueError):  # the connection was cut by us, or by the client
+        except (OSError, ValueError):  # the connection was cut, by this server or by the client
             self.close_connection = True
 
     def do_GET(self) -> None:
-        self._say(200, {"data": [{"id": self.serving.model}]})
+        self._send_json(200, {"data": [{"id": self.serving.model}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.serving._lock:
-            number = self.serving.asked
-            self.serving.asked += 1
+            number = self.serving.requested
+            self.serving.requested += 1
             self.serving.bodies.append(body)
         with self.serving.places:
             time.sleep(self.serving.delay_seconds)
@@ -166,14 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "silence":
             time.sleep(4)
         elif fault is not None and fault.isdecimal():
-            self._say(int(fault), {"error": self.serving.error}, {"Retry-After": "0"} if fault == "429" else {})
+            self._send_json(int(fault), {"error": self.serving.error}, {"Retry-After": "0"} if fault == "429" else {})
         elif fault == "garbage":
             self._send(200, b"<html>", {})
         else:
-            self._say(200, self.serving.change(self.serving.answer(body)))
+            self._send_json(200, self.serving.change(self.serving.answer(body)))
             self.serving.answered += 1
 
-    def _say(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+    def _send_json(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         self._send(status, json.dumps(content).encode(), headers or {})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:

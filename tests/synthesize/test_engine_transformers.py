@@ -1,4 +1,4 @@
-"""The target's completions: their distribution, their recorded log-probabilities, their independence of the batch.
+"""The engine `transformers`: distribution, recorded log-probabilities, independence of the batch, resuming.
 
 Dimensions: B rows, N tokens, V vocabulary.
 """
@@ -23,7 +23,7 @@ from fastdraft.system.errors import TargetError
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2)]
 SAMPLING_SETTINGS = [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)]
-NO_END: frozenset[int] = frozenset()
+NO_EOS: frozenset[int] = frozenset()
 
 
 @pytest.fixture(scope="module")
@@ -46,34 +46,36 @@ def recomputed(target: LlamaForCausalLM, prompt: np.ndarray, written: Generated,
 
 
 @pytest.mark.parametrize("sampling", SAMPLING_SETTINGS)
-def test_a_row_is_the_same_alone_and_padded_among_others(target: LlamaForCausalLM, sampling: SamplingParams) -> None:
+def test_a_row_is_the_same_alone_and_in_a_batch(target: LlamaForCausalLM, sampling: SamplingParams) -> None:
     coins_BN = coins(5, 13)
-    together = generate(target, PROMPTS, sampling, 13, NO_END, coins_BN)
+    together = generate(target, PROMPTS, sampling, 13, NO_EOS, coins_BN)
     for i, prompt in enumerate(PROMPTS):
-        (alone,) = generate(target, [prompt], sampling, 13, NO_END, coins_BN[i : i + 1])
+        (alone,) = generate(target, [prompt], sampling, 13, NO_EOS, coins_BN[i : i + 1])
         np.testing.assert_array_equal(alone.tokens, together[i].tokens)
         np.testing.assert_allclose(alone.logp, together[i].logp, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampling", SAMPLING_SETTINGS)
-def test_the_recorded_log_probability_is_that_of_one_whole_forward(
+def test_recorded_log_probabilities_equal_those_of_one_forward(
     target: LlamaForCausalLM, sampling: SamplingParams
 ) -> None:
-    for prompt, written in zip(PROMPTS, generate(target, PROMPTS, sampling, 13, NO_END, coins(5, 13)), strict=True):
+    for prompt, written in zip(PROMPTS, generate(target, PROMPTS, sampling, 13, NO_EOS, coins(5, 13)), strict=True):
         assert written.logp.dtype == np.float32
         assert len(written.tokens) == 13
         expected_N = recomputed(target, prompt, written, sampling)
         np.testing.assert_allclose(written.logp, expected_N.numpy(), atol=1e-4)
 
 
-def test_a_row_ends_with_its_first_end_of_text(target: LlamaForCausalLM) -> None:
-    whole = generate(target, PROMPTS, SamplingParams(1.0), 13, NO_END, coins(5, 13))
+def test_a_row_ends_with_the_first_end_of_text(target: LlamaForCausalLM) -> None:
+    whole = generate(target, PROMPTS, SamplingParams(1.0), 13, NO_EOS, coins(5, 13))
     eos = frozenset({int(whole[0].tokens[4]), int(whole[1].tokens[9])})
     for full, ended in zip(whole, generate(target, PROMPTS, SamplingParams(1.0), 13, eos, coins(5, 13)), strict=True):
         ends = [i + 1 for i, token in enumerate(full.tokens.tolist()) if token in eos]
         assert len(ended.tokens) == min([*ends, 13])
         np.testing.assert_array_equal(ended.tokens, full.tokens[: len(ended.tokens)])
-        np.testing.assert_allclose(ended.logp, full.logp[: len(ended.tokens)], atol=1e-5)  # fewer rows, other kernels
+        np.testing.assert_allclose(
+            ended.logp, full.logp[: len(ended.tokens)], atol=1e-5
+        )  # with fewer rows other kernels run
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(0.7), SamplingParams(1.0, 5), SamplingParams(1.0, 0, 0.8)])
@@ -81,27 +83,27 @@ def test_sampled_tokens_follow_the_distribution(
     tiny_llama: Callable[..., LlamaForCausalLM], sampling: SamplingParams
 ) -> None:
     target, rows = tiny_llama(11, vocabulary=7), 3000
-    written = generate(target, [np.array([2, 3])] * rows, sampling, 1, NO_END, coins(rows, 1))
+    written = generate(target, [np.array([2, 3])] * rows, sampling, 1, NO_EOS, coins(rows, 1))
     with torch.no_grad():
         p_V = warp(target(torch.tensor([[2, 3]])).logits[0, -1], *sampling).exp().double().numpy()
     counts_V = np.bincount([int(row.tokens[0]) for row in written], minlength=7)
     assert counts_V[p_V == 0].sum() == 0
     kept = p_V > 0
     chi_square = float(((counts_V - rows * p_V)[kept] ** 2 / (rows * p_V[kept])).sum())
-    assert chi_square < 22.5  # exceeded once in 1000 times with 6 degrees of freedom
+    assert chi_square < 22.5  # p = 0.001 with 6 degrees of freedom
 
 
-def test_a_text_longer_than_the_context_is_refused(target: LlamaForCausalLM) -> None:
-    generate(target, PROMPTS[:1], SamplingParams(0), 94, NO_END, coins(1, 94))
-    with pytest.raises(TargetError, match=r"take 98 tokens, the target's context holds 97\n  do: lower"):
-        generate(target, PROMPTS[:1], SamplingParams(0), 95, NO_END, coins(1, 95))
+def test_a_text_longer_than_the_context_is_an_error(target: LlamaForCausalLM) -> None:
+    generate(target, PROMPTS[:1], SamplingParams(0), 94, NO_EOS, coins(1, 94))
+    with pytest.raises(TargetError, match=r"98 tokens, .* 97\n  do: "):
+        generate(target, PROMPTS[:1], SamplingParams(0), 95, NO_EOS, coins(1, 95))
 
 
-def test_logits_that_are_no_numbers_stop(tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
+def test_nan_logits_are_an_error(tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
     broken = tiny_llama(7)
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     with pytest.raises(TargetError, match="logits are NaN"):
-        generate(broken, PROMPTS, SamplingParams(0), 3, NO_END, coins(5, 3))
+        generate(broken, PROMPTS, SamplingParams(0), 3, NO_EOS, coins(5, 3))
 
 
 # --- complete: requests, batches, the store
@@ -126,11 +128,11 @@ def same(left: Sequence[Completion], right: Sequence[Completion]) -> bool:
 
 
 class Killed(Exception):
-    """What a kill looks like from inside."""
+    """Stands in for a kill of the process."""
 
 
 class DyingStore(CompletionStore):
-    """A store whose process ends before its third shard."""
+    """A store whose process is killed at the third shard."""
 
     def write(self, completions: Sequence[Completion]) -> None:
         if len(list(self.folder.glob("*.parquet"))) == 2:
@@ -138,26 +140,26 @@ class DyingStore(CompletionStore):
         super().write(completions)
 
 
-def test_each_request_is_answered_in_its_place(target: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_completions_come_in_the_order_of_requests(target: LlamaForCausalLM, tmp_path: Path) -> None:
     completions = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path), "test")
     assert [(row.sampling, row.index) for row in completions] == [(r.sampling, r.index) for r in REQUESTS]
     for row, request in zip(completions, REQUESTS, strict=True):
         np.testing.assert_array_equal(row.prompt, request.prompt)
     texts = Counter(tuple(row.tokens.tolist()) for row in completions if row.sampling == SamplingParams(1.0))
-    assert max(texts.values()) == 1, "two samples of one prompt have coins of their own"
+    assert max(texts.values()) == 1, "samples of one prompt have different random numbers"
 
 
-def test_a_killed_run_goes_on_to_the_same_rows(target: LlamaForCausalLM, tmp_path: Path) -> None:
-    straight = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "straight"), "test")
+def test_a_killed_run_resumes_to_the_same_rows(target: LlamaForCausalLM, tmp_path: Path) -> None:
+    undisturbed = complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "undisturbed"), "test")
     with pytest.raises(Killed):
         complete(target, REQUESTS, DECODING, DyingStore(tmp_path / "killed"), "test")
     assert len(CompletionStore(tmp_path / "killed").stored_keys()) == 24, (
-        "a shard of 12 rows, of each of the sampled distributions"
+        "one shard of 12 rows for each of the sampled distributions"
     )
-    assert same(complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "killed"), "test"), straight)
+    assert same(complete(target, REQUESTS, DECODING, CompletionStore(tmp_path / "killed"), "test"), undisturbed)
 
 
-def test_the_batch_size_does_not_decide_what_is_written(target: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_completions_do_not_depend_on_the_batch_size(target: LlamaForCausalLM, tmp_path: Path) -> None:
     few = complete(target, REQUESTS, DECODING._replace(batch_size=2), CompletionStore(tmp_path / "few"), "test")
     many = complete(target, REQUESTS, DECODING._replace(batch_size=64), CompletionStore(tmp_path / "many"), "test")
     for left, right in zip(few, many, strict=True):
@@ -166,24 +168,24 @@ def test_the_batch_size_does_not_decide_what_is_written(target: LlamaForCausalLM
         np.testing.assert_allclose(left.logp, right.logp, atol=1e-4)
 
 
-def test_what_is_stored_is_not_written_again(
+def test_stored_completions_are_not_generated_again(
     target: LlamaForCausalLM, tiny_llama: Callable[..., LlamaForCausalLM], tmp_path: Path
 ) -> None:
     store = CompletionStore(tmp_path)
     first = complete(target, REQUESTS, DECODING, store, "test")
     shards = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert same(complete(tiny_llama(8), REQUESTS, DECODING, store, "test"), first), "no other target is asked"
+    assert same(complete(tiny_llama(8), REQUESTS, DECODING, store, "test"), first), "the second target is not used"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == shards
 
 
-def test_two_equal_requests_are_refused(target: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_two_equal_requests_are_an_error(target: LlamaForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two requests have one key"):
         complete(target, [REQUESTS[0], REQUESTS[0]], DECODING, CompletionStore(tmp_path), "test")
 
 
-def test_a_target_that_reports_nothing_is_refused(target: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_target_that_writes_only_end_of_text_is_an_error(target: LlamaForCausalLM, tmp_path: Path) -> None:
     store, everything = CompletionStore(tmp_path), frozenset(range(131))
-    with pytest.raises(TargetError, match=r"first 12 prompts with the end-of-text token alone\n  do: check"):
+    with pytest.raises(TargetError, match=r"first 12 prompts with the end-of-text token alone\n  do: "):
         complete(target, REQUESTS, DECODING._replace(eos=everything), store, "test")
     assert len(store.stored_keys()) == 0
 
@@ -195,33 +197,33 @@ def test_a_real_target_tells_a_story(stories260k: Path) -> None:
     for prompt, written in zip(prompts, rows, strict=True):
         expected_N = recomputed(target, prompt, written, SamplingParams(0.6))
         np.testing.assert_allclose(written.logp, expected_N.numpy(), atol=1e-4)
-        assert written.logp.mean() > -2, "a trained target is sure of what it says"
+        assert written.logp.mean() > -2, "a trained target is confident"
 
 
 @pytest.mark.parametrize("sampling", SAMPLING_SETTINGS)
-@pytest.mark.parametrize("known", [1, 5, 131])
-def test_likeliest_tokens_are_those_of_one_whole_forward_before_the_distribution(
-    target: LlamaForCausalLM, sampling: SamplingParams, known: int
+@pytest.mark.parametrize("k", [1, 5, 131])
+def test_top_tokens_equal_those_of_one_forward_at_temperature_1(
+    target: LlamaForCausalLM, sampling: SamplingParams, k: int
 ) -> None:
-    bare = generate(target, PROMPTS, sampling, 13, NO_END, coins(5, 13), 2)
-    found = generate(target, PROMPTS, sampling, 13, NO_END, coins(5, 13), 2, top_logprobs=known)
-    for prompt, written, before in zip(PROMPTS, found, bare, strict=True):
+    without_top = generate(target, PROMPTS, sampling, 13, NO_EOS, coins(5, 13), 2)
+    with_top = generate(target, PROMPTS, sampling, 13, NO_EOS, coins(5, 13), 2, top_logprobs=k)
+    for prompt, written, before in zip(PROMPTS, with_top, without_top, strict=True):
         np.testing.assert_array_equal(written.tokens, before.tokens)
         text = torch.from_numpy(np.concatenate([prompt, written.tokens]))
         with torch.no_grad():
             logp_NV = target(text[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        best_NK = logp_NV.topk(known).values
+        best_NK = logp_NV.topk(k).values
         assert written.top is not None
-        assert written.top.ids.shape == (13, known)
+        assert written.top.ids.shape == (13, k)
         np.testing.assert_allclose(written.top.logp, best_NK.half(), rtol=2e-3, atol=2e-3)
         of_ids_NK = logp_NV.gather(1, torch.from_numpy(written.top.ids.astype(np.int64)))
-        np.testing.assert_allclose(of_ids_NK, best_NK, atol=1e-4)  # near ties may change places
+        np.testing.assert_allclose(of_ids_NK, best_NK, atol=1e-4)  # near ties may be in another order
 
 
-def test_rows_that_are_written_again_have_the_same_likeliest_tokens(
+def test_rows_generated_again_have_the_same_top_tokens(
     target: LlamaForCausalLM, tmp_path: Path, one_thread: None
 ) -> None:
-    decoding = DecodingParams(7, NO_END, 7, "r", 1, top_logprobs=3)
+    decoding = DecodingParams(7, NO_EOS, 7, "r", 1, top_logprobs=3)
     requests = [Request(prompt, SAMPLING_SETTINGS[i % 2], i) for i, prompt in enumerate(PROMPTS * 3)]
     store = CompletionStore(tmp_path)
     before = complete(target, requests, decoding, store, "whole")

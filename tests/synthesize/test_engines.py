@@ -1,4 +1,4 @@
-"""The table of engines: each gives the same kind of rows; what is not installed says so."""
+"""The table of engines: each returns the same kind of rows; a missing package is named."""
 
 import os
 import shutil
@@ -56,8 +56,8 @@ def requests() -> Iterator[Request]:
     return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, SAMPLING_SETTINGS[i % 3], i) for i in range(23))
 
 
-def written(setup: EngineSetup, store: CompletionStore, raw: bool = False):
-    """All rows by key."""
+def completions(setup: EngineSetup, store: CompletionStore, raw: bool = False):
+    """All completions by key."""
     engine = ENGINES[setup.part.engine](setup)
     rescore = rescorer("none" if raw else engine.logprobs_mode, not raw, setup.open_target)
     with Bar("test", 23, "rows") as bar:
@@ -65,12 +65,12 @@ def written(setup: EngineSetup, store: CompletionStore, raw: bool = False):
     return {row.key: row for row in store.read()}
 
 
-def test_the_recipe_knows_the_engines_of_the_table():
+def test_the_recipe_has_the_engines_of_the_table():
     assert list(ENGINES) == list(SynthesizePart.model_fields["engine"].annotation.__args__)
 
 
 @pytest.mark.parametrize(("engine", "module"), [("vllm", "vllm"), ("openvino", "openvino_genai")])
-def test_an_engine_that_is_not_installed_names_its_extra(setup_of, monkeypatch, engine, module):
+def test_a_missing_package_names_the_extra(setup_of, monkeypatch, engine, module):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     (setup_of(engine).scratch).mkdir()
     monkeypatch.setattr("fastdraft.synthesize.engines.openvino_folder", lambda *folders: folders[-1])
@@ -79,19 +79,19 @@ def test_an_engine_that_is_not_installed_names_its_extra(setup_of, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
+def test_openvino_generates_the_same_completions(setup_of, tmp_path):
     setup = setup_of("openvino")
-    ours = written(setup_of("transformers"), CompletionStore(tmp_path / "a"))
-    theirs = written(setup, CompletionStore(tmp_path / "b"))
-    assert set(theirs) == set(ours)
-    greedy = [key for key, row in ours.items() if row.sampling.greedy]
-    equal = sum(np.array_equal(ours[key].tokens, theirs[key].tokens) for key in greedy)
-    assert equal >= len(greedy) - 1, "near ties apart"
-    # Rescored rows have log p under their distribution; the engine's own are raw.
+    reference = completions(setup_of("transformers"), CompletionStore(tmp_path / "a"))
+    actual = completions(setup, CompletionStore(tmp_path / "b"))
+    assert set(actual) == set(reference)
+    greedy = [key for key, row in reference.items() if row.sampling.greedy]
+    equal = sum(np.array_equal(reference[key].tokens, actual[key].tokens) for key in greedy)
+    assert equal >= len(greedy) - 1, "except for a near tie"
+    # Rescored rows have processed log-probabilities, the engine's are raw.
     target = setup.open_target()
-    for row, again in zip(theirs.values(), rescore_rows(target, list(theirs.values())).rows, strict=True):
+    for row, again in zip(actual.values(), rescore_rows(target, list(actual.values())).rows, strict=True):
         np.testing.assert_allclose(row.logp, again.logp, atol=1e-4)
-    raw = written(setup, CompletionStore(tmp_path / "c"), raw=True)
+    raw = completions(setup, CompletionStore(tmp_path / "c"), raw=True)
     rows = list(raw.values())
     for place, logits_NV in completion_logits(target, rows):
         row = rows[place]
@@ -102,35 +102,37 @@ def test_openvino_writes_what_the_target_writes(setup_of, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
-def test_ray_writes_the_same_bits_and_is_gone_afterwards(setup_of, tmp_path, monkeypatch, ray_processes):
+def test_ray_generates_the_same_bits_and_stops_afterwards(setup_of, tmp_path, monkeypatch, ray_processes):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     before = ray_processes()
-    ours = written(setup_of("transformers"), CompletionStore(tmp_path / "a"))
-    theirs = written(setup_of("transformers", ray_workers=2), CompletionStore(tmp_path / "b"))
+    reference = completions(setup_of("transformers"), CompletionStore(tmp_path / "a"))
+    actual = completions(setup_of("transformers", ray_workers=2), CompletionStore(tmp_path / "b"))
     assert ray_processes().keys() == before.keys()
-    assert set(ours) == set(theirs)
-    for key, row in ours.items():
-        np.testing.assert_array_equal(row.tokens, theirs[key].tokens)
-        np.testing.assert_array_equal(row.logp, theirs[key].logp)
+    assert set(reference) == set(actual)
+    for key, row in reference.items():
+        np.testing.assert_array_equal(row.tokens, actual[key].tokens)
+        np.testing.assert_array_equal(row.logp, actual[key].logp)
 
 
 @pytest.mark.engine("vllm")
 @pytest.mark.filterwarnings("ignore:")  # vLLM's own
-def test_vllm_writes_rows_under_their_distribution(setup_of, tiny_files, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; otherwise nearly all of a machine without a GPU
-    wide = AutoConfig.from_pretrained(tiny_files / "target", head_dim=32)  # the least that vLLM 0.32.0 has on a CPU
+def test_vllm_returns_log_probabilities_of_the_distribution(setup_of, tiny_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default nearly all memory of a machine without a GPU
+    wide = AutoConfig.from_pretrained(
+        tiny_files / "target", head_dim=32
+    )  # the smallest that vLLM 0.32.0 supports on a CPU
     shutil.copytree(tiny_files / "target", tmp_path / "wide")
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
 
     def setup(engine):
         return replace(setup_of(engine), target=TargetPart(path=str(tmp_path / "wide")))
 
-    rows = written(setup("vllm"), CompletionStore(tmp_path / "a"))
-    ours = written(setup("transformers"), CompletionStore(tmp_path / "b"))
-    assert set(rows) == set(ours)
-    greedy = [key for key, row in ours.items() if row.sampling.greedy]
-    equal = sum(np.array_equal(ours[key].tokens, rows[key].tokens) for key in greedy)
-    assert equal >= len(greedy) - 1, "near ties apart"
+    rows = completions(setup("vllm"), CompletionStore(tmp_path / "a"))
+    reference = completions(setup("transformers"), CompletionStore(tmp_path / "b"))
+    assert set(rows) == set(reference)
+    greedy = [key for key, row in reference.items() if row.sampling.greedy]
+    equal = sum(np.array_equal(reference[key].tokens, rows[key].tokens) for key in greedy)
+    assert equal >= len(greedy) - 1, "except for a near tie"
     again = rescore_rows(setup("vllm").open_target(), list(rows.values())).rows
     for row, scored in zip(rows.values(), again, strict=True):
         np.testing.assert_allclose(row.logp, scored.logp, atol=2e-3)
@@ -140,7 +142,7 @@ def test_vllm_writes_rows_under_their_distribution(setup_of, tiny_files, tmp_pat
 def test_the_target_runs_in_the_precision_of_the_setup(setup_of, tmp_path, name):
     setup = replace(setup_of("transformers"), precision=Precision(name=name, reason="by name"))
     assert {weight.dtype for weight in setup.open_target().parameters()} == {setup.precision.dtype}
-    rows = list(written(setup, CompletionStore(tmp_path / "rows")).values())
+    rows = list(completions(setup, CompletionStore(tmp_path / "rows")).values())
     assert len(rows) == 23
     assert all(np.isfinite(row.logp).all() for row in rows)
 
@@ -158,35 +160,35 @@ def test_the_target_runs_in_the_precision_of_the_setup(setup_of, tmp_path, name)
         ({"max_prompt_tokens": 512, "max_new_tokens": 512, "batch_size": 199}, 199, 199),
     ],
 )
-def test_as_many_prompts_at_once_as_four_gigabytes_hold_keys_and_values_of(tmp_path, changed, rows, exact):
+def test_the_batch_size_is_derived_from_the_size_of_the_kv_cache(tmp_path, changed, rows, exact):
     sizes = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
     LlamaConfig(**sizes, head_dim=128, dtype="bfloat16").save_pretrained(tmp_path)
     part = SynthesizePart.model_validate({"mix": {"text": 1}, "prompts": 1} | changed)
-    whose = TargetPart(path=str(tmp_path))
-    assert batch_size(part, whose, context_tokens=131_072, dtype=torch.bfloat16) == rows
-    in_fp32 = batch_size(part, whose, context_tokens=131_072, dtype=torch.float32)
+    target = TargetPart(path=str(tmp_path))
+    assert batch_size(part, target, context_tokens=131_072, dtype=torch.bfloat16) == rows
+    in_fp32 = batch_size(part, target, context_tokens=131_072, dtype=torch.float32)
     assert in_fp32 == changed.get("batch_size", max(exact // 2, 1))
 
 
-def test_the_in_process_engine_gives_nothing_that_is_stored(setup_of):
+def test_the_engine_transformers_returns_no_stored_rows(setup_of):
     setup, stored = setup_of("transformers"), KeySet()
     rows = list(with_keys(requests(), setup.decoding))
     stored.add(row.key for row in rows[:20])
-    found = [row.key for shard in ENGINES["transformers"](setup).shards(rows, stored) for row in shard.rows]
-    assert sorted(found) == sorted(row.key for row in rows[20:])
+    returned = [row.key for shard in ENGINES["transformers"](setup).shards(rows, stored) for row in shard.rows]
+    assert sorted(returned) == sorted(row.key for row in rows[20:])
 
 
-class OfflineVllm:
-    """What the engine asks of vLLM, as vLLM documents it, answered by a target of transformers."""
+class FakeVllm:
+    """The part of vLLM's documented API that the engine uses, on top of a transformers model."""
 
-    def __init__(self, model, asked, cpu=False):
-        self.model, self.asked = model, asked
+    def __init__(self, model, arguments, cpu=False):
+        self.model, self.arguments = model, arguments
         self.platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: cpu))
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self._shutdown))
         self.opened = self.closed = 0
 
     def LLM(self, **settings):
-        self.asked.update(settings)
+        self.arguments.update(settings)
         self.opened += 1
         return self
 
@@ -197,35 +199,37 @@ class OfflineVllm:
         return SimpleNamespace(**settings)
 
     def generate(self, prompts, settings, use_tqdm):
-        assert not use_tqdm, "bars are ours"
-        return [SimpleNamespace(outputs=[self._written(*each)]) for each in zip(prompts, settings, strict=True)]
+        assert not use_tqdm, "the stage shows the progress"
+        return [SimpleNamespace(outputs=[self._completion(*each)]) for each in zip(prompts, settings, strict=True)]
 
-    def _written(self, prompt, how):
-        """The sampled token of each place and the most likely, by id; all raw, or all of the processed distribution."""
+    def _completion(self, prompt, settings):
+        """The log-probabilities of the sampled and the top tokens by id; all raw, or all processed."""
         tokens, sampling = (
             np.array(prompt["prompt_token_ids"]),
-            SamplingParams(how.temperature, max(how.top_k, 0), how.top_p),
+            SamplingParams(settings.temperature, max(settings.top_k, 0), settings.top_p),
         )
-        coins = torch.from_numpy(np.random.default_rng(how.seed).random((1, how.max_tokens)))
-        (written,) = generate(self.model, [tokens], sampling, how.max_tokens, frozenset(how.stop_token_ids), coins)
+        coins = torch.from_numpy(np.random.default_rng(settings.seed).random((1, settings.max_tokens)))
+        (written,) = generate(
+            self.model, [tokens], sampling, settings.max_tokens, frozenset(settings.stop_token_ids), coins
+        )
         ((_, logits_NV),) = completion_logits(
             self.model, [Completion("0", tokens, written.tokens, written.logp, sampling)]
         )
-        raw = self.asked["logprobs_mode"] == "raw_logprobs" or sampling.greedy
-        probs_NV = logits_NV.log_softmax(-1) if raw else warp(logits_NV, *sampling)
-        assert how.logprobs <= self.asked["max_logprobs"]
-        said = [
+        raw = self.arguments["logprobs_mode"] == "raw_logprobs" or sampling.greedy
+        logp_NV = logits_NV.log_softmax(-1) if raw else warp(logits_NV, *sampling)
+        assert settings.logprobs <= self.arguments["max_logprobs"]
+        positions = [
             {
-                i: SimpleNamespace(logprob=float(probs_V[i]))
-                for i in [token, *probs_V.topk(how.logprobs).indices.tolist()]
+                i: SimpleNamespace(logprob=float(logp_V[i]))
+                for i in [token, *logp_V.topk(settings.logprobs).indices.tolist()]
             }
-            for probs_V, token in zip(probs_NV, written.tokens.tolist(), strict=True)
+            for logp_V, token in zip(logp_NV, written.tokens.tolist(), strict=True)
         ]
-        return SimpleNamespace(token_ids=written.tokens.tolist(), logprobs=said)
+        return SimpleNamespace(token_ids=written.tokens.tolist(), logprobs=positions)
 
 
 @pytest.mark.parametrize(
-    ("cpu", "known", "rescore", "own"),
+    ("cpu", "k", "rescore", "expected"),
     [
         (True, 0, True, {"enable_chunked_prefill": False}),
         (True, 3, True, {"enable_chunked_prefill": False}),
@@ -234,20 +238,22 @@ class OfflineVllm:
         (False, 3, True, {"gpu_memory_utilization": 0.45}),
     ],
 )
-def test_vllm_reads_prompts_whole_on_a_cpu_and_leaves_room_on_a_gpu(setup_of, monkeypatch, cpu, known, rescore, own):
-    setup = setup_of("vllm", top_logprobs=known, rescore=rescore)
-    setup, asked = replace(setup, decoding=setup.decoding._replace(top_logprobs=known)), {}
-    monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(setup.open_target(), asked, cpu))
+def test_vllm_does_not_chunk_prefill_on_a_cpu_and_leaves_room_on_a_gpu(
+    setup_of, monkeypatch, cpu, k, rescore, expected
+):
+    setup = setup_of("vllm", top_logprobs=k, rescore=rescore)
+    setup, arguments = replace(setup, decoding=setup.decoding._replace(top_logprobs=k)), {}
+    monkeypatch.setitem(__import__("sys").modules, "vllm", FakeVllm(setup.open_target(), arguments, cpu))
     monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
     next(ENGINES["vllm"](setup).shards(with_keys(requests(), setup.decoding), KeySet()))
     names = "enable_chunked_prefill", "gpu_memory_utilization"
-    assert {name: asked[name] for name in names if name in asked} == own, "the rest is vLLM's own"
+    assert {name: arguments[name] for name in names if name in arguments} == expected
     assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
 
 
-def test_vllm_is_opened_for_what_is_missing_and_closed_after_it(setup_of, monkeypatch):
+def test_vllm_is_opened_only_for_missing_rows_and_closed_after_them(setup_of, monkeypatch):
     setup = setup_of("vllm")
-    vllm = OfflineVllm(setup.open_target(), {})
+    vllm = FakeVllm(setup.open_target(), {})
     monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
     rows, stored = list(with_keys(requests(), setup.decoding)), KeySet()
     engine = ENGINES["vllm"](setup)
@@ -263,43 +269,43 @@ def test_vllm_is_opened_for_what_is_missing_and_closed_after_it(setup_of, monkey
     assert vllm.opened == 2
 
 
-@pytest.mark.parametrize("known", [0, 7])
-def test_vllm_is_asked_for_raw_likeliest_tokens_or_for_the_distribution(setup_of, monkeypatch, tmp_path, known):
-    setup = setup_of("vllm", top_logprobs=known, rescore=known == 0)
-    setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=known))
-    target, asked = setup.open_target(), {}
-    monkeypatch.setitem(__import__("sys").modules, "vllm", OfflineVllm(target, asked))
+@pytest.mark.parametrize("k", [0, 7])
+def test_vllm_returns_raw_top_tokens_or_processed_log_probabilities(setup_of, monkeypatch, tmp_path, k):
+    setup = setup_of("vllm", top_logprobs=k, rescore=k == 0)
+    setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=k))
+    target, arguments = setup.open_target(), {}
+    monkeypatch.setitem(__import__("sys").modules, "vllm", FakeVllm(target, arguments))
     engine, store = ENGINES["vllm"](setup), CompletionStore(tmp_path)
 
     def never():
         raise AssertionError("the target is not needed")
 
     with Bar("test", 23, "rows") as bar:
-        rescore = rescorer(engine.logprobs_mode, known == 0, never, known)
+        rescore = rescorer(engine.logprobs_mode, k == 0, never, k)
         assert not write_completions(engine, with_keys(requests(), setup.decoding), store, setup.decoding, bar, rescore)
     rows = store.read()
-    assert asked["logprobs_mode"] == ("raw_logprobs" if known else "processed_logprobs")
-    for row, again in zip(rows, rescore_rows(target, rows, known).rows, strict=True):
-        if known and row.sampling == SAMPLING_SETTINGS[2]:
-            assert len(row.logp) == 0, "raw, and rescore is false"
+    assert arguments["logprobs_mode"] == ("raw_logprobs" if k else "processed_logprobs")
+    for row, again in zip(rows, rescore_rows(target, rows, k).rows, strict=True):
+        if k and row.sampling == SAMPLING_SETTINGS[2]:
+            assert len(row.logp) == 0, "raw, and not rescored"
         else:
             np.testing.assert_allclose(row.logp, again.logp, atol=1e-4)
-        if known:
+        if k:
             np.testing.assert_array_equal(row.top.ids, again.top.ids)
             np.testing.assert_allclose(row.top.logp.astype(float), again.top.logp.astype(float), atol=4e-3)
 
 
-def test_what_vllm_reports_and_cannot_be_is_counted(setup_of, monkeypatch):
+def test_invalid_log_probabilities_of_vllm_are_counted(setup_of, monkeypatch):
     setup = setup_of("vllm", top_logprobs=2)
     setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=2))
     broken = [{7: np.nan, 5: -1.0}, {7: -1.0, 5: np.nan}, {7: -1.0, 5: 0.5}, {7: -0.1, 5: -0.1}, {7: -1.0, 5: -1.0}]
     steps = [{i: SimpleNamespace(logprob=logp) for i, logp in step.items()} for step in broken]
     outputs = [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[7], logprobs=[step])]) for step in steps]
-    vllm = OfflineVllm(None, {})
+    vllm = FakeVllm(None, {})
     vllm.generate = lambda *_, **__: outputs
     monkeypatch.setitem(__import__("sys").modules, "vllm", vllm)
-    asked = with_keys((Request(np.array([3]), SamplingParams(1.0), i) for i in range(5)), setup.decoding)
-    (shard,) = ENGINES["vllm"](setup).shards(asked, KeySet())
+    keyed = with_keys((Request(np.array([3]), SamplingParams(1.0), i) for i in range(5)), setup.decoding)
+    (shard,) = ENGINES["vllm"](setup).shards(keyed, KeySet())
     assert [row.index for row in shard.rows] == [4]
     assert shard.refused == {
         "log-probabilities above zero, infinite or NaN": 1,
@@ -316,15 +322,15 @@ def test_what_vllm_reports_and_cannot_be_is_counted(setup_of, monkeypatch):
         {"engine": "server", "server": {"urls": ["http://a/v1"], "model": "m"}, "top_logprobs": 0},
     ],
 )
-def test_servers_say_likeliest_tokens_only_by_their_ids(changed):
-    given = {"mix": {"text": 1}, "prompts": 1, "top_logprobs": 3, "top_logprobs_from": "server"} | changed
+def test_top_logprobs_from_server_needs_a_server_with_token_ids(changed):
+    part = {"mix": {"text": 1}, "prompts": 1, "top_logprobs": 3, "top_logprobs_from": "server"} | changed
     with pytest.raises(ValidationError, match="top_logprobs_from is server; give engine server, without text_only"):
-        SynthesizePart(**given)
+        SynthesizePart(**part)
 
 
-@pytest.mark.parametrize(("who", "asked"), [("target", 0), ("server", 3)])
-def test_servers_are_asked_where_the_recipe_reports_so(setup_of, who, asked):
+@pytest.mark.parametrize(("source", "requested"), [("target", 0), ("server", 3)])
+def test_servers_are_asked_for_top_tokens_only_if_the_recipe_says_so(setup_of, source, requested):
     server = {"urls": ["http://a/v1"], "model": "m"}
-    setup = setup_of("server", server=server, top_logprobs=3, top_logprobs_from=who)
+    setup = setup_of("server", server=server, top_logprobs=3, top_logprobs_from=source)
     setup = replace(setup, decoding=setup.decoding._replace(top_logprobs=3))
-    assert ENGINES["server"](setup)._decoding.top_logprobs == asked
+    assert ENGINES["server"](setup)._decoding.top_logprobs == requested

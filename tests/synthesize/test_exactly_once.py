@@ -1,4 +1,4 @@
-"""Killed eleven times at random moments: every row once, none lost, none twice, and the bits of an undisturbed run."""
+"""A run killed eleven times at random moments has every row exactly once, with the bits of an undisturbed run."""
 
 import multiprocessing
 import random
@@ -23,7 +23,7 @@ from fastdraft.system.errors import DiskFull, ShardError
 from fastdraft.system.files import disk_full_explained
 from fastdraft.system.progress import Bar
 
-# The same server of forks as the command's: importing all this takes seconds.
+# A fork server, as the command uses: importing everything takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 ROWS, KILLS = 701, 11
 DECODING = DecodingParams(11, frozenset({0}), seed=7, target_revision="r", batch_size=3, end=0)
@@ -34,25 +34,19 @@ def requests(rows: int) -> Any:
     return (Request(np.arange(1 + i % 7) * 5 % 300 + 1, SAMPLING_SETTINGS[i % 3], i) for i in range(rows))
 
 
-def answer_all(target: Any, folder: Path, rows: int) -> None:
-    """What the stage does."""
-    with Bar("test", rows, "rows") as bar:
-        write_completions(
-            TransformersEngine(target, DECODING),
-            with_keys(requests(rows), DECODING),
-            CompletionStore(folder),
-            DECODING,
-            bar,
-            keep_as_is,
-        )
+def write_all(target: Any, requests: Any, store: CompletionStore) -> None:
+    """As the stage does."""
+    with Bar("test", 97, "rows") as bar:
+        engine = TransformersEngine(target, DECODING)
+        write_completions(engine, with_keys(requests, DECODING), store, DECODING, bar, keep_as_is)
 
 
-def started(path: str, folder: Path, ready: Any) -> None:
-    """In a process of its own."""
+def run_child(path: str, folder: Path, ready: Any) -> None:
+    """In a child process."""
     torch.set_num_threads(1)
     target = open_model(TargetPart(path=path), torch.device("cpu"))
     ready.set()
-    answer_all(target, folder, ROWS)
+    write_all(target, requests(ROWS), CompletionStore(folder))
 
 
 def shards(folder: Path) -> int:
@@ -62,30 +56,30 @@ def shards(folder: Path) -> int:
 @pytest.mark.slow
 def test_kills_lose_nothing_and_repeat_nothing(tiny_files, tmp_path, one_thread):
     PROCESSES.set_forkserver_preload(["fastdraft.pipeline.stages"])
-    path, dice, killed = str(tiny_files / "target"), random.Random(3), tmp_path / "killed"
+    path, rng, killed = str(tiny_files / "target"), random.Random(3), tmp_path / "killed"
     for _ in range(KILLS):
-        ready, wanted = PROCESSES.Event(), shards(killed) + dice.randint(0, 2)
+        ready, kill_at = PROCESSES.Event(), shards(killed) + rng.randint(0, 2)
         process = PROCESSES.Process(target=exec, args=(CHILD, {"path": path, "folder": str(killed), "ready": ready}))
         process.start()
         assert ready.wait(240)
-        while shards(killed) < wanted:
+        while shards(killed) < kill_at:
             assert process.is_alive()
             process.join(0.005)
-        time.sleep(dice.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.join()
-        assert process.exitcode == -9, "it had not ended by itself"
+        assert process.exitcode == -9, "it had not ended before the kill"
     before = CompletionStore(killed).stored_keys()
     assert 0 < len(before) < ROWS
     target = open_model(TargetPart(path=path), torch.device("cpu"))
-    answer_all(target, killed, ROWS)
-    answer_all(target, tmp_path / "calm", ROWS)
+    write_all(target, requests(ROWS), CompletionStore(killed))
+    write_all(target, requests(ROWS), CompletionStore(tmp_path / "undisturbed"))
     stored = [row for shard in CompletionStore(killed).shards() for row in shard]
-    calm = {row.key: row for row in CompletionStore(tmp_path / "calm").read()}
-    assert len(stored) == len({row.key for row in stored}) == len(calm) == ROWS
+    undisturbed = {row.key: row for row in CompletionStore(tmp_path / "undisturbed").read()}
+    assert len(stored) == len({row.key for row in stored}) == len(undisturbed) == ROWS
     for row in stored:
-        np.testing.assert_array_equal(row.tokens, calm[row.key].tokens)
-        np.testing.assert_array_equal(row.logp, calm[row.key].logp)
+        np.testing.assert_array_equal(row.tokens, undisturbed[row.key].tokens)
+        np.testing.assert_array_equal(row.logp, undisturbed[row.key].logp)
     assert [*killed.glob("*.part"), *killed.glob("*.old")] == []
 
 
@@ -95,12 +89,12 @@ spec = importlib.util.spec_from_file_location("exactly_once", {str(Path(__file__
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 from pathlib import Path
-module.started(path, Path(folder), ready)
+module.run_child(path, Path(folder), ready)
 """
 
 
-class Full(CompletionStore):
-    """A store on a disk that is full in the middle of the third shard."""
+class FullStore(CompletionStore):
+    """A store whose disk is full at the third shard."""
 
     def write(self, completions: Any) -> None:
         if len(list(self.folder.glob("*.parquet"))) == 2:
@@ -109,26 +103,11 @@ class Full(CompletionStore):
         super().write(completions)
 
 
-def test_a_full_disk_stops_and_what_is_there_stays(target, tmp_path):
-    with Bar("test", 97, "rows") as bar, pytest.raises(DiskFull, match=r"no space left[^\0]*\n  do: free some space"):
-        write_completions(
-            TransformersEngine(target, DECODING),
-            with_keys(small(97), DECODING),
-            Full(tmp_path),
-            DECODING,
-            bar,
-            keep_as_is,
-        )
+def test_a_full_disk_is_an_error_and_written_shards_stay(target, tmp_path):
+    with pytest.raises(DiskFull, match=r"no space left[^\0]*\n  do: "):
+        write_all(target, small(97), FullStore(tmp_path))
     assert len(CompletionStore(tmp_path).stored_keys()) == 24
-    with Bar("test", 97, "rows") as bar:
-        write_completions(
-            TransformersEngine(target, DECODING),
-            with_keys(small(97), DECODING),
-            CompletionStore(tmp_path),
-            DECODING,
-            bar,
-            keep_as_is,
-        )
+    write_all(target, small(97), CompletionStore(tmp_path))
     assert len(CompletionStore(tmp_path).read()) == 97
 
 
@@ -136,30 +115,27 @@ def small(rows: int) -> Any:
     return (Request(np.arange(1 + i % 7) * 5 % 131, SAMPLING_SETTINGS[i % 3], i) for i in range(rows))
 
 
-def test_a_row_that_stands_twice_is_refused(target, tmp_path):
+def test_a_row_stored_twice_is_refused(target, tmp_path):
     store = CompletionStore(tmp_path)
-    with Bar("test", 29, "rows") as bar:
-        write_completions(
-            TransformersEngine(target, DECODING), with_keys(small(29), DECODING), store, DECODING, bar, keep_as_is
-        )
+    write_all(target, small(29), store)
     store.write([store.read()[3], store.read()[5]])
-    with pytest.raises(ShardError, match=r"2 of its rows stand in other shards too[^\0]*\n  do: remove it"):
+    with pytest.raises(ShardError, match=r"2 of its rows are in other shards[^\0]*\n  do: "):
         store.stored_keys()
 
 
 def test_requests_are_taken_as_they_are_needed(target, tmp_path):
-    """Nothing but the groups in hand waits in memory: before the first shard, one group of each distribution was asked
-    for.
-    """
-    asked = 0
+    """Before the first shard, at most one group per distribution has been taken."""
+    taken = 0
 
     def counted() -> Any:
-        nonlocal asked
+        nonlocal taken
         for request in small(997):
-            asked += 1
+            taken += 1
             yield request
 
     next(
-        TransformersEngine(target, DECODING).shards(with_keys(counted(), DECODING), CompletionStore(tmp_path).stored_keys())
+        TransformersEngine(target, DECODING).shards(
+            with_keys(counted(), DECODING), CompletionStore(tmp_path).stored_keys()
+        )
     )
-    assert asked <= 3 * DECODING.shard_prompts
+    assert taken <= 3 * DECODING.shard_prompts

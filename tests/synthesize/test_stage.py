@@ -81,10 +81,10 @@ def test_prompt_sets_magpie_and_several_samples(tiny, synthesized, events, monke
     rows = [{"prompt": f"{word} seven walks house"} for word in ("under", "never", "cloud", "song", "yellow")]
     held_out = (tiny / "text" / "0.txt").read_text().split("\n---\n")
     rows += [{"prompt": document[:120]} for document in held_out]
-    (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tiny / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     part = {
-        "mix": {"text": 1, "asked": 2, "magpie": 1},
-        "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl", "chat": True}},
+        "mix": {"text": 1, "questions": 2, "magpie": 1},
+        "prompt_sets": {"questions": {"source": "jsonl", "path": "questions.jsonl", "chat": True}},
         "prompts": 40,
         "max_prompt_tokens": 7,
         "max_new_tokens": 11,
@@ -94,15 +94,15 @@ def test_prompt_sets_magpie_and_several_samples(tiny, synthesized, events, monke
         "leak_tokens": 5,
         "batch_size": 5,
     }
-    card, found = synthesized(part)
+    card, completions = synthesized(part)
     monkeypatch.chdir(tiny)
     recipe = resolve(Path(RUN) / "resolved.yaml").recipe
     make_completions(RunContext(recipe, Path(RUN), torch.device("cpu")), tiny / "again")
     assert events == 2 * ["opened", "done"], "a device may not hold the target twice"
     report = card["quality"]
-    assert report["written"] == report["asked"] == len(found)
-    assert {row.index for row in found if row.sampling.greedy} == {0}
-    sampled = [row for row in found if not row.sampling.greedy]
+    assert report["written"] == report["asked"] == len(completions)
+    assert {row.index for row in completions if row.sampling.greedy} == {0}
+    sampled = [row for row in completions if not row.sampling.greedy]
     assert len({(row.prompt.tobytes(), row.index) for row in sampled}) == len(sampled)
     assert {row.index for row in sampled} == {0, 1}
     assert report["prompts_left_out"]["prompts that stand in evaluation texts"] >= 1
@@ -126,8 +126,8 @@ def test_recorded_answers_need_no_weights(tiny, synthesized):
     (tiny / "logs.txt").write_text("".join(f"river {i}<start> stone {i} walks<end>\n" for i in range(31)))
     part = {"engine": "recorded", "recorded": {"path": "logs.txt"}, "mix": {"recorded": 1}, "prompts": 29}
     part |= {"max_prompt_tokens": 7, "max_new_tokens": 23}
-    card, found = synthesized(part | {"temperatures": {1.0: 1}})
-    assert (card["completions"], len(found)) == (29, 29)
+    card, completions = synthesized(part | {"temperatures": {1.0: 1}})
+    assert (card["completions"], len(completions)) == (29, 29)
     assert card["log_probabilities"] == "unknown for 29 rows"
     assert (card["quality"]["asked"], card["quality"]["written"]) == (29, 29)
     assert card["ids"] == "texts tokenised again, each checked to decode to its text"
@@ -143,10 +143,10 @@ def test_completions_of_a_server_are_rescored(tiny, synthesized, serving):
         "server": {"urls": [server.url], "model": "tiny", "concurrent_requests": 4},
         **{"mix": {"text": 1}, "prompts": 23, "max_prompt_tokens": 7, "max_new_tokens": 11},
     }
-    card, found = synthesized(part)
+    card, completions = synthesized(part)
     server.stop()
-    assert len(found) == 23
-    assert all(len(row.logp) == len(row.tokens) for row in found)
+    assert len(completions) == 23
+    assert all(len(row.logp) == len(row.tokens) for row in completions)
     assert "rescored" in card["log_probabilities"]
 
 
@@ -223,14 +223,16 @@ def test_prompts_of_evaluation_tasks_are_left_out_of_every_source(tiny, synthesi
     """The task has half of the documents: windows of those are leaks, windows of the others are not."""
     documents = [text for file in sorted((tiny / "text").iterdir()) for text in file.read_text().split("\n---\n")]
     rows = [{"prompt": document} for document in documents[::2]]
-    (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tiny / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     part = {"mix": {"text": 1}, "prompts": 20, "max_prompt_tokens": 7, "max_new_tokens": 3, "batch_size": 5}
-    card, found = synthesized(part | {"leak_tokens": 6, "leak_tasks": ["humaneval=asked.jsonl"]})
+    card, completions = synthesized(part | {"leak_tokens": 6, "leak_tasks": ["humaneval=questions.jsonl"]})
     left_out = card["quality"]["prompts_left_out"]["prompts that stand in evaluation texts"]
-    assert (left_out + len(found), 2 < left_out < 18) == (20, True)
+    assert (left_out + len(completions), 2 < left_out < 18) == (20, True)
     tokenizer = open_tokenizer(TargetPart(path=str(tiny / "target")))
-    asked = "\n".join(row["prompt"] for row in rows)
-    assert not [text for row in found if len(text := tokenizer.decode(row.prompt).strip()) > 30 and text in asked]
+    questions = "\n".join(row["prompt"] for row in rows)
+    assert not [
+        text for row in completions if len(text := tokenizer.decode(row.prompt).strip()) > 30 and text in questions
+    ]
 
 
 def test_a_prompt_of_two_sets_is_used_once_and_a_short_set_is_reported(tiny, fastdraft):
@@ -264,9 +266,9 @@ def test_instructions_from_a_server_end_with_the_users_turn(tiny, synthesized, s
         "server": {"urls": [server.url], "model": "tiny"},
         **{"mix": {"magpie": 1}, "prompts": 8, "max_new_tokens": 7, "temperatures": {1.0: 1}},
     }
-    card, found = synthesized(part | {"max_instruction_tokens": 80})
+    card, completions = synthesized(part | {"max_instruction_tokens": 80})
     server.stop()
-    assert len(found) == card["quality"]["asked"] == 8
+    assert len(completions) == card["quality"]["asked"] == 8
     assert all(end in body["stop_token_ids"] for body in server.bodies[:10])
 
 
@@ -279,7 +281,11 @@ def with_token(answer: dict[str, Any], token: int, place: int) -> dict[str, Any]
 
 def test_if_all_prompts_are_left_out_the_error_says_why(tiny, synthesized):
     rows = [{"prompt": document} for document in (tiny / "text" / "0.txt").read_text().split("\n---\n")]
-    (tiny / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = {"mix": {"asked": 1}, "prompt_sets": {"asked": {"source": "jsonl", "path": "asked.jsonl"}}, "prompts": 3}
-    part |= {"max_new_tokens": 3, "leak_tokens": 5, "leak_tasks": ["humaneval=asked.jsonl"]}
+    (tiny / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {
+        "mix": {"questions": 1},
+        "prompt_sets": {"questions": {"source": "jsonl", "path": "questions.jsonl"}},
+        "prompts": 3,
+    }
+    part |= {"max_new_tokens": 3, "leak_tokens": 5, "leak_tasks": ["humaneval=questions.jsonl"]}
     assert "prompts left out: {'prompts that stand in evaluation texts': " in synthesized(part, code=2)
