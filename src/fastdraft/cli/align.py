@@ -78,22 +78,21 @@ def align(
         raise RecipeError(
             f"--held-out: found {held_out:g}, wanted more than 0 and less than 1\n  do: write it like 0.1"
         )
-    from fastdraft.pipeline.realign import RealignOptions, realign
+    import fastdraft
     from fastdraft.report import terminal_scores
     from fastdraft.system import processes
 
-    options = RealignOptions(
-        draft=str(draft),
-        target=str(target),
-        data=str(data),
-        folder=out or Path("runs") / f"align-{Path(str(data)).name.partition('.')[0]}",
-        held_out_fraction=held_out,
-        max_new_tokens=max_new_tokens,
-        sampling_settings=parse_temperatures(temperature or ["0,0.6,1"]),
-        overrides=tuple(arguments),
-    )
     with exit_on_interrupt():
-        scores = realign(options)
+        scores = fastdraft.align(
+            str(draft),
+            str(target),
+            str(data),
+            folder=out,
+            overrides=arguments,
+            held_out_fraction=held_out,
+            max_new_tokens=max_new_tokens,
+            temperatures=parse_temperatures(temperature or ["0,0.6,1"]),
+        )
     if not processes.is_main():
         return
     if as_json:

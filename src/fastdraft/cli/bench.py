@@ -69,29 +69,25 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time a pair in an engine: without a draft, with prompt lookup, with the draft at each gamma. Advise settings."""
-    from fastdraft.bench.bench_pair import BenchOptions, save
-    from fastdraft.bench.bench_pair import bench as bench_pair
+    import fastdraft
     from fastdraft.report import terminal_bench
-    from fastdraft.system.progress import log_line
 
-    options = BenchOptions(
-        target=target,
-        draft=draft,
+    result = fastdraft.bench(
+        target,
+        draft,
         engine=engine,
         device=device,
         weights=weights,
         draft_weights=draft_weights,
-        tasks=tuple(tasks or ()),
-        sampling_settings=parse_temperatures(temperature or ["0,0.6"]),
+        tasks=tasks or (),
+        temperatures=parse_temperatures(temperature or ["0,0.6"]),
         gammas=parse_gammas(gammas),
         prompts=prompts,
         tokens=tokens,
         repeats=repeats,
+        save=keep,
     )
-    result = bench_pair(options)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
         screen.print(terminal_bench.bench(result), highlight=False, markup=False)
-    if keep:
-        log_line(f"saved to {save(options, result)}")

@@ -136,14 +136,21 @@ def evaluate(
     from fastdraft.evaluate import score
     from fastdraft.evaluate.inputs import EvaluateOptions, open_inputs
     from fastdraft.report import terminal_run, terminal_scores
+    from fastdraft.synthesize.completions import SamplingParams
     from fastdraft.system.torch_device import usable_device
 
+    if temperature is None and data is None:
+        temperature = ["0,0.6"]
+    sampling = [
+        SamplingParams(value, top_k, top_p) if value else SamplingParams(0.0)
+        for value in (parse_temperatures(temperature) if temperature else [])
+    ]
     options = EvaluateOptions(
         draft=subject,
         device=usable_device(device),
         gammas=parse_gammas(gammas),
         tasks=tuple(tasks or (() if data else DEFAULT_TASKS)),
-        sampling_settings=parse_temperatures(temperature or ([] if data else ["0,0.6"]), top_k, top_p),
+        sampling_settings=tuple(dict.fromkeys(sampling)),
         target=target,
         data=data,
         keep=keep,

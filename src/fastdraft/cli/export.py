@@ -44,19 +44,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a draft in the format of an engine, verify the export in that engine, and write a model card."""
-    from fastdraft.config import TargetPart
-    from fastdraft.export.export_draft import ExportOptions
-    from fastdraft.export.export_draft import export as export_draft
+    import fastdraft
     from fastdraft.report import terminal_export
 
-    options = ExportOptions(
-        draft=draft,
-        format=format_,
-        weights=weights,
-        target=None if target is None else TargetPart(path=target),
-        out=out,
-    )
-    folder, card = export_draft(options)
+    folder, card = fastdraft.export(draft, format_, weights=weights, target=target, out=out)
     if as_json:
         print(json.dumps({"folder": str(folder), "card": card.model_dump(mode="json")}, indent=2, ensure_ascii=False))
     else:

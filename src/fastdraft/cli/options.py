@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from fastdraft.cli import completion
 from fastdraft.system.errors import RecipeError
-
-if TYPE_CHECKING:
-    from fastdraft.synthesize.completions import SamplingParams
 
 MAX_GAMMA = 64
 
@@ -44,15 +41,11 @@ def parse_gammas(text: str) -> tuple[int, ...]:
     return tuple(sorted(gammas))
 
 
-def parse_temperatures(arguments: list[str], top_k: int = 0, top_p: float = 1.0) -> tuple[SamplingParams, ...]:
-    """Sampling parameters of temperatures written like `0,0.6`, without duplicates; RecipeError if one is invalid."""
-    from fastdraft.synthesize.completions import SamplingParams
-
-    settings = []
-    for piece in ",".join(arguments).split(",") if arguments else []:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*", piece)
-        if not match:
+def parse_temperatures(arguments: list[str]) -> list[float]:
+    """Temperatures written like `0,0.6`; RecipeError if one is invalid."""
+    temperatures = []
+    for piece in ",".join(arguments).split(","):
+        if not re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*", piece):
             raise RecipeError(f"--temperature: found {piece}, wanted 0 or more\n  do: write it like 0,0.6")
-        temperature = float(match[1])
-        settings.append(SamplingParams(temperature, top_k, top_p) if temperature else SamplingParams(0.0))
-    return tuple(dict.fromkeys(settings))
+        temperatures.append(float(piece))
+    return temperatures

@@ -65,13 +65,12 @@ def _run(
     until: str | None = None,
     only: str | None = None,
 ) -> None:
-    from fastdraft.config.resolve import resolve
-    from fastdraft.pipeline.run import run_recipe
+    import fastdraft
     from fastdraft.system import processes
 
-    resolved = resolve(recipe, overrides or [])
+    resolved = fastdraft.load_recipe(recipe, overrides or [])
     with exit_on_interrupt():
-        cards = run_recipe(resolved, folder, until=until, only=only)
+        cards = fastdraft.run(resolved, folder=folder, until=until, only=only)
     if not processes.is_main():
         return
     if as_json:

@@ -40,7 +40,7 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => { delete document.documentElement.dataset.print; draw(); });
 
-// Tabs: a list of buttons, each of which shows its panel.
+// Tabs: each button of a list shows its own panel.
 document.querySelectorAll(".tabs").forEach((list) => {
   const tabs = [...list.querySelectorAll("button")];
   const show = (chosen, focus) => tabs.forEach((tab) => {
