@@ -1,4 +1,4 @@
-"""The command: every mistake says what, where and what to do, exits 2 and loses nothing; results go to stdout alone."""
+"""The command line: mistakes exit 2 with a `do:` line and lose nothing; only results go to stdout."""
 
 import json
 import re
@@ -12,17 +12,17 @@ import yaml
 from fastdraft.system.files import locked
 
 RUN = "runs/tiny"
-STAGES = ["target", "tokenize", "pretrain", "continue", "synthesize", "align", "evaluate"]
+STAGES = ["target", "tokenize", "validation", "pretrain", "continue", "synthesize", "align", "evaluate"]
 
 
-def check_refused(ended, *said, code=2):
-    """An error of ours: its exit code, what it must say, what to do; no traceback, and nothing on stdout."""
+def check_refused(ended, *parts, code=2):
+    """An error of FastDraft: exit code, these parts, a `do:` line, no traceback, and nothing on stdout."""
     assert (ended.code, ended.out) == (code, ""), ended.err
     assert "Traceback" not in ended.err
     error = ended.err[re.search(r"^(error|[A-Z]\w+): ", ended.err, re.MULTILINE).start() :]
     assert re.search(r"^  do: \S", error, re.MULTILINE), error
-    for text in said:
-        assert text in error
+    for part in parts:
+        assert part in error
 
 
 def check_all_done(ended, folder):
@@ -32,16 +32,16 @@ def check_all_done(ended, folder):
 
 
 def cards(folder):
-    """What the stages made, their costs apart."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/card.json")}
-    return {name: {key: value for key, value in card.items() if key != "cost"} for name, card in found.items()}
+    """The cards of the stages, without their costs."""
+    contents = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/card.json")}
+    return {name: {key: value for key, value in card.items() if key != "cost"} for name, card in contents.items()}
 
 
 # Recipes.
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "parts"),
     [
         ("pretrain.trian_tokens=500", ["pretrain.trian_tokens: no such key", "pretrain.train_tokens", "command line"]),
         ("pretrain.train_tokens=many", ["pretrain.train_tokens: found many, wanted a whole number"]),
@@ -50,13 +50,13 @@ def cards(folder):
         ("evaluate.tasks=[]", ["evaluate.tasks", "at least one entry"]),
         ("evaluate.temperatures=[-1.0]", ["evaluate.temperatures", "-1.0"]),
         ("synthesize.temperatures={-1.0: 1.0}", ["synthesize.temperatures", "-1.0"]),
-        ("corpus.rows.held_out_fraction=0", ["evaluate.tasks names rows, of which held_out_fraction 0"]),
+        ("corpus.rows.held_out_fraction=0", ["evaluate.tasks names rows, but held_out_fraction 0"]),
         ("device=warp", ["device: found warp", "device=auto"]),
         ("device=hpu", ["device: found hpu", "device=auto"]),
     ],
 )
-def test_a_bad_key_stops_before_anything_is_made(tiny, fastdraft, override, said):
-    check_refused(fastdraft("run", "recipe.yaml", override), *said)
+def test_a_bad_key_stops_before_anything_is_made(tiny, fastdraft, override, parts):
+    check_refused(fastdraft("run", "recipe.yaml", override), *parts)
     assert not (tiny / "runs").exists()
 
 
@@ -65,7 +65,7 @@ def test_a_recipe_with_nothing_to_evaluate(tiny, fastdraft):
     check_refused(ended, "evaluate has no draft to measure")
 
 
-def test_a_recipe_that_is_not_there(tiny, fastdraft):
+def test_a_missing_recipe(tiny, fastdraft):
     check_refused(fastdraft("run", "recipes.yaml"), "recipes.yaml: no such file", "recipe.yaml")
 
 
@@ -92,7 +92,7 @@ def empty(target):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "parts"),
     [
         (empty, ["no config.json in target"]),
         (without_tokenizer, ["tokenizer", " in target", "tokenizer.json"]),
@@ -100,13 +100,13 @@ def empty(target):
         (with_too_few_rows, ["307 tokens", "300 rows"]),
     ],
 )
-def test_a_target_that_cannot_be_used(tiny, fastdraft, spoil, said):
+def test_a_target_that_cannot_be_used(tiny, fastdraft, spoil, parts):
     spoil(tiny / "target")
-    check_refused(fastdraft("run", "recipe.yaml"), *said)
+    check_refused(fastdraft("run", "recipe.yaml"), *parts)
     assert json.loads((tiny / RUN / "manifest.json").read_text())["commands"][0]["outcome"] != "finished"
 
 
-def test_a_target_that_is_not_there(tiny, fastdraft):
+def test_a_missing_target(tiny, fastdraft):
     check_refused(fastdraft("run", "recipe.yaml", "target.path=./nowhere"), "no config.json in nowhere")
 
 
@@ -135,11 +135,11 @@ def test_a_truncated_shard(tiny, fastdraft):
     shard.write_bytes(shard.read_bytes()[:-2])
     check_refused(fastdraft("run", "recipe.yaml", "--until", "pretrain"), shard.name, "its card says")
     assert not (tiny / RUN / "pretrain/card.json").exists()
-    (tiny / RUN / "tokenize").rename(tiny / "damaged")  # what the error says
+    (tiny / RUN / "tokenize").rename(tiny / "damaged")  # as the error advises
     assert fastdraft("run", "recipe.yaml", "--until", "pretrain").code == 0
 
 
-def test_a_card_of_another_version_is_no_card(tiny, fastdraft):
+def test_a_card_of_another_version_is_ignored(tiny, fastdraft):
     assert fastdraft("run", "recipe.yaml", "--until", "pretrain").code == 0
     before, card = cards(tiny / RUN), tiny / RUN / "tokenize" / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"version": 99}))
@@ -150,7 +150,7 @@ def test_a_card_of_another_version_is_no_card(tiny, fastdraft):
     assert re.findall(r"^\w+: done", ended.err, re.MULTILINE) == ["tokenize: done"]
 
 
-def test_a_card_that_holds_something_else(tiny, fastdraft):
+def test_a_card_with_an_unknown_key(tiny, fastdraft):
     assert fastdraft("run", "recipe.yaml", "--until", "tokenize").code == 0
     card = tiny / RUN / "target" / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"horns": 2}))
@@ -164,17 +164,17 @@ def test_two_commands_in_one_folder(tiny, fastdraft):
     assert fastdraft("run", "recipe.yaml", "--until", "target").code == 0
 
 
-def test_a_folder_that_cannot_be_one(tiny, fastdraft):
+def test_a_run_folder_that_is_a_file(tiny, fastdraft):
     (tiny / "file").write_text("kept")
     for folder in ("file", "file/below"):
         check_refused(fastdraft("run", "recipe.yaml", "--folder", folder), f"{folder} cannot be a run folder")
     assert (tiny / "file").read_text() == "kept"
 
 
-def test_a_loss_that_is_no_number(tiny, fastdraft):
+def test_a_nonfinite_loss(tiny, fastdraft):
     keys = ["continue.learning_rate=1e30", "continue.muon_learning_rate=1e30"]
     ended = fastdraft("run", "recipe.yaml", *keys)
-    check_refused(ended, "NonFiniteLoss", "continue came to", "lower the learning rates", code=1)
+    check_refused(ended, "NonFiniteLoss: continue: ", "lower the learning rates", code=1)
     assert json.loads(fastdraft("status", RUN, "--json").out) == dict.fromkeys(STAGES, "not begun") | {
         "target": "done",
         "tokenize": "done",
@@ -182,7 +182,7 @@ def test_a_loss_that_is_no_number(tiny, fastdraft):
         "continue": "begun",
     }
     outcome = json.loads((tiny / RUN / "manifest.json").read_text())["commands"][0]["outcome"]
-    assert outcome.startswith("NonFiniteLoss: continue came to")
+    assert outcome.startswith("NonFiniteLoss: continue: ")
 
 
 @pytest.mark.slow
@@ -202,9 +202,9 @@ def test_a_full_disk(tiny, fastdraft, kilobytes, after, where):
         assert fastdraft(*command, "--until", after).code == 0
     ended = fastdraft(*command, file_bytes=kilobytes * 1000)
     check_refused(ended, "no space left while writing ", f"{RUN}/{where}", "then run the same command again")
-    stood = {name: path.stat().st_mtime_ns for name in STAGES if (path := tiny / RUN / name / "card.json").exists()}
+    before = {name: path.stat().st_mtime_ns for name in STAGES if (path := tiny / RUN / name / "card.json").exists()}
     check_all_done(fastdraft(*command), tiny / RUN)
-    assert stood == {name: (tiny / RUN / name / "card.json").stat().st_mtime_ns for name in stood}
+    assert before == {name: (tiny / RUN / name / "card.json").stat().st_mtime_ns for name in before}
     assert list((tiny / RUN).rglob("*.part")) == []
 
 
@@ -222,9 +222,9 @@ def test_a_truncated_checkpoint(tiny, fastdraft):
     weights.write_bytes(weights.read_bytes()[:-100])
     ended = fastdraft("run", "recipe.yaml", *keys, "--until", "pretrain")
     assert ended.code == 0, ended.err
-    told = f"{found[-1].relative_to(tiny)} is damaged"
-    assert told in ended.err
-    assert told in str(json.loads((tiny / RUN / "manifest.json").read_text())["commands"][-1]["notes"])
+    message = f"{found[-1].relative_to(tiny)} is damaged"
+    assert message in ended.err
+    assert message in str(json.loads((tiny / RUN / "manifest.json").read_text())["commands"][-1]["notes"])
     assert list(folder.glob("checkpoint-*")) == []
 
     running = fastdraft.start("run", "recipe.yaml", *keys, "--until", "pretrain", "--folder", "runs/plain")
@@ -246,17 +246,17 @@ def test_the_recipe_commands(tiny, fastdraft):
     assert (shown.code, shown.err) == (0, "")
     assert yaml.safe_load(shown.out)["seed"] == 23
     assert "seed: 23  # command line\n" in shown.out
-    sound = fastdraft("recipe", "validate", "recipe.yaml")
-    assert re.fullmatch(r"recipe\.yaml: sound, [0-9a-f]{16}\n", sound.out)
+    valid = fastdraft("recipe", "validate", "recipe.yaml")
+    assert re.fullmatch(r"recipe\.yaml: valid, [0-9a-f]{16}\n", valid.out)
     assert "pretrain" in json.loads(fastdraft("recipe", "schema").out)["properties"]
     assert fastdraft("recipe", "schema", "--markdown").out.startswith("# Every key of a recipe\n")
 
 
-def test_the_status_of_no_run(tiny, fastdraft):
+def test_the_status_of_a_missing_run(tiny, fastdraft):
     check_refused(fastdraft("status", RUN), f"no run at {RUN}")
 
 
-def test_the_pipeline_in_json_and_where_it_stands(tiny, fastdraft):
+def test_stages_in_json_and_their_status(tiny, fastdraft):
     part_way = fastdraft("run", "recipe.yaml", "--until", "tokenize", "--json")
     assert part_way.code == 0, part_way.err
     assert list(json.loads(part_way.out)) == STAGES[:2]
@@ -266,22 +266,22 @@ def test_the_pipeline_in_json_and_where_it_stands(tiny, fastdraft):
     assert plain == [f"{name:12} {'done' if name in STAGES[:2] else 'not begun'}" for name in STAGES]
     check_refused(fastdraft("align", "recipe.yaml"), "align needs pretrain", RUN, "fastdraft pretrain RECIPE")
     alone = fastdraft("pretrain", "recipe.yaml", "--json")
-    assert list(json.loads(alone.out)) == STAGES[:3]
-    # Plain lines, the last one when the work is done.
+    assert list(json.loads(alone.out)) == STAGES[:4]
+    # The progress bar prints plain lines, the last one at the end.
     assert re.search(r"^pretrain: [\d,]+ of 1,500 tokens, [\d,]+ tokens/s, \d+ s left$", alone.err, re.MULTILINE)
     assert "\x1b" not in alone.err
-    assert fastdraft("status", RUN, "--json").out.count('"done"') == 3
+    assert fastdraft("status", RUN, "--json").out.count('"done"') == 4
 
 
 @pytest.mark.parametrize(
     "arguments", [["run", "recipe.yaml", "--until", "bench"], ["align", "recipe.yaml", "align=null"]]
 )
-def test_a_stage_that_the_recipe_has_not(tiny, fastdraft, arguments):
-    check_refused(fastdraft(*arguments), "no stage `", "target, tokenize, pretrain")
+def test_a_stage_that_the_recipe_does_not_have(tiny, fastdraft, arguments):
+    check_refused(fastdraft(*arguments), "no stage `", "target, tokenize")
 
 
 @pytest.mark.parametrize("arguments", [["walk"], ["run"], ["run", "recipe.yaml", "--untill", "align"]])
-def test_a_command_that_is_none(tiny, fastdraft, arguments):
+def test_an_unknown_command_or_option(tiny, fastdraft, arguments):
     ended = fastdraft(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert "Traceback" not in ended.err
@@ -290,19 +290,19 @@ def test_a_command_that_is_none(tiny, fastdraft, arguments):
 def test_the_tables_are_printed_as_plain_text(finished_run, fastdraft):
     ended = fastdraft("run", "recipe.yaml")
     assert (ended.code, ended.err) == (0, "")
-    for said in (
+    for part in (
         "Acceptance rate at gamma 3",
         "The draft after align",
-        "The verification",
+        "Verification",
         "Cost",
         f"{RUN}/align/model",
     ):
-        assert said in ended.out
+        assert part in ended.out
     assert "\x1b" not in ended.out
 
 
 def test_the_installed_command(tiny):
-    """As a user starts it: the exit code and the streams are those of the process that is installed."""
+    """The exit code and the streams of the installed program."""
     command = Path(sys.executable).with_name("fastdraft")
     assert command.is_file(), "do: make setup-dev"
     ended = subprocess.run([command, "recipe", "validate", "gone.yaml"], cwd=tiny, capture_output=True, text=True)
@@ -311,7 +311,7 @@ def test_the_installed_command(tiny):
     assert ended.stderr.splitlines()[-1].startswith("  do: ")
 
 
-def test_the_guard_of_refusals_sees_a_traceback():
+def test_check_refused_sees_a_traceback():
     class Bad:
         code, out, err = 2, "", "Traceback (most recent call last):\nValueError: 3\n  do: nothing"
 

@@ -1,4 +1,4 @@
-"""Help, version and completion answer at once: nothing heavy is imported for them, and shells are told what fits."""
+"""Shell completion, and that help and completion import no heavy packages."""
 
 import os
 import subprocess
@@ -10,19 +10,19 @@ import pytest
 
 from fastdraft.bench.engines import ENGINES
 from fastdraft.cli import choices, completion
-from fastdraft.evaluate.tasks import TASKS, USUAL
+from fastdraft.evaluate.tasks import DEFAULT_TASKS, TASKS
 from fastdraft.export.formats import FORMATS
 from fastdraft.pipeline import stages
 from fastdraft.pipeline.step_timers import TIMERS
 from fastdraft.planning.devices import DEVICES
 from fastdraft.planning.model_size import BITS
 from fastdraft.play.open_pair import ENGINES as PLAYERS
-from fastdraft.system.precision import Asked
+from fastdraft.system.precision import PrecisionChoice
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "huggingface_hub", "datasets")
 SEEN = f"print([name for name in {HEAVY} if name in sys.modules])"
-# How each shell's script asks: what has been typed, the last word of it to be completed.
+# The environment in which the script of each shell asks to complete the last word of a line.
 SHELLS = {
     "bash": lambda line: {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))},
     "zsh": lambda line: {"_TYPER_COMPLETE_ARGS": line},
@@ -31,25 +31,25 @@ SHELLS = {
 
 
 def offered(shell: str, line: str) -> str:
-    """What the installed command says to a shell."""
+    """The completions that the installed command offers to a shell."""
     program = Path(sys.executable).with_name("fastdraft")
-    asked = {"_FASTDRAFT_COMPLETE": f"complete_{shell}", **SHELLS[shell](line)}
+    request = {"_FASTDRAFT_COMPLETE": f"complete_{shell}", **SHELLS[shell](line)}
     return subprocess.run(
-        [program], cwd=ROOT, env=os.environ | asked, capture_output=True, text=True, check=True
+        [program], cwd=ROOT, env=os.environ | request, capture_output=True, text=True, check=True
     ).stdout
 
 
 def imported(code: str) -> str:
-    """Which heavy packages a fresh Python has after some code."""
+    """The heavy packages that a new Python has imported after running this code."""
     code = f"import sys\n{code}\n{SEEN}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_commands_are_defined_without_what_they_work_with():
+def test_defining_the_commands_imports_no_heavy_package():
     assert imported("import fastdraft.cli") == "[]"
 
 
-def test_the_guard_sees_what_is_imported():
+def test_the_guard_sees_a_heavy_package():
     assert imported("import fastdraft.config.schema") == "['pydantic']"
 
 
@@ -57,21 +57,21 @@ def test_keys_are_completed_without_torch():
     assert "torch" not in imported("from fastdraft.cli.completion import overrides; overrides('draft.init=')")
 
 
-def test_the_words_are_those_of_the_tables():
+def test_the_copied_names_are_those_of_the_tables():
     tables = {
         "STAGES": tuple(stage.name for stage in stages.STAGES),
         "DEVICES": tuple(DEVICES),
         "BITS": tuple(BITS),
         "TIMERS": tuple(TIMERS),
-        "FORMATS": {name: tuple(form.agreement) for name, form in FORMATS.items()},
+        "FORMATS": {name: tuple(format_.agreement) for name, format_ in FORMATS.items()},
         "ENGINES": {name: tuple(engine.weights) for name, engine in ENGINES.items()},
         "PLAYERS": tuple(PLAYERS),
         "TASKS": tuple(task.name for task in TASKS),
-        "USUAL": USUAL,
-        "PRECISIONS": get_args(Asked),
+        "DEFAULT_TASKS": DEFAULT_TASKS,
+        "PRECISIONS": get_args(PrecisionChoice),
     }
-    named = {name: words_ for name, words_ in vars(choices).items() if name.isupper() and name != "KINDS"}
-    assert named == tables
+    copied = {name: value for name, value in vars(choices).items() if name.isupper() and name != "KINDS"}
+    assert copied == tables
 
 
 @pytest.mark.parametrize(
@@ -86,28 +86,28 @@ def test_the_words_are_those_of_the_tables():
         ("fastdraft run recipes/phi", "recipes/phi3-mini-50m.yaml", "recipes/demo.yaml"),
     ],
 )
-def test_bash_is_reported_what_fits(line, word, other):
-    said = offered("bash", line).split()
-    assert word in said
-    assert other not in said
+def test_bash_completion(line, word, other):
+    words = offered("bash", line).split()
+    assert word in words
+    assert other not in words
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_are_reported_too(shell):
-    said = offered(shell, "fastdraft plan demo --device arc")
-    assert "arc-140v" in said
-    assert "h200" not in said
+def test_zsh_and_fish_completion(shell):
+    words = offered(shell, "fastdraft plan demo --device arc")
+    assert "arc-140v" in words
+    assert "h200" not in words
 
 
-def test_a_shell_that_does_not_split_at_equals_is_reported_values():
+def test_values_are_completed_in_a_shell_that_does_not_split_at_equals():
     assert "draft.init=transplant:" in offered("fish", "fastdraft run recipes/demo.yaml draft.init=")
 
 
 @pytest.mark.parametrize(
-    ("begun", "offers"),
+    ("incomplete", "expected"),
     [
         ("draft.la", ["draft.layers="]),
-        ("draft.init=", [f"draft.init={way}" for way in ("random", "target_embedding", "prune:", "transplant:")]),
+        ("draft.init=", [f"draft.init={init}" for init in ("random", "target_embedding", "prune:", "transplant:")]),
         ("parallel=f", ["parallel=fsdp"]),
         ("synthesize.engine=o", ["synthesize.engine=openvino"]),
         ("target.allow_pickle=", ["target.allow_pickle=true", "target.allow_pickle=false"]),
@@ -116,8 +116,8 @@ def test_a_shell_that_does_not_split_at_equals_is_reported_values():
         ("nothing.of.the.kind=", []),
     ],
 )
-def test_keys_and_their_values(begun, offers):
-    assert completion.overrides(begun) == offers
+def test_keys_and_their_values(incomplete, expected):
+    assert completion.overrides(incomplete) == expected
 
 
 def test_files_and_folders(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`fastdraft evaluate DRAFT` as users run it: any draft on what its target wrote once; what does not fit is refused."""
+"""`fastdraft evaluate DRAFT`: any draft is scored on completions that its target generated once."""
 
 import json
 import re
@@ -10,139 +10,145 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdraft.evaluate.rate_names import ELSEWHERE
-from fastdraft.synthesize.completions import CompletionStore
+from fastdraft.evaluate.rate_names import RATE_NAMES
+from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.system.files import locked
 
 DRAFT, OTHER = "runs/tiny/align/model", "runs/tiny/pretrain"
 WORDS = ("seven", "wolf", "house", "never", "cloud", "song", "under")
-ASKED = ("--tasks", "own.jsonl", "--max-new-tokens", 13)
+PROMPTS = ("--tasks", "own.jsonl", "--max-new-tokens", 13)
 QUICK = ("--resamples", 100, "--device", "cpu", "--json")
 
 
-def check_refused(ended: Any, *said: str, code: int = 2) -> None:
+def check_refused(ended: Any, *parts: str, code: int = 2) -> None:
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
     assert re.search(r"^  do: \S", ended.err, re.MULTILINE), ended.err
-    for text in said:
-        assert text in ended.err
+    for part in parts:
+        assert part in ended.err
 
 
-def found(ended: Any) -> dict[str, Any]:
+def result(ended: Any) -> dict[str, Any]:
     assert ended.code == 0, ended.err
     return json.loads(ended.out)
 
 
 @pytest.fixture
-def asked(finished_run: Path) -> Path:
-    """A finished tiny pipeline, and prompts of a user's own."""
+def folder(finished_run: Path) -> Path:
+    """A finished tiny run, and a file of a user's own prompts."""
     rows = [{"prompt": f"river stone {word} walks"} for word in WORDS]
     (finished_run / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
     return finished_run
 
 
 @pytest.fixture
-def kept(asked: Path, fastdraft: Any) -> dict[str, Any]:
-    """What the first command found; what the target wrote is in `kept`."""
-    return found(fastdraft("evaluate", DRAFT, *ASKED, "--temperature", "0,1", "--keep", "kept", *QUICK))
+def kept(folder: Path, fastdraft: Any) -> dict[str, Any]:
+    """The result of the first command. The target's completions are in the folder `kept`."""
+    return result(fastdraft("evaluate", DRAFT, *PROMPTS, "--temperature", "0,1", "--keep", "kept", *QUICK))
 
 
-def test_the_target_writes_once_and_any_draft_is_scored_without_it(kept, asked, fastdraft):
+def test_the_target_writes_once_and_any_draft_is_scored_without_it(kept, folder, fastdraft):
     assert [(r["task"], r["temperature"], r["prompts"]) for r in kept["results"]] == [
         ("own.jsonl", 0.0, 7),
         ("own.jsonl", 1.0, 7),
     ]
     assert [at["gamma"] for at in kept["results"][0]["gammas"]] == list(range(1, 17))
-    assert kept["tasks"][0]["left_out"] == {"rows that are not JSON in UTF-8": 1}
-    assert [*kept["names"]] == [rate.ours for rate in ELSEWHERE]
+    assert kept["tasks"][0]["left_out"] == {"rows that are not JSON": 1}
+    assert [*kept["names"]] == [rate.fastdraft for rate in RATE_NAMES]
     assert (kept["notes"], kept["comparisons"], kept["verified"]) == ([], [], {})
-    (asked / "target").rename(asked / "away")
-    again = found(fastdraft("evaluate", "runs/tiny", "--data", "kept", "--gammas", "2,16", *QUICK))
+    (folder / "target").rename(folder / "away")
+    again = result(fastdraft("evaluate", "runs/tiny", "--data", "kept", "--gammas", "2,16", *QUICK))
     assert again["results"][1]["alpha"] == kept["results"][1]["alpha"]
     assert again["results"][1]["gammas"] == [kept["results"][1]["gammas"][place] for place in (1, 15)]
-    both = found(fastdraft("evaluate", DRAFT, "--data", "kept", "--compare", OTHER, "--temperature", 1, *QUICK))
+    both = result(fastdraft("evaluate", DRAFT, "--data", "kept", "--compare", OTHER, "--temperature", 1, *QUICK))
     assert [r["stage"] for r in both["results"]] == [DRAFT, OTHER]
     (gap,) = both["comparisons"]
-    ours, theirs = (r["alpha"]["value"] for r in both["results"])
-    assert gap["alpha"]["value"] == pytest.approx(ours - theirs)
+    first, second = (r["alpha"]["value"] for r in both["results"])
+    assert gap["alpha"]["value"] == pytest.approx(first - second)
     assert gap["alpha"]["more_than_noise"] == (gap["alpha"]["low"] > 0 or gap["alpha"]["high"] < 0)
 
 
-def test_it_is_shown_and_judged(kept, fastdraft):
+def test_tables_and_verification(kept, fastdraft):
     ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--compare", OTHER, "--verify", "--verify-prompts", 7)
     assert ended.code == 0, ended.err
     for text in (
         "position acceptance",
         "Mean acceptance length",
-        "Minus runs/tiny/pretrain",
+        "Difference from runs/tiny/pretrain",
         "own.jsonl, T = 1",
-        "The verification",
+        "Verification",
     ):
         assert text in ended.out, text
     assert "completions/s" in ended.err
     assert "s left" in ended.err
 
 
-def test_distributions_of_one_temperature_are_reported_apart(kept, fastdraft):
-    found(
-        fastdraft("evaluate", DRAFT, *ASKED, "--temperature", 1, "--top-k", 5, "--top-p", 0.9, "--keep", "kept", *QUICK)
+def test_sampling_settings_of_one_temperature_are_reported_separately(kept, fastdraft):
+    result(
+        fastdraft(
+            "evaluate", DRAFT, *PROMPTS, "--temperature", 1, "--top-k", 5, "--top-p", 0.9, "--keep", "kept", *QUICK
+        )
     )
     shown = fastdraft("evaluate", DRAFT, "--data", "kept", "--gammas", 2).out
     for sampling in ("greedy", "T = 1", "T = 1, top-k 5, top-p 0.9"):
         assert shown.count(f"own.jsonl, {sampling}: task version 1") == 1
 
 
-def test_the_verification_fails_loudly(kept, asked, fastdraft):
-    store = CompletionStore(asked / "kept" / "completions")
+def test_the_verification_fails_loudly(kept, folder, fastdraft):
+    store = CompletionStore(folder / "kept" / "completions")
     rows = [row if row.sampling.greedy else replace(row, logp=row.logp - np.float32(9)) for row in store.read()]
     for shard in store.folder.iterdir():
         shard.unlink()
     store.write(rows)
     ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify", "--verify-gamma", 2)
     check_refused(ended, "VerificationError", "in real runs", "in one pass", code=1)
-    assert "best gamma" in ended.out, "what was measured is shown all the same"
-    (asked / "target").rename(asked / "away")
-    (asked / "target").mkdir()
+    assert "best gamma" in ended.out, "the rates are printed before the error"
+    (folder / "target").rename(folder / "away")
+    (folder / "target").mkdir()
     ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify")
     check_refused(ended, "no config.json in target")
 
 
-def test_completions_of_another_revision(kept, asked, fastdraft):
-    """A draft's card names the target that it was made for; whoever means another one names it."""
-    card = asked / "kept" / "card.json"
+def test_completions_of_another_revision(kept, folder, fastdraft):
+    """A draft is scored on completions of the target in its card, unless --target names another one."""
+    card = folder / "kept" / "card.json"
     content = json.loads(card.read_text())
     content["target"]["digest"] = "0123456789abcdef"
     card.write_text(json.dumps(content))
-    said = "kept was written by target (files' digest 0123456789abcdef)"
-    check_refused(fastdraft("evaluate", DRAFT, "--data", "kept"), said, f"the card of {DRAFT} names", "--target target")
+    message = "kept was written by target (files' digest 0123456789abcdef)"
+    check_refused(
+        fastdraft("evaluate", DRAFT, "--data", "kept"), message, f"the card of {DRAFT} names", "--target target"
+    )
     named = fastdraft("evaluate", DRAFT, "--data", "kept", "--target", "target")
-    check_refused(named, said, "target has", "do: make completions of that one")
+    check_refused(named, message, "target has", "do: make completions of that one")
     assert "name that" not in named.err, "the target that wrote them is no longer here, and was named already"
-    check_refused(fastdraft("evaluate", DRAFT, *ASKED, "--keep", "kept"), "choose another folder with --keep")
-    shutil.copytree(asked / "target", asked / "tuned")
-    (asked / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
-    other = found(fastdraft("evaluate", DRAFT, *ASKED, "--target", "tuned", "--keep", "other", "--gammas", 1, *QUICK))
+    check_refused(fastdraft("evaluate", DRAFT, *PROMPTS, "--keep", "kept"), "choose another folder with --keep")
+    shutil.copytree(folder / "target", folder / "tuned")
+    (folder / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
+    other = result(
+        fastdraft("evaluate", DRAFT, *PROMPTS, "--target", "tuned", "--keep", "other", "--gammas", 1, *QUICK)
+    )
     assert "made for another target" in other["notes"][0]
-    found(fastdraft("evaluate", DRAFT, "--data", "other", "--target", "tuned", "--gammas", 1, *QUICK))
+    result(fastdraft("evaluate", DRAFT, "--data", "other", "--target", "tuned", "--gammas", 1, *QUICK))
 
 
-def test_a_runs_own_evaluation_is_a_recording(asked, fastdraft):
-    """Without the target it scores a draft as the run did; what another target wrote, or was asked, is refused."""
-    run, own = asked / "runs" / "tiny", "runs/tiny/evaluate"
-    theirs = [r for r in json.loads((run / "evaluate" / "card.json").read_text())["results"] if r["stage"] == "align"]
-    (asked / "target").rename(asked / "away")
-    ours = found(fastdraft("evaluate", DRAFT, "--data", own, "--gammas", "1-3", *QUICK))["results"]
-    assert len(ours) == 4
-    for mine, of_run in zip(ours, theirs, strict=True):
-        assert (mine["task"], mine["temperature"]) == (of_run["task"], of_run["temperature"])
-        assert mine["alpha"]["value"] == pytest.approx(of_run["alpha"]["value"])
-        for at, of_gamma in zip(mine["gammas"], of_run["gammas"], strict=True):
+def test_a_runs_own_evaluation_is_a_recording(folder, fastdraft):
+    """Without the target it gives the rates of the run. Completions of other targets or tasks are refused."""
+    run, own = folder / "runs" / "tiny", "runs/tiny/evaluate"
+    of_run = [r for r in json.loads((run / "evaluate" / "card.json").read_text())["results"] if r["stage"] == "align"]
+    (folder / "target").rename(folder / "away")
+    results = result(fastdraft("evaluate", DRAFT, "--data", own, "--gammas", "1-3", *QUICK))["results"]
+    assert len(results) == 4
+    for actual, expected in zip(results, of_run, strict=True):
+        assert (actual["task"], actual["temperature"]) == (expected["task"], expected["temperature"])
+        assert actual["alpha"]["value"] == pytest.approx(expected["alpha"]["value"])
+        for at, of_gamma in zip(actual["gammas"], expected["gammas"], strict=True):
             assert at["block_efficiency"]["value"] == pytest.approx(of_gamma["block_efficiency"]["value"])
-    one = found(fastdraft("evaluate", OTHER, "--data", own, "--tasks", "rows", "--temperature", 1, *QUICK))
+    one = result(fastdraft("evaluate", OTHER, "--data", own, "--tasks", "rows", "--temperature", 1, *QUICK))
     assert [(task["name"], task["temperature"]) for task in one["tasks"]] == [("rows", 1.0)]
     check_refused(fastdraft("evaluate", DRAFT, "--data", own, "--tasks", "gsm8k"), "has no completions of gsm8k")
-    shutil.copytree(asked / "away", asked / "tuned")
-    (asked / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
+    shutil.copytree(folder / "away", folder / "tuned")
+    (folder / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
     check_refused(fastdraft("evaluate", DRAFT, "--data", own, "--target", "tuned"), "evaluate was written by target")
     check_refused(fastdraft("evaluate", DRAFT, "--keep", own, "--target", "tuned", *QUICK), "nothing is added")
     card = run / "target" / "card.json"
@@ -150,17 +156,17 @@ def test_a_runs_own_evaluation_is_a_recording(asked, fastdraft):
     check_refused(fastdraft("evaluate", DRAFT, "--data", own), "was not made with", "0123456789abcdef")
 
 
-def test_a_draft_that_does_not_fit(kept, asked, fastdraft):
-    shutil.copytree(asked / DRAFT, asked / "foreign")
-    config = asked / "foreign" / "config.json"
+def test_a_draft_that_does_not_fit(kept, folder, fastdraft):
+    shutil.copytree(folder / DRAFT, folder / "foreign")
+    config = folder / "foreign" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 307}))
     advice = "do: fastdraft check target foreign --repair"
     check_refused(fastdraft("evaluate", "foreign", "--data", "kept"), "foreign has 307 rows", "311 rows", advice)
-    ended = fastdraft("evaluate", "foreign", "--target", "target", *ASKED, "--keep", "never")
+    ended = fastdraft("evaluate", "foreign", "--target", "target", *PROMPTS, "--keep", "never")
     check_refused(ended, advice)
-    assert not (asked / "never").exists(), "before the target writes a token"
-    shutil.copy(asked / DRAFT / "config.json", config)
-    file = asked / "foreign" / "tokenizer.json"
+    assert not (folder / "never").exists(), "before the target writes a token"
+    shutil.copy(folder / DRAFT / "config.json", config)
+    file = folder / "foreign" / "tokenizer.json"
     swapped = json.loads(file.read_text())
     first, second = [*swapped["model"]["vocab"]][5:7]
     vocabulary = swapped["model"]["vocab"]
@@ -169,48 +175,48 @@ def test_a_draft_that_does_not_fit(kept, asked, fastdraft):
     check_refused(fastdraft("evaluate", "foreign", "--data", "kept"), "other bytes behind its ids", advice)
 
 
-def test_what_cannot_be_asked(asked, fastdraft):
-    def refused(*arguments: object, said: str) -> None:
-        check_refused(fastdraft("evaluate", *arguments), said)
+def test_invalid_arguments_are_refused(folder, fastdraft):
+    def refused(*arguments: object, part: str) -> None:
+        check_refused(fastdraft("evaluate", *arguments), part)
 
-    refused("recipe.yaml", "--tasks", "gsm8k", said="recipe.yaml is a recipe, and --tasks is for a draft")
-    refused(DRAFT, "seed=3", said=f"{DRAFT} is a draft, and KEY=VALUE is for a recipe")
-    refused(DRAFT, "--gammas", "0-3", said="--gammas: found 0-3")
-    refused(DRAFT, "--temperature", "warm", said="--temperature: found warm")
-    refused(DRAFT, "--data", "nowhere", said="no recorded completions at nowhere")
-    refused(DRAFT, "--data", "nowhere", "--prompts", 3, said="--prompts is for writing")
-    refused(DRAFT, "--compare", DRAFT, said="the draft itself")
-    refused("runs/none", *ASKED, said="runs/none")
-    refused(DRAFT, *ASKED, "--device", "warp", said="--device auto")
-    with locked(asked / "held"):
-        refused(DRAFT, *ASKED, "--keep", "held", said="choose another folder with --keep")
+    refused("recipe.yaml", "--tasks", "gsm8k", part="recipe.yaml is a recipe; only a draft takes --tasks")
+    refused(DRAFT, "seed=3", part=f"{DRAFT} is a draft; only a recipe takes KEY=VALUE")
+    refused(DRAFT, "--gammas", "0-3", part="--gammas: found 0-3")
+    refused(DRAFT, "--temperature", "warm", part="--temperature: found warm")
+    refused(DRAFT, "--data", "nowhere", part="no recorded completions at nowhere")
+    refused(DRAFT, "--data", "nowhere", "--prompts", 3, part="--prompts is for generating")
+    refused(DRAFT, "--compare", DRAFT, part="the draft itself")
+    refused("runs/none", *PROMPTS, part="runs/none")
+    refused(DRAFT, *PROMPTS, "--device", "warp", part="--device auto")
+    with locked(folder / "held"):
+        refused(DRAFT, *PROMPTS, "--keep", "held", part="choose another folder with --keep")
     refused(
-        DRAFT, *ASKED[:2], "--max-new-tokens", 95, said="no row of own.jsonl gives a prompt: 7 prompts of more than"
+        DRAFT, *PROMPTS[:2], "--max-new-tokens", 95, part="no row of own.jsonl gives a prompt: 7 prompts of more than"
     )
-    shutil.copytree(asked / DRAFT, asked / "bare")
-    refused("bare", *ASKED, said="add --target TARGET")
+    shutil.copytree(folder / DRAFT, folder / "bare")
+    refused("bare", *PROMPTS, part="add --target TARGET")
 
 
 def test_a_recipe_is_evaluated_as_a_stage(finished_run, fastdraft):
-    cards = found(fastdraft("evaluate", "recipe.yaml", "--json"))
+    cards = result(fastdraft("evaluate", "recipe.yaml", "--json"))
     assert [*cards][-1] == "evaluate"
     assert fastdraft("evaluate", "recipe.yaml", "seed=12").code == 2, "its other stages are not done with this seed"
 
 
-def test_completions_are_kept_for_the_next_draft(asked, fastdraft):
-    """Without --keep they lie in the user's cache, by the target's digest."""
-    command = ("evaluate", DRAFT, *ASKED, "--temperature", 0, "--gammas", 1, "--json")
-    first = found(fastdraft.start(*command, environment={"XDG_CACHE_HOME": str(asked / "cache")}).end())
-    assert Path(first["recording"]) == asked / "cache" / "fastdraft" / "completions" / first["target_digest"]
-    assert (asked / "cache" / "fastdraft" / "completions" / first["target_digest"] / "card.json").is_file()
+def test_completions_are_kept_for_the_next_draft(folder, fastdraft):
+    """Without --keep they are in the user's cache, under the target's digest."""
+    command = ("evaluate", DRAFT, *PROMPTS, "--temperature", 0, "--gammas", 1, "--json")
+    first = result(fastdraft.start(*command, environment={"XDG_CACHE_HOME": str(folder / "cache")}).end())
+    assert Path(first["recording"]) == folder / "cache" / "fastdraft" / "completions" / first["target_digest"]
+    assert (folder / "cache" / "fastdraft" / "completions" / first["target_digest"] / "card.json").is_file()
 
 
 @pytest.mark.slow
 def test_an_export_names_its_target(kept, fastdraft):
     made = fastdraft("export", "runs/tiny", "--format", "huggingface", "--out", "given")
     assert made.code == 0, made.err
-    again = found(fastdraft("evaluate", "given", "--data", "kept", *QUICK))
+    again = result(fastdraft("evaluate", "given", "--data", "kept", *QUICK))
     for one, two in zip(again["results"], kept["results"], strict=True):  # an export rounds to bf16
         assert one["alpha"]["value"] == pytest.approx(two["alpha"]["value"], rel=0.02)
-    first = found(fastdraft("evaluate", "given", *ASKED, "--temperature", "0,1", "--keep", "kept", *QUICK))
+    first = result(fastdraft("evaluate", "given", *PROMPTS, "--temperature", "0,1", "--keep", "kept", *QUICK))
     assert (first["results"], first["notes"]) == (again["results"], [])

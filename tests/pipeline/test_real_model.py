@@ -1,4 +1,4 @@
-"""The whole pipeline on a real target: recipes/stories260k.yaml, on stories like those that the target was trained on."""
+"""The whole pipeline on a real target: recipes/stories260k.yaml, on stories like its training data."""
 
 import json
 from pathlib import Path

@@ -67,7 +67,9 @@ def test_it_equals_the_one_pass_block_efficiency(finished, validation):
         for temperature in (0.0, 1.0):
             at_temperature = [row for row in rows if row.sampling.temperature == temperature]
             assert len(at_temperature) == 8
-            result = one_pass.evaluate(draft, at_temperature, [2], stage="align", task=task, c=0.1, resamples=10, seed=0)
+            result = one_pass.evaluate(
+                draft, at_temperature, [2], stage="align", task=task, c=0.1, resamples=10, seed=0
+            )
             tokens += result.tokens
             forwards += result.tokens / result.gammas[0].block_efficiency.value
         assert found[f"block_efficiency_{task}"] == pytest.approx(tokens / forwards)

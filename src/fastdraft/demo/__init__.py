@@ -1,1 +1,1 @@
-"""The packaged small target: real weights trained by this project, and how to make them again."""
+"""The packaged demo target and its draft, trained by this project, and the script that rebuilds them."""

@@ -1,4 +1,4 @@
-"""The model card of the packaged target: what it was trained on, by whose leave, and how good it is, measured here."""
+"""The model card of the demo target: its training data with licences, and its quality as measured here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastdraft.data.corpus_card import CorpusCard
-from fastdraft.data.order import IGNORED, ShardRows
+from fastdraft.data.order import IGNORED, ShardSequences
 from fastdraft.data.package_licences import licensed_packages
 from fastdraft.data.shards import Shards
 from fastdraft.maths.divergence import cross_entropy, masked_sum
@@ -23,20 +23,21 @@ from fastdraft.synthesize.prompts import document_prompts
 from fastdraft.synthesize.repetition import loops, pooled_repeats
 from fastdraft.system.cards import read_card
 
-# The phases of recipes/demo-target.yaml; the last one's weights are packaged.
+# The phases of recipes/demo-target.yaml. The weights of the last one are packaged.
 PHASES = ("pretrain", "continue")
 CONTEXT_TOKENS = 512
 PROMPTS, PROMPT_TOKENS, MAX_NEW_TOKENS = 128, 64, 128
 
 
 def model_card(folder: Path, run: Path) -> str:
-    """The card's text for the model in `folder`, trained by `run`."""
+    """The text of the card for the model in `folder`, which `run` trained."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     corpus = read_card(run / "tokenize", CorpusCard)
     trained = [read_card(run / phase, DraftCard) for phase in PHASES]
-    tokens, minutes = sum(each.trained_tokens for each in trained), sum(each.cost.seconds for each in trained) / 60
-    measured = "\n".join(
-        _measured(name, model, Shards(run / "tokenize" / name / "held_out" / "shards", source.held_out))
+    tokens = sum(draft.trained_tokens for draft in trained)
+    minutes = sum(draft.cost.seconds for draft in trained) / 60
+    quality = "\n".join(
+        _quality_row(name, model, Shards(run / "tokenize" / name / "held_out" / "shards", source.held_out))
         for name, source in corpus.sources.items()
     )
     packages = "\n".join(f"| {p.name} | {p.version} | {p.licence} |" for p in licensed_packages())
@@ -48,26 +49,26 @@ def model_card(folder: Path, run: Path) -> str:
 # The demo target of FastDraft
 
 A small Llama of Python source and docstrings, {model.num_parameters():,} parameters, bf16, so that the whole pipeline
-to a draft can be walked on a laptop. It is trained from nothing by FastDraft's own loop: `recipes/demo-target.yaml`,
+can be run on a laptop. FastDraft's own training loop trained it from random weights: `recipes/demo-target.yaml`,
 {tokens:,} tokens in {minutes:.0f} minutes on a CPU. It writes plausible Python and is
-of no other use.
+good for nothing else.
 
 ## Measured on documents that it has not seen
 
-Files are held out by the hash of their content; those half of whose three-line runs stand somewhere in the training
-side are dropped ({" and ".join(f"{s.near_duplicates_dropped} of {n}" for n, s in corpus.sources.items())}). Nats per
-token over the whole held-out side at a context of {CONTEXT_TOKENS} tokens; loops in {PROMPTS} greedy continuations of
-{MAX_NEW_TOKENS} tokens after {PROMPT_TOKENS} of a held-out document.
+Files are held out by the hash of their content. A held-out file is dropped if at least half of its three-line runs
+occur in the training files ({" and ".join(f"{s.near_duplicates_dropped} of {n}" for n, s in corpus.sources.items())}).
+Nats per token are over all held-out files at a context of {CONTEXT_TOKENS} tokens. Repetition is measured in {PROMPTS}
+greedy continuations of {MAX_NEW_TOKENS} tokens, each after {PROMPT_TOKENS} tokens of a held-out file.
 
 | | held-out tokens | nats per token | repeated 8-grams, greedy | completions that loop |
 |---|---|---|---|---|
-{measured}
+{quality}
 
 ## Trained on
 
 The Python sources (`code`, three quarters of the tokens) and their docstrings (`text`, a quarter) of the standard
-library of Python {platform.python_version()} (PSF-2.0) and of these packages, all with permissive licences, tests and
-vendored code left out:
+library of Python {platform.python_version()} (PSF-2.0) and of these packages, all with permissive licences, without
+tests and vendored code:
 
 | package | version | licence as declared |
 |---|---|---|
@@ -76,25 +77,25 @@ vendored code left out:
     return str(ModelCard(text))
 
 
-def _measured(name: str, model: PreTrainedModel, shards: Shards) -> str:
+def _quality_row(name: str, model: PreTrainedModel, shards: Shards) -> str:
     generator = np.random.default_rng(0)
     prompts = list(document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator))
     coins_BN = torch.zeros(PROMPTS, MAX_NEW_TOKENS, dtype=torch.float64)
-    written = [
+    completions = [
         row.tokens for row in generate(model, prompts, SamplingParams(0.0), MAX_NEW_TOKENS, frozenset({0}), coins_BN)
     ]
-    looping = float(np.mean([loops(tokens) for tokens in written]))
+    looping = float(np.mean([loops(tokens) for tokens in completions]))
     nats = held_out_nats(model, shards)
-    return f"| {name} | {shards.tokens:,} | {nats:.3f} | {pooled_repeats(written):.1%} | {looping:.1%} |"
+    return f"| {name} | {shards.tokens:,} | {nats:.3f} | {pooled_repeats(completions):.1%} | {looping:.1%} |"
 
 
 @torch.inference_mode()
 def held_out_nats(model: PreTrainedModel, shards: Shards) -> float:
-    """Nats per token over all the tokens of one side of a source."""
-    rows = ShardRows(shards, CONTEXT_TOKENS)
+    """Nats per token over all tokens of the shards."""
+    rows = ShardSequences(shards, CONTEXT_TOKENS)
     total, tokens = 0.0, 0
-    for start in range(0, rows.rows, 8):
-        pairs = [rows[i) for i in range(start, min(start + 8, rows.rows))]
+    for start in range(0, len(rows), 8):
+        pairs = [rows[i] for i in range(start, min(start + 8, len(rows)))]
         labels_BT: Tensor = torch.stack([labels for _, labels in pairs])
         logits_BTV = model(input_ids=torch.stack([inputs for inputs, _ in pairs]), use_cache=False).logits
         mask_BT = labels_BT != IGNORED
