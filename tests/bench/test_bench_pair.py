@@ -70,7 +70,7 @@ def test_a_pair_from_the_command_to_its_model_card(stages_of, fastdraft):
     assert "wall clock with over without" in card
     assert result.advice.lines[0] in card
     file.write_text("{}")
-    with pytest.raises(CardError, match="does not read as a bench: .*\n  do: run it again, or remove it"):
+    with pytest.raises(CardError, match="not a valid benchmark: .*\n  do: "):
         known(stages_of)
 
 
@@ -120,7 +120,7 @@ def test_a_draft_that_does_not_fit(stages_of, fastdraft):
     model.save_pretrained(folder)
     refused(
         fastdraft("bench", "target", "wide", *QUICK, "--tasks", "own.jsonl"),
-        "wide is no draft for target",
+        "wide is not a draft for target",
         "fastdraft check target wide --repair",
     )
 

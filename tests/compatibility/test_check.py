@@ -33,8 +33,8 @@ def test_one_that_does_not_fit(pair, make_model, fastdraft):
     ended = fastdraft("check", "target", "draft")
     assert ended.code == 1, ended.err
     assert re.search(r"vLLM, draft_model +│ \S+, 2026 +│ NO +│ vocab_size: target 317, draft 320", ended.out)
-    told = "it does not fit: 6 of 14 rules fail\n  rows: trim 320 rows to 317\n"
-    assert f"{told}  do: fastdraft check target draft --repair" in ended.out
+    summary = "it does not fit: 6 of 14 rules fail\n  rows: trim 320 rows to 317\n"
+    assert f"{summary}  do: fastdraft check target draft --repair" in ended.out
     assert not (pair[1].parent / "draft-repaired").exists()
 
 

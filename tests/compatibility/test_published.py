@@ -26,7 +26,7 @@ NAMES = {SGLANG, LLAMA_CPP, BYTES}
 TOKENIZER = {SGLANG, LLAMA_CPP, BYTES, CUTTING}
 ALL = SIZES | IDS | TOKENIZER | {OPENVINO, SPECIALS}
 
-# target, draft: what does not hold, and a figure that must be told.
+# target, draft: what does not hold, and a figure that must be summary.
 PAIRS = [
     # The family's known trap: 128 rows of padding. llama.cpp and OpenVINO on CPU and GPU take the pair.
     ("Qwen2.5-7B", "Qwen2.5-0.5B", SIZES | IDS, "vocab_size: target 152,064, draft 151,936"),
@@ -61,7 +61,7 @@ def test_a_model_fits_itself(published):
 
 def test_which_tokenizers_are_no_repair_apart(published):
     """What differs in rows, ids, names and templates can be fixed; what means other text cannot."""
-    for mine, theirs, mendable in (
+    for mine, theirs, repairable in (
         ("Qwen2.5-7B", "Qwen2.5-0.5B", True),
         ("Qwen3-8B", "Qwen2.5-0.5B", True),
         ("Phi-3-mini", "TinyLlama", True),
@@ -70,7 +70,7 @@ def test_which_tokenizers_are_no_repair_apart(published):
         ("Pythia", "OLMo-1", True),
         ("GPT-2", "SmolLM2", False),
     ):
-        assert (held(published(mine), published(theirs)).obstacle is None) is mendable, (mine, theirs)
+        assert (held(published(mine), published(theirs)).obstacle is None) is repairable, (mine, theirs)
 
 
 @pytest.mark.parametrize(

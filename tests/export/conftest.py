@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from fastdraft.config import TargetPart
 from fastdraft.models import draft
 from fastdraft.models.draft_origin import Origin, target_card
-from fastdraft.models.target import folder_of
+from fastdraft.models.pretrained import folder_of
 
 DEMO = TargetPart(path="demo")
 SIZES = {

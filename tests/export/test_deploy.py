@@ -14,7 +14,7 @@ from fastdraft.export.gguf import export_gguf, file_name
 from fastdraft.export.openvino import export_openvino
 from fastdraft.export.proof import original_text
 from fastdraft.export.usage import USAGE
-from fastdraft.models.target import load, open_tokenizer
+from fastdraft.models.pretrained import load, open_tokenizer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))

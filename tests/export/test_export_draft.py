@@ -20,14 +20,15 @@ from fastdraft.config import PromptSetPart, TargetPart
 from fastdraft.config.resolve import resolve, resolved_yaml
 from fastdraft.export.collect_evidence import evidence, licence_of
 from fastdraft.export.evidence import Speed
-from fastdraft.export.export_draft import ExportOptions, as_read, export
+from fastdraft.export.export_draft import ExportOptions, at_commit, export
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.model_card import model_card
 from fastdraft.export.model_card_sections import best_gamma, training
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.draft_origin import Origin, origin_of, target_card, target_of
 from fastdraft.models.hub import is_hub_id, name_of
-from fastdraft.models.target import TOKENIZER_FILES, TargetCard
+from fastdraft.models.pretrained import TOKENIZER_FILES
+from fastdraft.models.target import TargetCard
 from fastdraft.report import terminal_export
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.results.export import ExportCard
@@ -47,7 +48,7 @@ def done(finished_run, monkeypatch, one_thread) -> Path:
 
 
 @pytest.fixture
-def exported(done, made_once, monkeypatch) -> tuple[Path, ExportCard]:
+def exported(done, make_once, monkeypatch) -> tuple[Path, ExportCard]:
     """The run as it was handed over, once for all tests that only read this."""
 
     def make(folder: Path) -> None:
@@ -56,7 +57,7 @@ def exported(done, made_once, monkeypatch) -> tuple[Path, ExportCard]:
             patch.chdir(folder)
             export(ExportOptions(RUN, "huggingface"))
 
-    shutil.copytree(made_once("exported", make) / RUN / "export", done / "export")
+    shutil.copytree(make_once("exported", make) / RUN / "export", done / "export")
     folder = done / "export" / "huggingface-bf16"
     return folder, read_card(folder, ExportCard)
 
@@ -137,10 +138,12 @@ def test_the_card_reports_what_energy_is_known(done, exported):
     origin = origin_of(done)
     part = target_of(origin)
     known = evidence(origin, part, target_card(origin, part))
-    told = {"align": Cost(seconds=1.0, joules={"cpu": 5e6, "cuda": 3.28e7}), "target": Cost(seconds=1.0)}
-    said = "Energy: 10.5 kWh by the machine's own counters (cpu in 1 of 2 stages, cuda in 1 of 2 stages), with all else"
-    assert said in model_card(replace(known, costs=told), card)
-    assert "Energy: not known." in model_card(replace(known, costs={"target": told["target"]}), card)
+    expected = {"align": Cost(seconds=1.0, joules={"cpu": 5e6, "cuda": 3.28e7}), "target": Cost(seconds=1.0)}
+    said = (
+        "Energy: 10.5 kWh by the machine's own counters (cpu in 1 of 2 stages, cuda in 1 of 2 stages), other programs"
+    )
+    assert said in model_card(replace(known, costs=expected), card)
+    assert "Energy: not known." in model_card(replace(known, costs={"target": expected["target"]}), card)
 
 
 def test_it_is_a_command(done, capsys):
@@ -178,7 +181,7 @@ def test_it_is_shown(exported):
 def test_the_commands_name_what_the_engine_opens(done, exported):
     """llama.cpp a file; an id on the hub only where the engine reads what lies there."""
     folder, card = exported
-    assert card.given_to_an_engine(folder) == folder
+    assert card.path_for_engine(folder) == folder
     gguf = card.model_copy(update={"format": "gguf", "files": {"NOTICE": 1, "draft-q8_0.gguf": 3}})
     assert f"llama-server -m TARGET -md {folder}/draft-q8_0.gguf " in shown(folder, gguf)
     origin = origin_of(done)
@@ -202,7 +205,7 @@ def test_an_earlier_phase_claims_nothing_of_a_later_one(done):
 @pytest.mark.slow
 def test_a_bare_folder_is_described_by_its_files(done, tmp_path):
     bare = (done / "align" / "model").rename(tmp_path / "bare")
-    with pytest.raises(ExportError, match="which target it is a draft for\n  do: add --target"):
+    with pytest.raises(ExportError, match="names the target of this draft\n  do: add --target"):
         export(ExportOptions(bare, "huggingface"))
     folder, card = export(ExportOptions(bare, "huggingface", target=TargetPart(path="target")))
     assert folder == tmp_path / "bare-huggingface-bf16"
@@ -289,12 +292,12 @@ def test_a_draft_that_does_not_fit(done):
     [
         (ExportOptions(RUN, "onnx"), "no format `onnx`\n  do: choose one of huggingface"),
         (ExportOptions(RUN, "huggingface", "int3"), "has no weights `int3`\n  do: choose one of bf16"),
-        (ExportOptions(Path("target"), "huggingface"), "which target it is a draft for"),
+        (ExportOptions(Path("target"), "huggingface"), "names the target of this draft"),
         (ExportOptions(Path("text"), "huggingface"), "no draft at text"),
-        (ExportOptions(RUN, "huggingface", out=Path("text")), "text is there already\n  do: remove it"),
+        (ExportOptions(RUN, "huggingface", out=Path("text")), "text exists already\n  do: remove it"),
         (
             ExportOptions(RUN, "huggingface", out=Path("recipe.yaml/a/b")),
-            "recipe.yaml/a/b cannot be made: .*\n  do: choose",
+            "recipe.yaml/a/b cannot be written: .*\n  do: choose",
         ),
     ],
 )
@@ -325,7 +328,7 @@ def test_a_hubs_target_is_known_by_the_runs_card(done, monkeypatch):
     origin = origin_of(done)
     assert target_card(origin, TargetPart(path="some/target")) == read_card(done / "target", TargetCard)
     assert target_card(origin, TargetPart(path="target")).digest == read_card(done / "target", TargetCard).digest
-    with pytest.raises(TargetError, match="other/target is no local folder"):
+    with pytest.raises(TargetError, match="other/target is not a local folder"):
         target_card(origin, TargetPart(path="other/target"))
 
 
@@ -355,9 +358,9 @@ def test_a_draft_is_held_against_the_revision_that_is_named(done, on_the_hub):
 
 
 def test_a_branch_that_has_moved_on_is_read_where_the_run_has_read_it(on_the_hub):
-    assert as_read(on_the_hub, FIRST).revision == FIRST
-    assert as_read(on_the_hub, SECOND) == on_the_hub
-    assert as_read(TargetPart(path="target"), None).revision is None
+    assert at_commit(on_the_hub, FIRST).revision == FIRST
+    assert at_commit(on_the_hub, SECOND) == on_the_hub
+    assert at_commit(TargetPart(path="target"), None).revision is None
 
 
 def test_the_best_gamma_is_best_in_the_mean(done):

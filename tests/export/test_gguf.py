@@ -15,9 +15,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from fastdraft.config import TargetPart
 from fastdraft.export.export_draft import ExportOptions, export
 from fastdraft.export.gguf import export_gguf, file_name, open_gguf
-from fastdraft.export.gguf_families import family_of, tensors, turned
+from fastdraft.export.gguf_families import family_of, interleaved, tensors
 from fastdraft.export.proof import material, prove
-from fastdraft.models.target import folder_of, load, open_tokenizer
+from fastdraft.models.pretrained import folder_of, load, open_tokenizer
 from fastdraft.models.token_bytes import PROBES
 from fastdraft.results.export import ExportCard
 from fastdraft.system.cards import read_card
@@ -75,7 +75,7 @@ def test_every_weight_is_in_the_file(gguf, draft_of, tmp_path, family):
 def test_what_is_turned_together_becomes_neighbours():
     """Row 2j of a head was j, row 2j + 1 was j + d/2."""
     heads, size = 3, 10
-    rows = turned(torch.arange(heads * size), heads)
+    rows = interleaved(torch.arange(heads * size), heads)
     for head in range(heads):
         for j in range(size // 2):
             assert rows[head * size + 2 * j] == head * size + j
@@ -88,7 +88,7 @@ def test_only_llama_is_turned(draft_of):
         weights = model.state_dict()
         named = dict(tensors(model.config, family_of(model.config), weights))
         key = weights["model.layers.1.self_attn.k_proj.weight"]
-        assert torch.equal(named["blk.1.attn_k.weight"], turned(key, 2) if is_turned else key)
+        assert torch.equal(named["blk.1.attn_k.weight"], interleaved(key, 2) if is_turned else key)
         assert torch.equal(named["blk.1.attn_v.weight"], weights["model.layers.1.self_attn.v_proj.weight"])
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk(draft_of, tmp_path, full_disk):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "gemma2"}, "no rule says how a `gemma2`"),
+        ({"model_type": "gemma2"}, "a `gemma2` cannot be written as GGUF"),
         ({"model_type": "qwen2", "head_dim": 32}, "4 heads of 32 in a width of 64"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "of type dynamic"),
         ({"model_type": "qwen3", "rope_parameters": LLAMA3}, "qwen3 has no rotary positions of type llama3"),
@@ -260,7 +260,7 @@ def test_it_is_exported_over(draft_of, tmp_path):
 @LLAMA_CPP
 def test_weights_that_are_not_turned_are_seen(draft_of, tmp_path, monkeypatch):
     """The proof can fail: rotary positions on rows in transformers' order."""
-    monkeypatch.setattr("fastdraft.export.gguf_families.turned", lambda weight, _: weight)
+    monkeypatch.setattr("fastdraft.export.gguf_families.interleaved", lambda weight, _: weight)
     proof = prove(*opened(draft_of(), tmp_path, "f32"))
     assert proof.equal_prompts < proof.prompts
     assert proof.agreement < 0.9

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from fastdraft.config import TargetPart
 from fastdraft.export.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
-from fastdraft.models.target import folder_of
+from fastdraft.models.pretrained import folder_of
 from fastdraft.system.errors import ExportError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -75,7 +75,7 @@ def test_a_name_follows_from_the_definition(tmp_path, pre, ignore, name):
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"pre_tokenizer": split(r"\w+")}, r"is none that llama.cpp is known to have: \\w\+ then bytes"),
+        ({"pre_tokenizer": split(r"\w+")}, r"is not known to exist in llama.cpp: \\w\+ then bytes"),
         ({"pre_tokenizer": split(LLAMA3, behavior="MergedWithNext")}, "MergedWithNext"),
         ({"pre_tokenizer": byte_level(True, prefix=True)}, "space, words"),
         ({"pre_tokenizer": None}, "None"),
@@ -126,8 +126,8 @@ def test_sentencepiece_scores_fall_in_the_order_of_merges(spoken, gguf):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda merges: merges[1:], "are tokens, .* too, and no merge"),
-        (lambda merges: [*merges[1:], merges[0]], "stand apart from each other"),
+        (lambda merges: merges[1:], "are tokens without a merge"),
+        (lambda merges: [*merges[1:], merges[0]], "are not adjacent"),
     ],
 )
 def test_merges_that_no_scores_can_say(spoken, tmp_path, damage, said):
@@ -136,7 +136,7 @@ def test_merges_that_no_scores_can_say(spoken, tmp_path, damage, said):
     twice = next(at for at in range(1, len(merges)) if "".join(merges[at]) == "".join(merges[at - 1]))
     merges[:] = merges[twice - 1 : twice + 1] + merges[: twice - 1] + merges[twice + 1 :]
     folder = changed(spoken, tmp_path / "other", model={"merges": damage(merges)})
-    with pytest.raises(ExportError, match=f"is no sentencepiece BPE: .*{said}"):
+    with pytest.raises(ExportError, match=f"is not a sentencepiece BPE: .*{said}"):
         read_vocabulary(folder, 409)
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft.export.huggingface import PRECISIONS, export_huggingface, open_huggingface
-from fastdraft.models.target import TOKENIZER_FILES, load
+from fastdraft.models.pretrained import TOKENIZER_FILES, load
 from fastdraft.system.errors import ExportError
 
 

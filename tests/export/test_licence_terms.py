@@ -53,9 +53,9 @@ def test_a_licence_is_known_however_it_is_written():
 @pytest.mark.parametrize("licence", TERMS)
 def test_what_binds_a_draft_is_its_cards_licence_and_is_reported(licence):
     terms, text = TERMS[licence], said(licence)
-    told = metadata(licence)
-    assert told["license"] == (licence if licence in ON_THE_HUB else "other")
-    assert licence in told.values()
+    expected = metadata(licence)
+    assert expected["license"] == (licence if licence in ON_THE_HUB else "other")
+    assert licence in expected.values()
     for part in (terms.title, terms.address, terms.shows, terms.notice, *terms.asks):
         assert part is None or part in text
     assert "the target came without one: add it" in text

@@ -8,7 +8,7 @@ from fastdraft.config import TargetPart
 from fastdraft.export.formats import FORMATS
 from fastdraft.export.openvino import export_openvino, open_openvino
 from fastdraft.export.proof import material, prove
-from fastdraft.models.target import TOKENIZER_FILES, folder_of, load, open_tokenizer
+from fastdraft.models.pretrained import TOKENIZER_FILES, folder_of, load, open_tokenizer
 from fastdraft.models.token_bytes import PROBES
 from fastdraft.system.errors import DiskFull, ExportError
 
@@ -35,17 +35,17 @@ def stored(folder) -> set[str]:
         ("int4_sym", {"i4", "i8"}),
     ],
 )
-def test_it_writes_what_the_draft_writes(tmp_path, capsys, said, weights, types):
+def test_it_writes_what_the_draft_writes(tmp_path, capsys, transformers_log, weights, types):
     folder, out = folder_of(TargetPart(path="demo")), tmp_path / "out"  # trained: random weights bear no rounding
     assert export_openvino(folder, out, weights) == []
-    assert (capsys.readouterr().out, said) == ("", [])
+    assert (capsys.readouterr().out, transformers_log) == ("", [])
     assert types <= stored(out) <= {*types, "f16", "f32"}
     names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     assert len(names) >= 2
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in (*names, "generation_config.json"))
-    told = [file.read_text(encoding="utf-8") for file in out.glob("*.json")]
-    assert len(told) >= 4
-    assert not any(str(folder) in text for text in told), "a path of this machine goes to nobody"
+    expected = [file.read_text(encoding="utf-8") for file in out.glob("*.json")]
+    assert len(expected) >= 4
+    assert not any(str(folder) in text for text in expected), "a path of this machine goes to nobody"
     original = load(folder, torch.float32).eval()
     tried = material(
         open_tokenizer(TargetPart(path="demo")), PROBES[:8], [], 256

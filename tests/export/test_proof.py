@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdraft.evaluate.one_pass import Subject, evaluate
+from fastdraft.evaluate.one_pass import evaluate
 from fastdraft.export.proof import GAMMA, RESAMPLES, TOKENS, Material, check, material, original_text, prove
 from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.system.errors import ProofError
@@ -65,7 +65,7 @@ def test_another_model_is_seen(tiny_llama):
     assert proof.equal_prompts == 0
     assert proof.widest_gap > 1
     assert proof.agreement < 0.2
-    with pytest.raises(ProofError, match=r"it: of 192 tokens .* transformers puts \d+ first .* wanted 0.5 at least\n"):
+    with pytest.raises(ProofError, match=r"it: of 192 tokens .* transformers ranks \d+ first .* wanted at least 0.5\n"):
         check(proof, 0.5, "it")
 
 
@@ -94,8 +94,8 @@ def test_block_efficiency_is_that_of_the_one_pass_evaluation(tiny_llama, perturb
     (kept,) = prove(draft, InTransformers(export), tried(rows)).kept
     assert (kept.temperature, kept.gamma, kept.prompts) == (sampling.temperature, GAMMA, 3)
     for found, model in ((kept.original, draft), (kept.exported, export)):
-        wanted = evaluate(model, rows, [GAMMA], Subject("align", "text", 0.1), RESAMPLES, 0).gammas[0].block_efficiency
-        assert found.value == pytest.approx(wanted.value)
+        wanted = evaluate(model, rows, [GAMMA], stage="align", task="text", c=0.1, resamples=RESAMPLES, seed=0)
+        assert found.value == pytest.approx(wanted.gammas[0].block_efficiency.value)
     assert kept.original.value != kept.exported.value
 
 

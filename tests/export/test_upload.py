@@ -111,13 +111,13 @@ def exported(tmp_path) -> Path:
 
 
 def test_it_reports_every_file_and_byte(exported):
-    said = planned(exported, "me/draft", private=True).said()
+    said = planned(exported, "me/draft", private=True).summary()
     sizes = {path: (exported / path).stat().st_size for path in ("README.md", "card.json", "inner/weights.bin")}
     for path, size in sizes.items():
         assert f"{size:,}  {path}" in said
     assert f"3 files, {sum(sizes.values()):,} bytes" in said
     assert "me/draft (private model repository)" in said
-    assert "PUBLIC" in planned(exported, "me/draft", private=False).said()
+    assert "PUBLIC" in planned(exported, "me/draft", private=False).summary()
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -141,20 +141,20 @@ def licensed(exported: Path, licence: str | None) -> Path:
 
 def test_a_name_that_the_targets_licence_forbids(exported):
     licensed(exported, "llama3.1")
-    said = planned(exported, "me/draft", private=True).said()
+    said = planned(exported, "me/draft", private=True).summary()
     assert "WARNING: the target is under the Llama 3.1 Community License: the name of a draft of it must begin" in said
     with pytest.raises(
-        ExportError, match=r'me/draft cannot be its name: .*must begin with "Llama"\n  do: choose'
-    ) as told:
+        ExportError, match=r'me/draft is not an allowed name: .*must begin with "Llama"\n  do: choose'
+    ) as expected:
         planned(exported, "me/draft", private=False)
-    assert told.value.exit_code == 2
-    assert "WARNING" not in planned(exported, "me/Llama-draft", private=False).said()
+    assert expected.value.exit_code == 2
+    assert "WARNING" not in planned(exported, "me/Llama-draft", private=False).summary()
 
 
 def test_it_reports_the_targets_licence(exported):
-    for licence, told in ((None, "licence: not known"), ("mit", "licence: mit"), ("gemma", "gemma, which binds")):
-        said = planned(licensed(exported, licence), "me/draft", private=False).said()
-        assert told in said
+    for licence, expected in ((None, "licence: not known"), ("mit", "licence: mit"), ("gemma", "gemma, which binds")):
+        said = planned(licensed(exported, licence), "me/draft", private=False).summary()
+        assert expected in said
         assert "WARNING" not in said
 
 
@@ -162,7 +162,7 @@ def test_an_export_from_before_licences_were_known(exported):
     card = json.loads((exported / "card.json").read_text())
     del card["target_licence"]
     (exported / "card.json").write_text(json.dumps(card))
-    assert "licence: not known" in planned(exported, "me/draft", private=False).said()
+    assert "licence: not known" in planned(exported, "me/draft", private=False).summary()
 
 
 def test_a_hub_that_refuses(exported, hub):
@@ -176,7 +176,7 @@ def test_a_hub_that_refuses(exported, hub):
 def test_a_public_repository_is_no_private_one(exported, hub):
     handler, api = hub
     handler.private = False
-    with pytest.raises(ExportError, match="me/draft is there already, and public\n  do: .*--public"):
+    with pytest.raises(ExportError, match="me/draft exists and is public\n  do: .*--public"):
         push(planned(exported, "me/draft", True), api)
     assert handler.kept == {}
     push(planned(exported, "me/draft", False), api)
@@ -188,7 +188,7 @@ def test_no_hub_at_all(exported):
 
 
 def test_only_an_export_is_uploaded(exported, tmp_path):
-    with pytest.raises(ExportError, match="is no export: it has no card.json\n  do: fastdraft export"):
+    with pytest.raises(ExportError, match="is not an export: it has no card.json\n  do: fastdraft export"):
         planned(tmp_path, "me/draft", True)
     (exported / "card.json").write_text("{}")
     with pytest.raises(CardError, match="is not a card"):

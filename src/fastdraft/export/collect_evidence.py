@@ -1,4 +1,4 @@
-"""All that the cards of a draft's run say of it, collected for its model card."""
+"""Collect from the cards of a draft's run what its model card reports."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ from fastdraft.system.cards import FILE, Cost
 
 
 def licence_of(origin: Origin, card: TargetCard) -> str | None:
-    """The licence of the target that the draft was trained for, where its run says it; else that of the one given."""
-    recipe, measured = origin.recipe(), origin.card("target", TargetCard)
-    said = (recipe and recipe.target.licence) or (measured and measured.licence)
-    return said or card.licence
+    """The licence of the run's target if the run states it, otherwise that of `card`."""
+    recipe, run_card = origin.recipe(), origin.card("target", TargetCard)
+    return (recipe and recipe.target.licence) or (run_card and run_card.licence) or card.licence
 
 
 def completions(origin: Origin, card: TargetCard) -> list[Completion]:
-    """What this very target wrote after the run's held-out prompts; none where that was not kept, or another did."""
-    measured = origin.card("target", TargetCard)
-    if origin.run is None or measured is None or measured.digest != card.digest:
+    """The target's completions of the run's held-out prompts; empty if not saved, or saved by another target."""
+    run_card = origin.card("target", TargetCard)
+    if origin.run is None or run_card is None or run_card.digest != card.digest:
         return []
     return CompletionStore(origin.run / "evaluate" / "completions").read()
 
 
 def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
-    """All that the run's cards say of this draft and this target; of a bare folder, what its files say."""
+    """What the run's cards report about this draft and target; without a run, what the draft's files say."""
     config = pretrained.open_config(origin.folder)
     parameters, recipe = architecture.parameters(config), origin.recipe()
     drafts = {} if recipe is None else origin.drafts()
@@ -50,7 +49,7 @@ def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
         target=card,
         config=config.to_dict(),
         parameters=parameters,
-        phases={name: Phase(how, drafts[name]) for name, how in parts.items() if how and name in drafts},
+        phases={name: Phase(phase, drafts[name]) for name, phase in parts.items() if phase and name in drafts},
         sources={name: (recipe.corpus[name], source) for name, source in corpus.sources.items()} if corpus else {},
         written=_written(origin, recipe),
         costs=_costs(origin.run),
@@ -62,7 +61,7 @@ def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
 
 
 def _written(origin: Origin, recipe: Recipe) -> Written | None:
-    """What the target wrote for training, if this draft has seen it."""
+    """The target's completions for training; None if this draft was not trained on them."""
     card = origin.card("synthesize", CompletionsCard)
     if card is None or recipe.synthesize is None or origin.phase != "align":
         return None
@@ -70,7 +69,7 @@ def _written(origin: Origin, recipe: Recipe) -> Written | None:
 
 
 def _measured(origin: Origin) -> dict[str, Any]:
-    """Results of this draft and of the phases before it; the verification looked at the run's last draft alone."""
+    """Results of this draft and of earlier phases; the verification belongs to the run's last draft only."""
     card = origin.card("evaluate", EvaluationCard)
     if card is None:
         return {}
@@ -80,13 +79,13 @@ def _measured(origin: Origin) -> dict[str, Any]:
 
 
 def _timed(origin: Origin, card: TargetCard) -> dict[str, Any]:
-    """What benches of this very draft found, with this target or a stand-in for a large one."""
-    ours = pretrained.digest(origin.folder)
-    found = [read_bench(file) for file in sorted(origin.bench_folder().glob("bench*.json"))]
-    told = [bench for bench in found if bench.draft.digest == ours and _of_target(bench, card)]
+    """Results of benches of this draft, with this target or with a stand-in for a large one."""
+    digest = pretrained.digest(origin.folder)
+    results = [read_bench(file) for file in sorted(origin.bench_folder().glob("bench*.json"))]
+    benches = [bench for bench in results if bench.draft.digest == digest and _of_target(bench, card)]
     return {
-        "speeds": [speed for bench in told for speed in _speeds(bench)],
-        "advice": [f"{bench.where}: {line}" for bench in told for line in bench.advice.lines],
+        "speeds": [speed for bench in benches for speed in _speeds(bench)],
+        "advice": [f"{bench.where}: {line}" for bench in benches for line in bench.advice.lines],
     }
 
 
@@ -95,16 +94,17 @@ def _of_target(bench: BenchResult, card: TargetCard) -> bool:
 
 
 def _speeds(bench: BenchResult) -> Iterator[Speed]:
-    """The advised gamma in the advised setting; sampled only where the engine keeps the distribution."""
+    """Speed-ups at the advised gamma and setting; sampled ones only if the engine keeps the target's distribution."""
     for cell in bench.cells:
         if cell.setting == bench.advice.setting and (cell.temperature == 0 or bench.keeps_distribution):
-            found = cell.at("draft", bench.advice.gamma).speedup
+            speedup = cell.at("draft", bench.advice.gamma).speedup
             where = f"{bench.where}, {cell.setting}"
-            yield Speed(where, cell.task, cell.temperature, bench.advice.gamma, found.value, found.low, found.high)
+            gamma = bench.advice.gamma
+            yield Speed(where, cell.task, cell.temperature, gamma, speedup.value, speedup.low, speedup.high)
 
 
 def _costs(run: Path) -> dict[str, Cost]:
-    """What each finished stage took."""
+    """The cost of each finished stage."""
     cards = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob(f"*/{FILE}"))}
     return {name: Cost.model_validate(card["cost"]) for name, card in cards.items() if "cost" in card}
 
@@ -112,5 +112,5 @@ def _costs(run: Path) -> dict[str, Cost]:
 def _commands(run: Path) -> list[dict[str, Any]]:
     """The entries of the run's manifest."""
     file = run / "manifest.json"
-    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["commands"] if file.is_file() else []
-    return found
+    commands: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["commands"] if file.is_file() else []
+    return commands

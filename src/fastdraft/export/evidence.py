@@ -1,4 +1,4 @@
-"""What is known of a draft, gathered for its model card; what is not known is None or empty, and the card says so."""
+"""What is known about a draft, for its model card; None or empty if it is not known, and the card says so."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastdraft.system.cards import Cost
 
 
 class Phase(NamedTuple):
-    """One phase of training: how, and what came of it."""
+    """A training phase: its part of the recipe, and its card."""
 
     part: TrainPart
     card: DraftCard
 
 
 class Written(NamedTuple):
-    """What the target wrote for training."""
+    """The completions that the target wrote for training."""
 
     part: SynthesizePart
     completions: int
@@ -30,7 +30,7 @@ class Written(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Wall clock with the draft over without it; `where` names engine, device and versions."""
+    """Speed-up in wall-clock time, with its interval. `where` names engine, device and versions."""
 
     where: str
     task: str
@@ -43,7 +43,7 @@ class Speed(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """A draft's life. `commands`: entries of the run's manifest.json; `recipe`: its resolved YAML."""
+    """All that is known about a draft. `commands`: entries of the run's manifest.json; `recipe`: its resolved YAML."""
 
     part: TargetPart
     target: TargetCard
@@ -62,5 +62,5 @@ class Evidence:
 
     @property
     def last(self) -> list[TaskResult]:
-        """The results of the draft itself, not of the phases before it."""
+        """The results of the draft itself, without those of earlier phases."""
         return [result for result in self.results if result.stage == self.results[-1].stage]

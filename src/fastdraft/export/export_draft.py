@@ -1,4 +1,4 @@
-"""`export`: a draft in the form that an engine reads, with its proof and its model card."""
+"""`export`: write a draft in the format of an engine, prove it there, and describe it in a model card."""
 
 from __future__ import annotations
 
@@ -33,114 +33,120 @@ RECIPE = "recipe.yaml"
 
 
 class ExportOptions(NamedTuple):
-    """What is asked for; what is None follows from the draft and its run, or is the format's usual choice."""
+    """The options of `export`. None: the format's default weights, the run's target, the default folder."""
 
     draft: Path
     format: str
     weights: str | None = None
-    target: TargetPart | None = None
+    target: TargetPart | str | None = None
     out: Path | None = None
 
 
 def export(options: ExportOptions) -> tuple[Path, ExportCard]:
-    """The folder made, and its card.
+    """Write a draft in a format, verify it in its engine, and describe it in a model card. Returns folder and card.
 
-    ExportError where the folder is there already, or format and draft do not go together; VocabularyMismatch where the
-    draft does not fit its target; ProofError where what was written does not say what the draft says.
+    ExportError if the folder exists, or the draft cannot be written in this format; VocabularyMismatch if it does not
+    fit its target; ProofError if the written draft predicts other tokens than the original.
     """
-    started, form = time.monotonic(), format_named(options.format)
-    weights = form.weights(options.weights, options.format)
-    form.ready()
+    started, export_format = time.monotonic(), format_named(options.format)
+    weights = export_format.weights(options.weights, options.format)
+    export_format.ready()
     origin = draft_origin.origin_of(options.draft)
-    part = options.target or draft_origin.target_of(origin)
+    part = draft_origin.target_of(origin) if options.target is None else pretrained.as_part(options.target)
     out = options.out or place(origin, f"{options.format}-{weights}")
     _check_free(out)
-    theirs = draft_origin.target_card(origin, part)
-    part = as_read(part, theirs.commit)
-    agreed = accepted(part, origin.folder, form.engines)
-    known, licence = collect_evidence.evidence(origin, part, theirs), collect_evidence.licence_of(origin, theirs)
+    target_card = draft_origin.target_card(origin, part)
+    part = at_commit(part, target_card.commit)
+    engines = accepted(part, origin.folder, export_format.engines)
+    evidence = collect_evidence.evidence(origin, part, target_card)
+    licence = collect_evidence.licence_of(origin, target_card)
     with atomic_write(out) as folder:
-        made = _made(form, weights, origin, part, theirs.model_copy(update={"licence": licence}), folder)
+        target_card = target_card.model_copy(update={"licence": licence})
+        contents = _write(export_format, weights, origin, part, target_card, folder)
+        key_text = f"{options.format} {weights} {target_card.digest} {contents['files']}"
         card = ExportCard(
-            key=xxhash.xxh3_64_hexdigest(f"{options.format} {weights} {theirs.digest} {made['files']}".encode()),
+            key=xxhash.xxh3_64_hexdigest(key_text.encode()),
             cost=Cost(seconds=time.monotonic() - started),
             format=options.format,
             weights=weights,
             draft=str(options.draft),
             target=part.path,
-            target_revision=theirs.commit or part.revision,
-            target_digest=theirs.digest,
+            target_revision=target_card.commit or part.revision,
+            target_digest=target_card.digest,
             target_licence=licence,
-            accepted=agreed,
-            **made,
+            accepted=engines,
+            **contents,
         )
-        (folder / cards.FILE).write_text(cards.model_card(known, card), encoding="utf-8")
-        if known.recipe is not None:
-            (folder / RECIPE).write_text(known.recipe, encoding="utf-8")
+        (folder / cards.FILE).write_text(cards.model_card(evidence, card), encoding="utf-8")
+        if evidence.recipe is not None:
+            (folder / RECIPE).write_text(evidence.recipe, encoding="utf-8")
         write_card(folder, card)
     return out, card
 
 
 def place(origin: Origin, name: str) -> Path:
-    """Where an export goes: into its run, or else beside its draft."""
+    """The default folder of an export: in the draft's run, otherwise next to the draft."""
     folder = origin.folder
     return folder.with_name(f"{folder.name}-{name}") if origin.run is None else origin.run / "export" / name
 
 
-def _made(
-    form: Format, weights: str, origin: Origin, part: TargetPart, theirs: TargetCard, destination: Path
+def _write(
+    export_format: Format, weights: str, origin: Origin, part: TargetPart, target_card: TargetCard, destination: Path
 ) -> dict[str, Any]:
-    """Written, with the target's very tokenizer files, and proved; what the card says of it."""
+    """Write the draft with the target's tokenizer files, and prove it; returns files, notes and proof for the card."""
     model = pretrained.load(origin.folder, torch.float32).eval()
     context = int(model.config.get_text_config().max_position_embeddings)
-    tried = proof.material(pretrained.open_tokenizer(part), PROBES, collect_evidence.completions(origin, theirs), context)
+    target_folder = pretrained.folder_of(part, weights=False)
+    material = proof.material(
+        pretrained.open_tokenizer(part), PROBES, collect_evidence.completions(origin, target_card), context
+    )
     with TemporaryDirectory() as folder:
-        whole = Path(folder) / "model"
-        draft.save(model, pretrained.folder_of(part, weights=False), theirs, whole)
+        source = Path(folder) / "model"
+        draft.save(model, target_folder, target_card, source)
         log_line("writing it ...")
-        notes = form.write(whole, destination, weights)
+        notes = export_format.write(source, destination, weights)
     log_line("proving it ...")
-    found = proof.prove(model, form.open(destination, min(tried.longest_tokens, context)), tried)
-    proof.check(found, form.agreement[weights], f"{origin.folder}, weights {weights}")
-    licence_terms.accompany(destination, theirs.licence, pretrained.folder_of(part, weights=False))
+    result = proof.prove(model, export_format.open(destination, min(material.longest_tokens, context)), material)
+    proof.check(result, export_format.agreement[weights], f"{origin.folder}, weights {weights}")
+    licence_terms.accompany(destination, target_card.licence, target_folder)
     files = {path.name: path.stat().st_size for path in sorted(destination.iterdir())}
-    return {"files": files, "notes": (*notes, *_other_target_notes(origin, theirs)), "proof": found}
+    return {"files": files, "notes": (*notes, *_other_target_notes(origin, target_card)), "proof": result}
 
 
-def _other_target_notes(origin: Origin, theirs: TargetCard) -> Iterator[str]:
-    """A line where the run's target is not this one: what was measured there is left out."""
+def _other_target_notes(origin: Origin, target_card: TargetCard) -> Iterator[str]:
+    """A note if the draft was trained for another target: the measurements of its run are then left out."""
     trained_for = origin.trained_for()
-    if trained_for is not None and trained_for != theirs.digest:
+    if trained_for is not None and trained_for != target_card.digest:
         yield (
             f"trained for another target, or another revision of it: its files' digest was {trained_for}, that of "
-            f"{theirs.name} is {theirs.digest}; what its run measured is left out"
+            f"{target_card.name} is {target_card.digest}; the measurements of its run are left out"
         )
 
 
-def as_read(part: TargetPart, commit: str | None) -> TargetPart:
-    """The target at the commit that was read, where the branch that it names has moved on since."""
+def at_commit(part: TargetPart, commit: str | None) -> TargetPart:
+    """The target at the commit that was read, if its branch has moved on since."""
     moved = commit not in (None, commit_of(pretrained.folder_of(part, weights=False)))
     return part.model_copy(update={"revision": commit}) if moved else part
 
 
 def _check_free(out: Path) -> None:
-    """ExportError where something is at `out`, or nothing can be made there: said before any work."""
+    """ExportError if `out` exists or cannot be created, before any work is done."""
     if out.exists():
-        raise ExportError(f"{out} is there already\n  do: remove it, or choose another folder with --out")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ExportError(f"{out} cannot be made: nothing can be written in {above}\n  do: choose another with --out")
+        raise ExportError(f"{out} exists already\n  do: remove it, or choose another folder with --out")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ExportError(f"{out} cannot be written: no write access to {parent}\n  do: choose another with --out")
 
 
-def accepted(part: TargetPart, folder: Path, engines: tuple[str, ...]) -> tuple[EngineAcceptance, ...]:
-    """What the rules of engines, named by their beginnings, say; VocabularyMismatch where one refuses the pair."""
-    ours, theirs = read(part, weights=False), read(folder)
+def accepted(target: pretrained.Model, draft_folder: Path, engines: tuple[str, ...]) -> tuple[EngineAcceptance, ...]:
+    """The results of the rules whose names begin with one of `engines`; VocabularyMismatch if one of them fails."""
+    target_files, draft_files = read(target, weights=False), read(draft_folder)
     rules = [rule for rule in ENGINE_RULES if rule.name.startswith(engines)]
-    results = [(rule, rule.check(ours, theirs)) for rule in rules]
-    refused = [f"  {rule.name}: {result.why}" for rule, result in results if not result.holds]
-    if refused:
-        told = "\n".join(refused)
+    results = [(rule, rule.check(target_files, draft_files)) for rule in rules]
+    if failed := [f"  {rule.name}: {result.why}" for rule, result in results if not result.holds]:
+        reasons = "\n".join(failed)
         raise VocabularyMismatch(
-            f"{folder} is no draft for {part.path}:\n{told}\n  do: fastdraft check {part.path} {folder} --repair"
+            f"{draft_folder} is not a draft for {target_files.name}:\n{reasons}\n"
+            f"  do: fastdraft check {target_files.name} {draft_folder} --repair"
         )
     return tuple(EngineAcceptance(engine=f"{rule.name} ({rule.version})", why=result.why) for rule, result in results)

@@ -1,4 +1,4 @@
-"""The forms that a draft can take: how each is written, opened in its engine, and how alike it must be."""
+"""The table of export formats: how each is written, how its engine opens it, and how well it must agree."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from fastdraft.system.optional_packages import need
 
 
 class Format(NamedTuple):
-    """`agreement`: for each kind of weights, first the usual one, the least share of tokens that must stay the same.
+    """An export format.
 
-    `write(model folder, new folder, weights)` says what a reader must know, a line each; `engines` are the rules, by
-    the beginning of their names, that a draft in this form must keep; `modules` are (module, extra) that it takes.
+    agreement: by weight precision, the least fraction of greedy tokens that must stay the same; the first is default.
+    write: `write(model_folder, new_folder, weights)` returns notes for the model card.
+    open: `open(folder, longest_tokens)` opens the export in its engine.
+    engines: the first words of the names of the engine rules that the draft must satisfy.
+    modules: (module, extra) pairs that it needs.
     """
 
     agreement: Mapping[str, float]
@@ -28,27 +31,28 @@ class Format(NamedTuple):
     modules: tuple[tuple[str, str], ...] = ()
 
     def ready(self) -> None:
-        """MissingExtra where a package that it takes is not installed: said before any work."""
+        """MissingExtra if a package that it needs is not installed."""
         for module, extra in self.modules:
             need(module, extra)
 
-    def weights(self, asked: str | None, name: str) -> str:
-        """The kind of weights; ExportError where this format has none of that name."""
-        if asked is None:
+    def weights(self, requested: str | None, name: str) -> str:
+        """The weight precision; ExportError if this format does not have it."""
+        if requested is None:
             return next(iter(self.agreement))
-        if asked not in self.agreement:
-            raise ExportError(f"{name} has no weights `{asked}`\n  do: choose one of {', '.join(self.agreement)}")
-        return asked
+        if requested not in self.agreement:
+            raise ExportError(f"{name} has no weights `{requested}`\n  do: choose one of {', '.join(self.agreement)}")
+        return requested
 
 
 def format_named(name: str) -> Format:
-    """ExportError where there is none of that name."""
+    """The format of that name; ExportError if there is none."""
     if name not in FORMATS:
         raise ExportError(f"no format `{name}`\n  do: choose one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
-# What must stay the same: 1 but for near ties, and well below what was measured on drafts of 0.6M (dev/LOG.md).
+# Exact weights agree except for near ties; the other bounds are well below the values measured on drafts of 0.6M
+# (dev/LOG.md).
 FORMATS: dict[str, Format] = {
     "huggingface": Format(
         {"bf16": 0.9, "fp16": 0.98, "fp32": 0.999},

@@ -1,4 +1,4 @@
-"""GGUF, the file of llama.cpp, LM Studio and Ollama, written by the `gguf` package from a Hugging Face folder."""
+"""Export as GGUF, the file of llama.cpp, LM Studio and Ollama, with the `gguf` package."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fastdraft.system.optional_packages import need
 
 EXTRA = "llamacpp"
 LARGEST_HALF = float(np.finfo(np.float16).max)
-BLOCK = 32  # weights that share a scale, in a row of q8_0 and of q4_0
-# In q4_0, what has a row a token stays q8_0, about as llama.cpp's own quantiser has it: the output layer decides.
+BLOCK = 32  # weights that share a scale in q8_0 and q4_0
+# In q4_0 files these stay q8_0, nearly as in llama.cpp's own quantiser: predictions depend most on the output layer.
 TOKEN_TENSORS = ("token_embd.weight", "output.weight")
 
 
 class _Kind(NamedTuple):
-    """Types of ggml, by name: of matrices, of those with a row a token, and of the file as a whole."""
+    """Names of ggml types: of matrices, of TOKEN_TENSORS, and of the whole file."""
 
     matrices: str
     tokens: str
@@ -46,9 +46,9 @@ KINDS = {
 
 
 def export_gguf(model_folder: Path, destination: Path, weights: str) -> list[str]:
-    """One file in the folder `destination`; what a reader of it must know, a line each.
+    """Write one file into the folder `destination`; returns notes for the model card.
 
-    ExportError where llama.cpp has no such family, tokenizer or number.
+    ExportError if llama.cpp does not support the family or the tokenizer, or a weight exceeds half precision.
     """
     gguf = need("gguf", EXTRA)
     model = load(model_folder, torch.float32)
@@ -78,7 +78,7 @@ def file_name(weights: str) -> str:
 
 
 def _write_vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None:
-    """Special ids and flags are taken from the files as llama.cpp's converter takes them, for the target as well."""
+    """Special ids and flags are read from the files as llama.cpp's converter does, which also writes the target."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -98,18 +98,18 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None
 def _write_tensors(
     writer: Any, config: Any, family: families.Family, weights: dict[str, Tensor], kind: str
 ) -> Iterator[str]:
-    """Quantised as asked; a line for each shape that could not be."""
+    """Write the tensors, quantised; yields a note for each shape that cannot be quantised."""
     gguf = need("gguf", EXTRA)
-    odd: dict[tuple[int, ...], int] = {}
+    unquantised: dict[tuple[int, ...], int] = {}
     for name, weight in families.tensors(config, family, weights):
         values = weight.float().numpy()
-        wanted = _type_of(name, values, kind)
-        if wanted in ("Q8_0", "Q4_0") and values.shape[-1] % BLOCK:
-            odd[values.shape] = odd.get(values.shape, 0) + 1
-            wanted = "F16"
-        stored = _stored(name, values, gguf.GGMLQuantizationType[wanted])
-        writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType[wanted])
-    for shape, count in odd.items():
+        ggml_type = _type_of(name, values, kind)
+        if ggml_type in ("Q8_0", "Q4_0") and values.shape[-1] % BLOCK:
+            unquantised[values.shape] = unquantised.get(values.shape, 0) + 1
+            ggml_type = "F16"
+        stored = _stored(name, values, gguf.GGMLQuantizationType[ggml_type])
+        writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType[ggml_type])
+    for shape, count in unquantised.items():
         yield (
             f"{count} of {list(shape)} stay f16: rows of {shape[-1]} are no multiple of the {BLOCK} weights that share "
             f"a scale in {kind}"
@@ -117,14 +117,14 @@ def _write_tensors(
 
 
 def _type_of(name: str, values: npt.NDArray[np.float32], kind: str) -> str:
-    """Vectors stay exact: they are few, and ggml wants them so."""
+    """Vectors stay exact: they are few, and ggml requires it."""
     if values.ndim == 1:
         return "F32"
     return KINDS[kind].tokens if name in TOKEN_TENSORS else KINDS[kind].matrices
 
 
 def _stored(name: str, values: npt.NDArray[np.float32], kind: Any) -> npt.NDArray[Any]:
-    """The values as ggml stores them; ExportError where they are too large for half precision."""
+    """The values as ggml stores them; ExportError if one exceeds half precision, in which scales are stored."""
     largest = float(np.abs(values).max())
     if kind.name != "F32" and not largest <= LARGEST_HALF:
         raise ExportError(f"{name} holds {largest:.3g}, half precision at most {LARGEST_HALF:g}\n  do: --weights f32")
@@ -135,7 +135,7 @@ def _stored(name: str, values: npt.NDArray[np.float32], kind: Any) -> npt.NDArra
 
 
 def _window(config: Any) -> Iterator[str]:
-    """llama.cpp attends to the whole text in these families."""
+    """A note on sliding windows: llama.cpp attends to the whole text in these families."""
     window = getattr(config, "sliding_window", None)
     used = getattr(config, "use_sliding_window", True)
     if window and used and window < config.max_position_embeddings:
@@ -143,7 +143,7 @@ def _window(config: Any) -> Iterator[str]:
 
 
 def open_gguf(folder: Path, longest_tokens: int) -> Opened:
-    """The file in llama.cpp, by llama-cpp-python; keys and values float32, so that only the weights are rounded."""
+    """The export in llama-cpp-python with a float32 KV cache, so that only the weights are rounded."""
     return _Opened(folder, longest_tokens)
 
 
@@ -164,8 +164,8 @@ class _Opened:
         )
 
     def greedy(self, prompt: Tokens, tokens: int) -> Tokens:
-        written = self._model.generate(prompt.tolist(), temp=0.0, repeat_penalty=1.0)
-        return np.array(list(islice(written, tokens)))
+        generated = self._model.generate(prompt.tolist(), temp=0.0, repeat_penalty=1.0)
+        return np.array(list(islice(generated, tokens)))
 
     def logits(self, text: Tokens) -> Tensor:
         self._model.reset()

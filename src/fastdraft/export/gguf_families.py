@@ -1,6 +1,6 @@
-"""Families of models as llama.cpp knows them: names of sizes and tensors, and how weights lie there.
+"""The model families of llama.cpp: names of sizes and tensors, and the order of weight rows.
 
-After llama.cpp's own converter (conversion/{llama,qwen,phi}.py) and its loader (src/models/), read in November 2026.
+Follows llama.cpp's converter (conversion/{llama,qwen,phi}.py) and loader (src/models/), read in November 2026.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from fastdraft.system.optional_packages import need
 
 
 class Family(NamedTuple):
-    """`turned`: rotary positions turn neighbours j, j + 1, where transformers turns j, j + d/2, so rows are reordered.
-    `square`: attention must be as wide as the stream. `long`: its positions may have factors for short and long texts.
+    """An architecture of llama.cpp.
+
+    interleaved: rotary positions rotate dimensions j, j + 1; transformers rotates j, j + d/2, so rows are reordered.
+    square: all heads together must be as wide as the model. long: rotary positions may be of type longrope.
     """
 
     arch: str
-    turned: bool = False
+    interleaved: bool = False
     square: bool = False
     long: bool = False
 
 
 FAMILIES = {
-    "llama": Family("llama", turned=True),
-    "mistral": Family("llama", turned=True),
+    "llama": Family("llama", interleaved=True),
+    "mistral": Family("llama", interleaved=True),
     "qwen2": Family("qwen2", square=True),
     "qwen3": Family("qwen3"),
     "phi3": Family("phi3", square=True, long=True),
@@ -38,36 +40,36 @@ FAMILIES = {
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """ExportError where llama.cpp cannot run this configuration, or no rule here says how."""
-    found = FAMILIES.get(config.model_type)
-    if found is None:
+    """The llama.cpp family of a configuration; ExportError if llama.cpp or this table does not support it."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
         raise ExportError(
-            f"no rule says how a `{config.model_type}` is written as GGUF\n  wanted: one of {', '.join(FAMILIES)}\n"
+            f"a `{config.model_type}` cannot be written as GGUF\n  wanted: one of {', '.join(FAMILIES)}\n"
             f"  do: --format huggingface, then llama.cpp's own convert_hf_to_gguf.py; or --format openvino"
         )
     attention = _head_size(config) * config.num_attention_heads
-    if found.square and attention != config.hidden_size:
+    if family.square and attention != config.hidden_size:
         raise ExportError(
-            f"llama.cpp's {found.arch} wants heads as wide as the model together\n"
+            f"llama.cpp's {family.arch} needs heads that are together as wide as the model\n"
             f"  found: {config.num_attention_heads} heads of {_head_size(config)} in a width of {config.hidden_size}\n"
             f"  do: shape the draft with draft.heads and draft.head_size so that they fit, or choose another format"
         )
     rope = _rope(config)["rope_type"]
-    known = (
+    supported = (
         {"default", "linear", "yarn"}
-        | ({"llama3"} if found.turned else set())
-        | ({"longrope"} if found.long else set())
+        | ({"llama3"} if family.interleaved else set())
+        | ({"longrope"} if family.long else set())
     )
-    if rope not in known:
+    if rope not in supported:
         raise ExportError(
-            f"llama.cpp's {found.arch} has no rotary positions of type {rope}\n  wanted: {', '.join(sorted(known))}\n"
-            f"  do: choose another format"
+            f"llama.cpp's {family.arch} has no rotary positions of type {rope}\n"
+            f"  wanted: {', '.join(sorted(supported))}\n  do: choose another format"
         )
-    return found
+    return family
 
 
 def write_sizes(writer: Any, config: PretrainedConfig, family: Family) -> None:
-    """The keys that llama.cpp reads a model's shape from."""
+    """Write the keys from which llama.cpp reads the model's shape."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -78,12 +80,12 @@ def write_sizes(writer: Any, config: PretrainedConfig, family: Family) -> None:
     writer.add_value_length(_head_size(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(_turned_dimensions(config))
+    writer.add_rope_dimension_count(_rotary_dimensions(config))
     writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
     _write_scaling(writer, config)
     if family.long:
         writer.add_rope_scaling_orig_ctx_len(_original_context(config))
-        # 0 tells a Phi-4 from the other members of the family.
+        # 0 marks a Phi-4 among the models of this family.
         writer.add_sliding_window(config.sliding_window or 0)
 
 
@@ -110,31 +112,31 @@ def _write_scaling(writer: Any, config: PretrainedConfig) -> None:
 
 
 def tensors(config: PretrainedConfig, family: Family, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor under llama.cpp's name, in its order of rows; a tied output layer is left out, as it is there."""
+    """Each tensor with llama.cpp's name and order of rows; a tied output layer is left out, as in llama.cpp."""
     gguf = need("gguf", "llamacpp")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.arch.upper()], config.num_hidden_layers)
     yield from _rope_tensors(gguf, config)
     for name, weight in weights.items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
             raise ExportError(
                 f"llama.cpp's {family.arch} has no tensor like {name} {list(weight.shape)}\n  do: choose another format"
             )
         part = name.split(".")[-2]
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        yield theirs, turned(weight, heads[part]) if family.turned and part in heads else weight
+        yield gguf_name, interleaved(weight, heads[part]) if family.interleaved and part in heads else weight
 
 
-def turned(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head from 0, d/2, 1, d/2 + 1, ...: what transformers turns together becomes neighbours."""
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Reorder each head's rows to 0, d/2, 1, d/2 + 1, ...: dimensions that are rotated together become neighbours."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def _rope_tensors(gguf: Any, config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
-    """What positions are divided by, one factor a pair of dimensions."""
+    """The factors that divide the rotary frequencies, one per pair of dimensions."""
     rope = _rope(config)
     names = {part: f"{gguf.TENSOR_NAMES[getattr(gguf.MODEL_TENSOR, part)]}.weight" for part in _ROPE_TENSORS}
     if rope["rope_type"] == "llama3":
@@ -148,7 +150,7 @@ _ROPE_TENSORS = ("ROPE_FREQS", "ROPE_FACTORS_LONG", "ROPE_FACTORS_SHORT")
 
 
 def _llama3_factors(config: PretrainedConfig) -> Tensor:
-    """(d/2) plain frequency over scaled frequency: 1 where the wave is short, `factor` where it is long."""
+    """(d/2) plain over scaled frequency: 1 for short wavelengths, `factor` for long ones."""
     rope, size = _rope(config), _head_size(config)
     waves = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
     low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], _original_context(config)
@@ -159,20 +161,20 @@ def _llama3_factors(config: PretrainedConfig) -> Tensor:
 
 
 def _rope(config: PretrainedConfig) -> dict[str, Any]:
-    found: dict[str, Any] = config.rope_parameters
-    return found
+    rope: dict[str, Any] = config.rope_parameters
+    return rope
 
 
 def _original_context(config: PretrainedConfig) -> int:
-    found = _rope(config).get("original_max_position_embeddings")
-    found = found or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
-    return int(found)
+    stated = _rope(config).get("original_max_position_embeddings")
+    stated = stated or getattr(config, "original_max_position_embeddings", None)
+    return int(stated or config.max_position_embeddings)
 
 
 def _head_size(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _turned_dimensions(config: PretrainedConfig) -> int:
+def _rotary_dimensions(config: PretrainedConfig) -> int:
     fraction = _rope(config).get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     return int(_head_size(config) * fraction)

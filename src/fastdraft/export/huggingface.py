@@ -1,9 +1,10 @@
-"""A Hugging Face folder: safetensors in the precision asked for, for transformers, vLLM and SGLang."""
+"""Export as a Hugging Face folder, safetensors in a chosen precision, for transformers, vLLM and SGLang."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
@@ -19,7 +20,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 
 def export_huggingface(model_folder: Path, destination: Path, weights: str) -> list[str]:
-    """The model in another precision, its other files as they are; ExportError where a weight is too large for it."""
+    """Write the model in another precision with its tokenizer files; ExportError if a weight exceeds its range."""
     model = load(model_folder, torch.float32).requires_grad_(False)
     precision = PRECISIONS[weights]
     largest = max(float(weight.abs().max()) for weight in model.parameters())
@@ -37,7 +38,7 @@ def export_huggingface(model_folder: Path, destination: Path, weights: str) -> l
 
 
 def open_huggingface(folder: Path, longest_tokens: int) -> Opened:
-    """The folder in transformers, in the precision that it is stored in."""
+    """The export in transformers, in its stored precision."""
     return _Opened(folder)
 
 
@@ -53,8 +54,7 @@ class _Opened:
     @torch.inference_mode()
     def logits(self, text: Tokens) -> Tensor:
         (logits_TV,) = self._model(input_ids=torch.from_numpy(text)[None], use_cache=False).logits.float()
-        found: Tensor = logits_TV
-        return found
+        return cast(Tensor, logits_TV)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text).input_ids

@@ -1,7 +1,7 @@
-"""What the licence of a target asks of a draft made with it: a table, read in the licences' texts; no legal advice.
+"""What a target's licence demands of a draft: a table, read from the licences' texts. This is no legal advice.
 
-A draft carries its target's tokenizer files, and is trained on what the target says and writes. So terms about models
-that are made with a model's materials or outputs bind it, and its card must say so.
+A draft contains its target's tokenizer files, and is trained on the target's outputs. Terms about models that are made
+with a model's materials or outputs therefore bind it, and its card must say so.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 NOTICE = "NOTICE"
-# A model's own texts of its terms, by the beginnings of their names.
+# Licence files of a model, by the first letters of their names.
 TEXTS = ("LICENSE", "LICENCE", "USE_POLICY")
 
 
 class Terms(NamedTuple):
-    """One licence. `begins`: with what the name of a draft must begin; `shows`: what is shown beside it.
+    """The terms of one licence.
 
-    `notice`: the line of its NOTICE file. `asks`: what else it asks of whoever hands the draft on, or forbids.
+    begins: the prefix that a draft's name must have. shows: the text that must be displayed with it.
+    notice: the line of its NOTICE file. asks: other conditions for distributing the draft.
     """
 
     title: str
@@ -32,7 +33,7 @@ class Terms(NamedTuple):
 
 
 def _llama(version: str, maker: str = "", begins: str | None = "Llama", *asks: str) -> Terms:
-    """Section 1.b of the community licences, which differ in their names, and from Llama 3.1 on in nothing else."""
+    """Section 1.b of the Llama community licences; from Llama 3.1 on they differ only in their names."""
     name = f"{maker}Llama {version}"
     return Terms(
         title=f"{name} Community License",
@@ -49,7 +50,7 @@ def _no_other(name: str) -> str:
     return f"forbids to improve any other large language model with it or its outputs, {name} and its derivatives apart"
 
 
-# By the name that the hub has for a licence.
+# By the hub's name of the licence.
 TERMS = {
     "llama2": _llama("2", "", None, _no_other("Llama 2")),
     "llama3": _llama("3", "Meta ", "Llama 3", _no_other("Meta Llama 3")),
@@ -79,19 +80,19 @@ TERMS = {
         asks=("forbids commercial use",),
     ),
 }
-# Licences that ask nothing of models which are made with a model or its outputs.
+# Licences without conditions on models that are made with a model or its outputs.
 FREE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "unlicense")
-# Of TERMS, those that a model card may name as its own; others are `other`, with a name and a link.
+# The licences of TERMS that the hub accepts in a model card; the others are `other`, with a name and a link.
 ON_THE_HUB = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma")
 
 
 def terms_of(licence: str | None) -> Terms | None:
-    """The terms of a licence; None of one that asks nothing, or is not in the table."""
+    """The terms of a licence; None if it has no conditions, or is not in the table."""
     return TERMS.get(_identifier(licence))
 
 
 def metadata(licence: str | None) -> dict[str, Any]:
-    """What the front matter of a draft's card says of its licence: that of its target where it binds the draft."""
+    """The licence fields of the model card's front matter; empty if the target's licence does not bind the draft."""
     name, terms = _identifier(licence), terms_of(licence)
     if terms is None:
         return {}
@@ -101,7 +102,7 @@ def metadata(licence: str | None) -> dict[str, Any]:
 
 
 def misnamed(licence: str | None, repo: str) -> str | None:
-    """The rule that the name of a repository breaks; None where there is none."""
+    """The licence's rule that the name of a repository breaks; None if it breaks none."""
     terms = terms_of(licence)
     if terms is None or terms.begins is None or _letters(repo.rpartition("/")[2]).startswith(_letters(terms.begins)):
         return None
@@ -109,7 +110,7 @@ def misnamed(licence: str | None, repo: str) -> str | None:
 
 
 def in_a_line(licence: str | None) -> str:
-    """For a terminal."""
+    """The licence in one line, for a terminal."""
     if licence is None:
         return "target's licence: not known; target.licence can say it"
     terms = terms_of(licence)
@@ -120,7 +121,7 @@ def in_a_line(licence: str | None) -> str:
 
 
 def accompany(folder: Path, licence: str | None, target: Path) -> None:
-    """Write the NOTICE file that a licence asks for, and lay the texts beside it that the target's folder has."""
+    """Write the NOTICE file that a licence demands, and copy the licence files of the target's folder."""
     terms = terms_of(licence)
     if terms is None:
         return
@@ -132,7 +133,7 @@ def accompany(folder: Path, licence: str | None, target: Path) -> None:
 
 
 def section(licence: str | None, files: Iterable[str]) -> Iterator[str]:
-    """Lines of the model card; `files` lie beside it."""
+    """The licence section of the model card, line by line; `files` are the names of the files next to it."""
     yield "## Licence"
     yield ""
     terms = terms_of(licence)
@@ -172,9 +173,9 @@ def _binding(terms: Terms, files: list[str]) -> Iterator[str]:
 
 
 def _identifier(licence: str | None) -> str:
-    """The hub's name of a licence, however it was written; the name itself where the table has it not."""
-    given = (licence or "").strip().lower()
-    return next((name for name in (*TERMS, *FREE) if _letters(name) == _letters(given)), given)
+    """The hub's name of a licence, whatever its spelling; the name itself if the tables do not have it."""
+    stated = (licence or "").strip().lower()
+    return next((name for name in (*TERMS, *FREE) if _letters(name) == _letters(stated)), stated)
 
 
 def _letters(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The model card: what was measured of a draft, and how to use it; nothing that no card of its run says."""
+"""The model card: what was measured of a draft, and how to use it. Everything in it comes from the run's cards."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ LIBRARIES = {"huggingface": "transformers", "openvino": "openvino", "gguf": "ggu
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
-def model_card(known: Evidence, export: ExportCard) -> str:
-    """The text of README.md, its metadata in front."""
+def model_card(evidence: Evidence, export: ExportCard) -> str:
+    """The text of README.md, with its front matter."""
     metadata = ModelCardData(
-        base_model=known.part.path if is_hub_id(known.part.path) else None,
+        base_model=evidence.part.path if is_hub_id(evidence.part.path) else None,
         library_name=LIBRARIES[export.format],
         pipeline_tag="text-generation",
         tags=["speculative-decoding", "draft-model", "fastdraft"],
         **licence_terms.metadata(export.target_licence),
     )
-    measured = [section(known) for section in model_card_sections.SECTIONS]
+    measured = [section(evidence) for section in model_card_sections.SECTIONS]
     licence = licence_terms.section(export.target_licence, export.files)
     sections = [
-        *(_what(known, export), licence, _proof(export), _shape(known), *measured),
-        *(_use(known, export), _again(known)),
+        *(_summary(evidence, export), licence, _proof(export), _shape(evidence), *measured),
+        *(_use(evidence, export), _reproduction(evidence)),
     ]
     body = "\n\n".join("\n".join(lines) for lines in sections)
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
 
 
-def _what(known: Evidence, export: ExportCard) -> Iterator[str]:
-    fraction = known.parameters / known.target.parameters
+def _summary(evidence: Evidence, export: ExportCard) -> Iterator[str]:
+    fraction = evidence.parameters / evidence.target.parameters
     revision = f", revision `{export.target_revision}`" if export.target_revision else ""
-    bound = licence_terms.terms_of(export.target_licence)
-    kind = f"{bound.begins} draft" if bound and bound.begins else "A draft"
-    yield f"# {kind} for {name_of(known.part.path)}"
+    terms = licence_terms.terms_of(export.target_licence)
+    kind = f"{terms.begins} draft" if terms and terms.begins else "A draft"
+    yield f"# {kind} for {name_of(evidence.part.path)}"
     yield ""
     yield (
-        f"{known.parameters:,} parameters, {fraction:.3f} of its target's {known.target.parameters:,}, for speculative "
-        f"decoding: it proposes tokens, the target accepts or replaces them, and what is written is the target's own. "
-        f"It is of no use by itself."
+        f"{evidence.parameters:,} parameters, {fraction:.3f} of its target's {evidence.target.parameters:,}, for "
+        f"speculative decoding: it proposes tokens, and the target accepts or replaces them, so the "
+        f"output is the target's own. It is of no use by itself."
     )
     yield ""
-    yield f"- Target: `{name_of(known.part.path)}`{revision}, files' digest `{export.target_digest}`"
+    yield f"- Target: `{name_of(evidence.part.path)}`{revision}, files' digest `{export.target_digest}`"
     yield f"- This folder: {export.format}, weights {export.weights}"
-    yield f"- Vocabulary: {known.target.vocab_rows:,} rows, the target's padded one, with its very tokenizer files"
-    if known.phases:
+    yield f"- Vocabulary: {evidence.target.vocab_rows:,} rows, the target's padded one, with its very tokenizer files"
+    if evidence.phases:
         paper = "[arXiv:2411.11055](https://arxiv.org/abs/2411.11055)"
-        yield f"- Made by FastDraft ({paper}): {', '.join(known.phases)}"
+        yield f"- Trained by FastDraft ({paper}): {', '.join(evidence.phases)}"
     for note in export.notes:
         yield f"- Note: {note}"
 
@@ -93,21 +93,21 @@ def _proof(export: ExportCard) -> Iterator[str]:
     yield from (f"- {accepted.engine}: {accepted.why}" for accepted in export.accepted)
 
 
-def _shape(known: Evidence) -> Iterator[str]:
+def _shape(evidence: Evidence) -> Iterator[str]:
     yield "## Shape"
     yield ""
-    found = [
-        (name, known.config[name])
+    sizes = [
+        (name, evidence.config[name])
         for name in (*SIZES, "intermediate_size", "vocab_size", "tie_word_embeddings")
-        if name in known.config
+        if name in evidence.config
     ]
-    yield from model_card_sections.table([name for name, _ in found], [[str(value) for _, value in found]])
+    yield from model_card_sections.table([name for name, _ in sizes], [[str(value) for _, value in sizes]])
 
 
-def _use(known: Evidence, export: ExportCard) -> Iterator[str]:
-    gamma = model_card_sections.best_gamma(known.last)
-    named = known.part.path if is_hub_id(known.part.path) else "TARGET"
-    ours = export.path_for_engine(Path()).name
+def _use(evidence: Evidence, export: ExportCard) -> Iterator[str]:
+    gamma = model_card_sections.best_gamma(evidence.last)
+    hub_id = evidence.part.path if is_hub_id(evidence.part.path) else "TARGET"
+    file_name = export.path_for_engine(Path()).name
     yield "## Use"
     yield ""
     yield (
@@ -115,23 +115,24 @@ def _use(known: Evidence, export: ExportCard) -> Iterator[str]:
         "llama.cpp reads the file in it. TARGET is the target in the form of the draft."
     )
     for engine, snippet in USAGE.items():
-        here = f"`{ours}` in this folder" if ours else "this folder"
-        here = here if snippet.format == export.format else f"`fastdraft export DRAFT --format {snippet.format}`"
-        target = named if snippet.format == "huggingface" else "TARGET"
-        yield f"\n{engine} ({here}):\n\n```{snippet.language}\n{snippet.filled(target, 'DRAFT', gamma)}```"
+        source = f"`{file_name}` in this folder" if file_name else "this folder"
+        source = source if snippet.format == export.format else f"`fastdraft export DRAFT --format {snippet.format}`"
+        target = hub_id if snippet.format == "huggingface" else "TARGET"
+        yield f"\n{engine} ({source}):\n\n```{snippet.language}\n{snippet.filled(target, 'DRAFT', gamma)}```"
 
 
-def _again(known: Evidence) -> Iterator[str]:
+def _reproduction(evidence: Evidence) -> Iterator[str]:
     yield "## How to make it again"
     yield ""
-    if known.recipe is None:
+    if evidence.recipe is None:
         yield "Not recorded."
         return
-    versions = known.commands[-1].get("versions", {}) if known.commands else {}
-    told = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
-    commit = next((str(c["commit"]) for c in reversed(known.commands) if c.get("commit")), "not recorded")
+    versions = evidence.commands[-1].get("versions", {}) if evidence.commands else {}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
+    commit = next((str(c["commit"]) for c in reversed(evidence.commands) if c.get("commit")), "not recorded")
     yield "`recipe.yaml` lies beside this card; every value says where it came from."
     yield ""
     yield "```bash\nfastdraft run recipe.yaml\n```"
     yield ""
-    yield f"Seed {known.commands[-1].get('seed') if known.commands else 'not recorded'}, commit {commit}; {told}."
+    seed = evidence.commands[-1].get("seed") if evidence.commands else "not recorded"
+    yield f"Seed {seed}, commit {commit}; {packages}."

@@ -1,4 +1,4 @@
-"""The sections of a model card that are made of the run's figures; each yields lines of Markdown."""
+"""The sections of a model card with the run's figures; each function yields lines of Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdraft.results.evaluation import TaskResult
 from fastdraft.results.formatting import interval, or_dash, sampling_text, speedup_range
 from fastdraft.system.energy import energy_text, total_joules
 
-# What a source's licences are by the way it is read; of others the run knows nothing.
+# The licences of documents by kind of source; for other sources the run does not know them.
 LICENCES = {
     kind: "permissive, as the packages declare them: "
     + ", ".join(PERMISSIVE.pattern.removeprefix(r"\b(").removesuffix(r")\b").replace("\\", "").split("|"))
@@ -24,21 +24,19 @@ LICENCES = {
 
 
 def _objective(part: TrainPart) -> str:
-    """With weights where there are several, and whose distribution of how many rows, where that is not the target's of
-    all.
-    """
+    """The objectives, with weights if there are several; the teacher, and its fraction of the sequences if below 1."""
     weights = part.objectives
-    said = ", ".join(name if len(weights) == 1 else f"{name} {weight:g}" for name, weight in weights.items())
+    objectives = ", ".join(name if len(weights) == 1 else f"{name} {weight:g}" for name, weight in weights.items())
     teacher = [f"distribution of {name_of(part.teacher)}"] if part.teacher else []
     teacher += [f"of {part.teacher_fraction:.0%} of the rows"] if part.teacher_fraction < 1 else []
-    return "; ".join([said, *teacher])
+    return "; ".join([objectives, *teacher])
 
 
-def training(known: Evidence) -> Iterator[str]:
-    """Phases with tokens, objective, mix, held-out loss and time; hardware, hours, energy."""
+def training(evidence: Evidence) -> Iterator[str]:
+    """Each phase with tokens, objective, mix, held-out loss and time; hardware, total hours and energy."""
     yield "## Training"
     yield ""
-    if not known.phases:
+    if not evidence.phases:
         yield "Not recorded: this draft did not come with its run."
         return
     rows = [
@@ -50,19 +48,20 @@ def training(known: Evidence) -> Iterator[str]:
             ", ".join(f"{source} {nats:.3f}" for source, nats in phase.card.held_out_nats.items()),
             _hours(phase.card.cost.seconds),
         ]
-        for name, phase in known.phases.items()
+        for name, phase in evidence.phases.items()
     ]
     yield from table(["phase", "tokens", "objective", "mix", "held-out nats per token after it", "time"], rows)
-    machines = dict.fromkeys(str(command.get("device")) for command in known.commands)
+    machines = dict.fromkeys(str(command.get("device")) for command in evidence.commands)
     yield ""
-    yield f"Hardware: {'; '.join(machines) or 'not recorded'}. All stages: {_hours(_seconds(known))}. {_energy(known)}"
+    hours = _hours(sum(cost.seconds for cost in evidence.costs.values()))
+    yield f"Hardware: {'; '.join(machines) or 'not recorded'}. All stages: {hours}. {_energy(evidence)}"
 
 
-def data(known: Evidence) -> Iterator[str]:
-    """Sources with licences and tokens; what the target wrote."""
+def data(evidence: Evidence) -> Iterator[str]:
+    """The sources with licences and tokens; the completions that the target wrote."""
     yield "## Data"
     yield ""
-    if not known.sources:
+    if not evidence.sources:
         yield "Not recorded."
         return
     rows = [
@@ -74,23 +73,23 @@ def data(known: Evidence) -> Iterator[str]:
             f"{card.train.tokens:,}",
             f"{card.held_out.tokens:,}",
         ]
-        for name, (part, card) in known.sources.items()
+        for name, (part, card) in evidence.sources.items()
     ]
     yield from table(["source", "from", "licence", "documents", "tokens", "tokens held out"], rows)
-    if known.written is not None:
-        sampling_settings = ", ".join(sampling_text(temperature) for temperature in known.written.part.temperatures)
+    if (written := evidence.written) is not None:
+        sampling_settings = ", ".join(sampling_text(temperature) for temperature in written.part.temperatures)
         yield ""
         yield (
-            f"For alignment the target itself wrote {known.written.tokens:,} tokens in {known.written.completions:,} "
-            f"completions ({sampling_settings}), after prompts from {_prompts(known.written.part)}."
+            f"For alignment the target itself wrote {written.tokens:,} tokens in {written.completions:,} "
+            f"completions ({sampling_settings}), after prompts from {_prompts(written.part)}."
         )
 
 
-def acceptance(known: Evidence) -> Iterator[str]:
-    """By task and distribution, with intervals; the verification's word."""
+def acceptance(evidence: Evidence) -> Iterator[str]:
+    """Rates by task and sampling setting, with intervals; the result of the verification."""
     yield "## Acceptance"
     yield ""
-    if not known.results:
+    if not evidence.results:
         yield "Not measured."
         return
     yield (
@@ -109,24 +108,24 @@ def acceptance(known: Evidence) -> Iterator[str]:
         "block efficiency",
         "MBSU",
     ]
-    yield from table(names, [_result(result) for result in known.last])
-    verdicts = [(task, verdict) for task, found in known.verified.items() for verdict in found]
-    if verdicts:
-        agreed = ", ".join(
-            f"{task} {sampling_text(v.temperature)} {v.real.value:.3f} for {v.one_pass.value:.3f}"
-            for task, v in verdicts
+    yield from table(names, [_result(result) for result in evidence.last])
+    verified = [(task, result) for task, results in evidence.verified.items() for result in results]
+    if verified:
+        rates = ", ".join(
+            f"{task} {sampling_text(result.temperature)} {result.real.value:.3f} (one pass {result.one_pass.value:.3f})"
+            for task, result in verified
         )
         yield ""
         yield (
-            f"Real speculative decoding (transformers, gamma {verdicts[0][1].gamma}) agreed; block efficiency {agreed}."
+            f"Real speculative decoding (transformers, gamma {verified[0][1].gamma}) agreed; block efficiency {rates}."
         )
 
 
-def speed(known: Evidence) -> Iterator[str]:
-    """Wall clock, where a bench has measured it."""
+def speed(evidence: Evidence) -> Iterator[str]:
+    """The speed-up in wall-clock time, if a bench has measured it."""
     yield "## Speed-up"
     yield ""
-    if not known.speeds:
+    if not evidence.speeds:
         yield "Not measured. It depends on engine, device and prompts: `fastdraft bench TARGET DRAFT` measures it."
         return
     rows = [
@@ -137,42 +136,42 @@ def speed(known: Evidence) -> Iterator[str]:
             str(speed.gamma),
             speedup_range(speed.speedup, speed.low, speed.high),
         ]
-        for speed in known.speeds
+        for speed in evidence.speeds
     ]
     yield from table(["where", "task", "sampling", "gamma", "wall clock with over without"], rows)
 
 
-def gamma(known: Evidence) -> Iterator[str]:
-    """Which block length to set, and where that may not hold."""
+def gamma(evidence: Evidence) -> Iterator[str]:
+    """The best block length, and when another one may be better."""
     yield "## Which gamma"
     yield ""
-    yield from known.advice
-    if known.results:
-        each = ", ".join(f"{r.task} {sampling_text(r.temperature)}: {r.best_gamma}" for r in known.last)
+    yield from evidence.advice
+    if evidence.results:
+        best = ", ".join(f"{r.task} {sampling_text(r.temperature)}: {r.best_gamma}" for r in evidence.last)
         yield (
-            f"Where memory bounds the target, gamma {best_gamma(known.last)} is best in the mean over tasks ({each}). "
-            f"Where a block costs more than a token, as on CPUs, a smaller one may be."
+            f"Where memory bounds the target, gamma {best_gamma(evidence.last)} is best in the mean over tasks "
+            f"({best}). Where a block costs more than a token, as on CPUs, a smaller one may be."
         )
     else:
         yield f"Not measured. Begin with {GAMMA}."
 
 
-def weak(known: Evidence) -> Iterator[str]:
-    """The tasks with the lowest acceptance."""
+def weak(evidence: Evidence) -> Iterator[str]:
+    """The half of the tasks with the lowest acceptance."""
     yield "## Where it is weak"
     yield ""
-    tasks = dict.fromkeys(result.task for result in known.last)
+    tasks = dict.fromkeys(result.task for result in evidence.last)
     if len(tasks) < 2:
         yield "Not measured: it takes results on more than one task."
         return
-    mean = {task: fmean(result.alpha.value for result in known.last if result.task == task) for task in tasks}
+    mean = {task: fmean(result.alpha.value for result in evidence.last if result.task == task) for task in tasks}
     worst = sorted(tasks, key=lambda task: mean[task])[: len(tasks) // 2]
-    told = ", ".join(f"{task} (alpha {mean[task]:.3f} in the mean over distributions)" for task in worst)
-    yield f"Of what was measured, least accepted: {told}. Nothing is known of texts unlike those measured above."
+    weakest = ", ".join(f"{task} (alpha {mean[task]:.3f} in the mean over distributions)" for task in worst)
+    yield f"Of what was measured, least accepted: {weakest}. Nothing is known of texts unlike those measured above."
 
 
 def best_gamma(results: Sequence[TaskResult]) -> int:
-    """The block length with the best memory-bound speed-up, in the mean over tasks and distributions."""
+    """The block length with the best memory-bound speed-up, in the mean over tasks and sampling settings."""
     if not results:
         return GAMMA
     gammas = set.intersection(*({at.gamma for at in result.gammas} for result in results))
@@ -180,7 +179,7 @@ def best_gamma(results: Sequence[TaskResult]) -> int:
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Markdown."""
+    """A table in Markdown."""
     yield f"| {' | '.join(names)} |"
     yield "|" + "---|" * len(names)
     yield from (f"| {' | '.join(row)} |" for row in rows)
@@ -202,28 +201,24 @@ def _result(result: TaskResult) -> list[str]:
 
 
 def _prompts(part: SynthesizePart) -> str:
-    """Each source's share, and where a set of instructions lies."""
+    """Each prompt source with its weight, and the origin of each prompt set."""
     places = {name: f" ({_place(prompts)})" for name, prompts in part.prompt_sets.items()}
     return ", ".join(f"{name}{places.get(name, '')} {fraction:g}" for name, fraction in part.mix.items())
 
 
 def _place(part: SourcePart | PromptSetPart) -> str:
-    """Where documents came from; of a local path the last part, which is all that means something elsewhere."""
+    """The origin of documents; only the last part of a local path, because the rest means nothing elsewhere."""
     if part.path is None:
         return part.source
     where = part.path if part.source == "hub" else Path(part.path).name
     return f"{part.source} {where}" + (f" ({part.subset})" if part.subset else "")
 
 
-def _seconds(known: Evidence) -> float:
-    return sum(cost.seconds for cost in known.costs.values())
-
-
-def _energy(known: Evidence) -> str:
-    told, of = total_joules([cost.joules for cost in known.costs.values()])
-    if told is None:
+def _energy(evidence: Evidence) -> str:
+    joules, parts = total_joules([cost.joules for cost in evidence.costs.values()])
+    if joules is None:
         return "Energy: not known."
-    return f"Energy: {energy_text(told)} by the machine's own counters ({of}), with all else that ran on those parts."
+    return f"Energy: {energy_text(joules)} by the machine's own counters ({parts}), other programs included."
 
 
 def _hours(seconds: float) -> str:

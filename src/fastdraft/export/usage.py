@@ -1,4 +1,4 @@
-"""How each engine is told to use a draft: the commands of model cards, and of docs/deploy.md, which a test compares."""
+"""The commands that use a draft in each engine, for model cards and docs/deploy.md (a test compares them)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ GAMMA = 4
 
 
 class Snippet(NamedTuple):
-    """`format` is the export that the engine reads; TARGET, DRAFT and GAMMA in the text are for the caller to set."""
+    """`format` is the export that the engine reads; the caller replaces TARGET, DRAFT and GAMMA in the text."""
 
     format: str
     language: str
     text: str
 
     def filled(self, target: str, draft: str, gamma: int = GAMMA) -> str:
-        """For one pair."""
+        """The text for one pair."""
         return self.text.replace("TARGET", target).replace("DRAFT", draft).replace("GAMMA", str(gamma))
 
 
