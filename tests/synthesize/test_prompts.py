@@ -69,7 +69,7 @@ def test_documents_that_begin_alike_give_one_prompt(tmp_path: Path) -> None:
         draw(shards_of(tmp_path, alike), 2)
 
 
-def test_sampling_parameters_share_the_prompts_by_weight_at_every_moment() -> None:
+def test_prompts_are_split_over_sampling_parameters_by_weight_at_every_moment() -> None:
     weights = {SamplingParams(0): 1.0, SamplingParams(0.6): 2.0, SamplingParams(1.0, 0, 0.9): 4.0}
     requests = list(assign_sampling((np.array([i]) for i in range(70)), weights))
     assert [int(request.prompt[0]) for request in requests] == list(range(70))

@@ -11,7 +11,7 @@ def test_a_text_without_repetition_has_none() -> None:
 
 
 def test_the_first_occurrence_is_not_repeated() -> None:
-    # 1 2 1 2 1: bigrams 12 21 12 21, of which the last two occurred earlier.
+    # 1 2 1 2 1: bigrams 12 21 12 21; the last two occurred earlier.
     assert repeats(np.array([1, 2, 1, 2, 1]), n=2).fraction == 0.5
 
 
