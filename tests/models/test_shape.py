@@ -446,9 +446,9 @@ def test_a_budget_that_holds_nothing():
     with pytest.raises(ShapeError, match=message) as caught:
         derive(small(), DraftPart(params_millions=0.01))
     assert caught.value.exit_code == 2
-    smallest_millions = float(re.search(said, str(caught.value))[1])
+    smallest_millions = float(re.search(message, str(caught.value))[1])
     assert derive(small(), DraftPart(params_millions=smallest_millions)).layers == 1
-    with pytest.raises(ShapeError, match="cannot be"):
+    with pytest.raises(ShapeError, match="is too small"):
         derive(small(), DraftPart(params_millions=smallest_millions - 0.01))
 
 
