@@ -139,7 +139,9 @@ def launch(script: Path, job: dict[str, object]) -> int | None:
     launcher = PROCESSES.Process(target=exec, args=(LAUNCHER, arguments))
     launcher.start()
     launcher.join(SECONDS)
-    return launcher.exitcode
+    exit_code = launcher.exitcode
+    launcher.kill()
+    return exit_code
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
