@@ -178,6 +178,7 @@ def test_a_nonfinite_loss(tiny, fastdraft):
     assert json.loads(fastdraft("status", RUN, "--json").out) == dict.fromkeys(STAGES, "not begun") | {
         "target": "done",
         "tokenize": "done",
+        "validation": "done",
         "pretrain": "done",
         "continue": "begun",
     }
@@ -264,7 +265,8 @@ def test_stages_in_json_and_their_status(tiny, fastdraft):
     assert re.search(r"^tokenize: done in [0-9.]+ s$", part_way.err, re.MULTILINE)
     plain = fastdraft("status", RUN).out.splitlines()
     assert plain == [f"{name:12} {'done' if name in STAGES[:2] else 'not begun'}" for name in STAGES]
-    check_refused(fastdraft("align", "recipe.yaml"), "align needs pretrain", RUN, "fastdraft pretrain RECIPE")
+    check_refused(fastdraft("align", "recipe.yaml"), "align needs validation", RUN, "fastdraft validation RECIPE")
+    assert fastdraft("validation", "recipe.yaml").code == 0
     alone = fastdraft("pretrain", "recipe.yaml", "--json")
     assert list(json.loads(alone.out)) == STAGES[:4]
     # The progress bar prints plain lines, the last one at the end.
