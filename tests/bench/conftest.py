@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastdraft.bench.engine import Engine, Files, Setting, Timed
-from fastdraft.bench.measure import Plan, Readers
+from fastdraft.bench.engine import Engine, PairFiles, Setting, TimedCompletion
+from fastdraft.bench.measure import BenchPlan, OnePassModels
 from fastdraft.config import TargetPart
-from fastdraft.models.target import TOKENIZER_FILES, folder_of
+from fastdraft.models.pretrained import TOKENIZER_FILES, folder_of
 from fastdraft.synthesize.completions import SamplingParams
 
 DRAFT_SECONDS = 0.003
@@ -37,7 +37,7 @@ class Counted(Engine):
     drafts_first = False
     keeps_distribution = True
     greedy_draft = False
-    readers_of: Readers
+    readers_of: OnePassModels
     spoils = staticmethod(lambda tokens, _: tokens)
     drafts = True
     draft_seconds, block_seconds = DRAFT_SECONDS, staticmethod(block_seconds)
@@ -56,7 +56,7 @@ class Counted(Engine):
         return _Counted(cls, 1.0 if setting.name == "fast" else 1.5)
 
     @classmethod
-    def readers(cls, files):
+    def one_pass_models(cls, files):
         return cls.readers_of
 
     @classmethod
@@ -79,7 +79,7 @@ class _Counted:
         self.engine.asked.append(arm)
         target, draft = self.engine.readers_of
         ids, blocks, seconds, first, drafted, drafting = asked.prompt.tolist(), [], 0.0, 0.0, 0, 0.0
-        end = len(ids) + asked.tokens
+        end = len(ids) + asked.max_new_tokens
         while len(ids) < end:
             count = arm.gamma if arm.kind == "draft" and blocks else 0
             proposed = list(ids)
@@ -97,14 +97,14 @@ class _Counted:
             seconds += self.factor * (count * DRAFT_SECONDS + block_seconds(count + 1))
             first = first or seconds
         tokens = self.engine.spoils(np.array(ids[len(asked.prompt) :]), arm)
-        return Timed(tokens, seconds, first, tuple(blocks), drafted if self.engine.drafts else 0, drafting)
+        return TimedCompletion(tokens, seconds, first, tuple(blocks), drafted if self.engine.drafts else 0, drafting)
 
 
 @pytest.fixture(scope="session")
-def readers(tiny_llama, perturbed) -> Readers:
+def one_pass_models(tiny_llama, perturbed) -> OnePassModels:
     """A target and a draft that half agrees."""
     target = tiny_llama(3)
-    return Readers(target, perturbed(target, 0.2, 1))
+    return OnePassModels(target, perturbed(target, 0.2, 1))
 
 
 @pytest.fixture
@@ -114,25 +114,33 @@ def counted(readers) -> type[Engine]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
+def files(tmp_path: Path) -> PairFiles:
     """Of no use to an engine that opens none."""
-    return Files(tmp_path, tmp_path, "fp32", "fp32", "cpu", 97, frozenset({0}))
+    return PairFiles(
+        target=tmp_path,
+        draft=tmp_path,
+        target_weights="fp32",
+        draft_weights="fp32",
+        device="cpu",
+        longest_tokens=97,
+        eos=frozenset({0}),
+    )
 
 
 @pytest.fixture
-def plan() -> Callable[..., Plan]:
+def plan() -> Callable[..., BenchPlan]:
     """Greedy, three prompts of two tasks."""
 
-    def build(**more: object) -> Plan:
+    def build(**more: object) -> BenchPlan:
         usual = {
             "tasks": PROMPTS,
-            "laws": [SamplingParams(0.0)],
+            "sampling_settings": [SamplingParams(0.0)],
             "gammas": (1, 3),
-            "tokens": 23,
+            "max_new_tokens": 23,
             "repeats": 2,
             "seed": 5,
         }
-        return Plan(**usual | more)
+        return BenchPlan(**usual | more)
 
     return build
 

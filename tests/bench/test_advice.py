@@ -3,7 +3,7 @@
 import pytest
 
 from fastdraft.bench.advice import advise, fastest
-from fastdraft.results.bench import ArmResult, Cell, Predicted, Spread
+from fastdraft.results.bench import ArmResult, Cell, Prediction, Spread
 
 
 def spread(value, low=0.95, high=1.05):
@@ -11,7 +11,7 @@ def spread(value, low=0.95, high=1.05):
 
 
 def arm(kind, gamma, pace, plain, predicted=None):
-    known = Predicted(block_efficiency=2.0, position_acceptance=(), speedup=predicted) if predicted else None
+    known = Prediction(block_efficiency=2.0, position_acceptance=(), speedup=predicted) if predicted else None
     return ArmResult(
         arm=kind,
         gamma=gamma,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fastdraft.bench.bench_pair import in_form
-from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Files
+from fastdraft.bench.engine import LOOKUP, NONE, Arm, BenchRequest, PairFiles
 from fastdraft.bench.engine_llama_cpp import LlamaCpp
-from fastdraft.bench.equality import Texts, check, difference
-from fastdraft.bench.predict import predictions, scored
+from fastdraft.bench.equality import check_near_ties, first_difference
+from fastdraft.bench.predict import predictions, with_logprobs
 from fastdraft.export.gguf import export_gguf
 from fastdraft.results.bench import Steps
 from fastdraft.synthesize.completions import Completion, SamplingParams
@@ -23,11 +23,11 @@ PROMPTS = [np.array([305, 507, 711, 305, 507]), np.array([17, 1999])]
 
 
 @pytest.fixture(scope="module")
-def files(pair, tmp_path_factory) -> Files:
+def files(pair, tmp_path_factory) -> PairFiles:
     folder = tmp_path_factory.mktemp("exports")
     for name, model in pair.items():
         export_gguf(model, folder / name, "f32")
-    return Files(folder / "target", folder / "draft", "f32", "f32", "cpu", 97, frozenset({8191}))
+    return PairFiles(folder / "target", folder / "draft", "f32", "f32", "cpu", 97, frozenset({8191}))
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +36,25 @@ def exact(files):
 
 
 def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
-    target, draft = LlamaCpp.readers(files)
+    target, draft = LlamaCpp.one_pass_models(files)
     steps = [Steps(setting="", temperature=0, repeat=0, target_seconds=1, draft_seconds=EACH, block_seconds=EACH)]
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
-        asked = Asked(prompt, SamplingParams(0.0), TOKENS)
+        asked = BenchRequest(prompt, SamplingParams(0.0), TOKENS)
         plain = exact.complete(asked, NONE)
         assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
         for arm in (LOOKUP, Arm("draft", 1), Arm("draft", 3)):
             timed = exact.complete(asked, arm)
-            parted = difference(target, "t", place, arm, Texts(prompt, plain.tokens, timed.tokens))
-            check("exact", [parted] if parted else [])
+            parted = first_difference(target, prompt, plain.tokens, timed.tokens, task="t", number=place, arm=arm)
+            check_near_ties("exact", [parted] if parted else [])
             assert (timed.blocks[0], sum(timed.blocks)) == (1, TOKENS)
             assert 0 < timed.first_seconds < timed.seconds
             if arm.kind == "draft":
                 assert timed.drafted >= arm.gamma * (len(timed.blocks) - 2)
-                assert 0 < timed.drafting_seconds < timed.seconds_behind
+                assert 0 < timed.drafting_seconds < timed.decode_seconds
                 found[arm.gamma] += timed.blocks[1:]
         texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), SamplingParams(0.7)))
-    known = scored(target, texts, LlamaCpp.greedy_draft)
+    known = with_logprobs(target, texts, LlamaCpp.greedy_draft)
     assert {row.sampling for row in known} == {SamplingParams(0.0)}
     for gamma, said in predictions(draft, known, (1, 3), steps, skipped_tokens=1).items():
         assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
@@ -63,7 +63,8 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
 
 def test_a_seed_is_a_text(exact):
     texts = [
-        exact.complete(Asked(PROMPTS[0], SamplingParams(1.0), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)
+        exact.complete(BenchRequest(PROMPTS[0], SamplingParams(1.0), TOKENS, seed), NONE).tokens.tolist()
+        for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastdraft.bench.engine import LOOKUP, NONE, Arm, Asked, Files
+from fastdraft.bench.engine import LOOKUP, NONE, Arm, BenchRequest, PairFiles
 from fastdraft.bench.engine_transformers import Transformers, step_seconds
-from fastdraft.bench.equality import Texts, check, difference
+from fastdraft.bench.equality import check_near_ties, first_difference
 from fastdraft.evaluate.assisted import decode
 from fastdraft.synthesize.completions import Completion, SamplingParams
 
@@ -18,12 +18,20 @@ PROMPT, TOKENS = np.array([3, 5, 7, 3, 5]), 29
 
 
 @pytest.fixture(scope="module")
-def files(tiny_llama, perturbed, tmp_path_factory) -> Files:
+def files(tiny_llama, perturbed, tmp_path_factory) -> PairFiles:
     folder = tmp_path_factory.mktemp("pair")
     target = tiny_llama(3)
     target.save_pretrained(folder / "target")
     perturbed(target, 0.05, 1).save_pretrained(folder / "draft")
-    return Files(folder / "target", folder / "draft", "fp32", "fp32", "cpu", 97, frozenset({130}))
+    return PairFiles(
+        target=folder / "target",
+        draft=folder / "draft",
+        target_weights="fp32",
+        draft_weights="fp32",
+        device="cpu",
+        longest_tokens=97,
+        eos=frozenset({130}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,8 @@ def opened(files):
 
 def test_the_three_ways_write_the_same(opened):
     plain, *others = (
-        opened.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), arm) for arm in (NONE, LOOKUP, Arm("draft", 3))
+        opened.complete(BenchRequest(PROMPT, SamplingParams(0.0), TOKENS), arm)
+        for arm in (NONE, LOOKUP, Arm("draft", 3))
     )
     assert plain.blocks == (1,) * TOKENS
     assert (plain.drafted, plain.drafting_seconds) == (0, 0.0)
@@ -46,22 +55,23 @@ def test_the_three_ways_write_the_same(opened):
 
 @pytest.mark.parametrize("gamma", [1, 3, 5])
 def test_blocks_are_the_verifications_forwards(opened, files, gamma):
-    found = opened.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), Arm("draft", gamma))
-    target, draft = Transformers.readers(files)
+    found = opened.complete(BenchRequest(PROMPT, SamplingParams(0.0), TOKENS), Arm("draft", gamma))
+    target, draft = Transformers.one_pass_models(files)
     row = Completion("", PROMPT, found.tokens, np.zeros(TOKENS, np.float32), SamplingParams(0.0))
     assert len(found.blocks) == decode(row, target, draft, gamma, TOKENS, frozenset({130})).forwards
     assert max(found.blocks) <= gamma + 1
     assert max(found.blocks) > 1
     assert 0 < found.drafted <= gamma * len(found.blocks)
-    assert 0 < found.drafting_seconds < found.seconds_behind
+    assert 0 < found.drafting_seconds < found.decode_seconds
 
 
 def test_a_seed_is_a_sampled_text(opened):
     texts = [
-        opened.complete(Asked(PROMPT, SamplingParams(0.7), TOKENS, seed), NONE).tokens.tolist() for seed in (1, 1, 2)
+        opened.complete(BenchRequest(PROMPT, SamplingParams(0.7), TOKENS, seed), NONE).tokens.tolist()
+        for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
-    found = opened.complete(Asked(PROMPT, SamplingParams(0.7), TOKENS, 3), Arm("draft", 3))
+    found = opened.complete(BenchRequest(PROMPT, SamplingParams(0.7), TOKENS, 3), Arm("draft", 3))
     assert sum(found.blocks) == len(found.tokens) == TOKENS
 
 
@@ -69,19 +79,19 @@ def test_rounded_weights_are_exact_in_fp32_arithmetic(files):
     """In bf16 arithmetic a block and a single token differ by more than a near tie; the rounded weights stay."""
     rounded = replace(files, target_weights="bf16", draft_weights="bf16")
     exact, fast = (Transformers.open(rounded, setting) for setting in (Transformers.exact, *Transformers.settings))
-    reader, _ = Transformers.readers(rounded)
+    reader, _ = Transformers.one_pass_models(rounded)
     assert (reader.dtype, exact._target.dtype, fast._target.dtype) == (torch.float32, torch.float32, torch.bfloat16)
     for weight, of_fast in zip(reader.parameters(), fast._target.parameters(), strict=True):
         assert torch.equal(weight, of_fast.float())
-    plain = exact.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), NONE).tokens
+    plain = exact.complete(BenchRequest(PROMPT, SamplingParams(0.0), TOKENS), NONE).tokens
     for arm in (LOOKUP, Arm("draft", 3)):
-        drafted = exact.complete(Asked(PROMPT, SamplingParams(0.0), TOKENS), arm).tokens
-        found = difference(reader, "t", 0, arm, Texts(PROMPT, plain, drafted))
-        check(Transformers.exact.name, [found] if found else [])
+        drafted = exact.complete(BenchRequest(PROMPT, SamplingParams(0.0), TOKENS), arm).tokens
+        found = first_difference(reader, PROMPT, plain, drafted, task="t", number=0, arm=arm)
+        check_near_ties(Transformers.exact.name, [found] if found else [])
 
 
 def test_a_step_takes_time(files):
-    target, _ = Transformers.readers(files)
+    target, _ = Transformers.one_pass_models(files)
     assert 0 < step_seconds(target, 3) < 1
 
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from fastdraft.bench.engine import LOOKUP, NONE, Arm
-from fastdraft.bench.equality import NEAR_TIE, Texts, check, difference
-from fastdraft.bench.measure import Bench, measured, texts_of
+from fastdraft.bench.equality import NEAR_TIE, check_near_ties, first_difference
+from fastdraft.bench.measure import Bench, measure, compare_greedy_texts
 from fastdraft.results.bench import Difference
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.system.errors import BenchError, UnequalOutput
 
 
 def greedy_cells(engine, files, plan):
-    return measured(Bench(engine, files, plan, engine.readers_of), engine.settings[0], [SamplingParams(0.0)])
+    return measure(Bench(engine, files, plan, engine.readers_of), engine.settings[0], [SamplingParams(0.0)])
 
 
 def test_measured_is_predicted(counted, files, plan):
@@ -69,7 +69,7 @@ def test_what_ends_with_its_first_forward_cannot_be_timed(counted, files, plan, 
 
 
 def test_greedy_text_is_the_targets_own(counted, files, plan):
-    texts, differences = texts_of(Bench(counted, files, plan(), counted.readers_of))
+    texts, differences = compare_greedy_texts(Bench(counted, files, plan(), counted.readers_of))
     assert (texts, differences) == (3 * 3, [])
 
 
@@ -78,14 +78,14 @@ def test_other_text_is_an_error_and_reports_where(counted, files, plan):
         return np.where(np.arange(len(tokens)) == 7, 1, tokens) if arm == Arm("draft", 3) else tokens
 
     counted.spoils = staticmethod(spoiled)
-    texts, differences = texts_of(Bench(counted, files, plan(), counted.readers_of))
+    texts, differences = compare_greedy_texts(Bench(counted, files, plan(), counted.readers_of))
     assert texts == 9
     assert [(found.arm, found.gamma, found.position) for found in differences] == 3 * [("draft", 3, 7)]
     assert {found.task for found in differences} == {"text", "code"}
     with pytest.raises(
         UnequalOutput, match="exact: greedy text with draft, gamma 3.*task text, prompt 0, token 7: 1 f"
     ):
-        check("exact", differences)
+        check_near_ties("exact", differences)
 
 
 def test_the_gap_is_that_of_the_targets_logits(tiny_llama):
@@ -95,18 +95,20 @@ def test_the_gap_is_that_of_the_targets_logits(tiny_llama):
     logits = model(input_ids=torch.tensor([[3, 5, 7, 2]])).logits[0, -1].detach()
     assert (found.position, found.tokens) == (1, (11, 13))
     assert found.gap == pytest.approx(abs(float(logits[11] - logits[13])), abs=1e-4)
-    assert difference(model, "text", 0, Arm("draft", 1), Texts(prompt, texts.plain, texts.plain)) is None
+    assert first_difference(model, prompt, texts.plain, texts.plain, task="text", number=0, arm=Arm("draft", 1)) is None
 
 
 def test_a_text_that_ends_early_is_no_near_tie(tiny_llama):
-    found = difference(tiny_llama(3), "t", 0, NONE, Texts(np.array([3]), np.array([2, 5]), np.array([2])))
+    found = first_difference(
+        tiny_llama(3), np.array([3]), np.array([2, 5]), np.array([2]), task="t", number=0, arm=NONE
+    )
     assert (found.position, found.tokens) == (1, (5, -1))
     with pytest.raises(UnequalOutput):
-        check("exact", [found])
+        check_near_ties("exact", [found])
 
 
 def test_a_near_tie_is_none_of_the_engines_faults():
     tie = Difference(task="text", prompt=0, arm="draft", gamma=3, position=7, tokens=(1, 2), gap=NEAR_TIE / 2)
-    check("exact", [tie])
+    check_near_ties("exact", [tie])
     with pytest.raises(UnequalOutput, match="1 texts differ so"):
-        check("exact", [tie, tie.model_copy(update={"gap": NEAR_TIE})])
+        check_near_ties("exact", [tie, tie.model_copy(update={"gap": NEAR_TIE})])

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from fastdraft.config import TargetPart
-from fastdraft.models.target import TOKENIZER_FILES, folder_of
+from fastdraft.models.pretrained import TOKENIZER_FILES, folder_of
 
 for module in ("openvino_genai", "openvino_tokenizers", "nncf", "optimum.intel"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'fastdraft[openvino]'")
 
 from fastdraft.export.openvino import export_openvino  # noqa: E402
-from fastdraft.models.openvino import open_folder, step_seconds  # noqa: E402
+from fastdraft.models.openvino import open_pipeline, step_seconds  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,6 @@ def test_the_engine_cuts_texts_as_the_target_does(exported):
     from tokenizers import Tokenizer
 
     own = Tokenizer.from_file(str(folder_of(TargetPart(path="demo")) / "tokenizer.json"))
-    engines = open_folder(exported).get_tokenizer()
+    engines = open_pipeline(exported).get_tokenizer()
     for text in ("def main(argv):\n    return 0\n", "Déjà vu, 7 times", "  a\t\tb  "):
         assert engines.encode(text).input_ids.data[0].tolist() == own.encode(text).ids

@@ -1,4 +1,4 @@
-"""Completions of a target, for the tests of evaluation."""
+"""Fixtures of the tests of `evaluate`."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,14 +8,14 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft.synthesize.completions import Completion, SamplingParams
-from fastdraft.synthesize.engine_transformers import generate
+from fastdraft.synthesize.generate import generate
 
 Complete = Callable[..., list[Completion]]
 
 
 @pytest.fixture(scope="session")
 def completed() -> Complete:
-    """What a target writes after prompts, as completions without a store."""
+    """Generate completions with a target, without a store."""
 
     def run(
         target: PreTrainedModel,
@@ -24,8 +24,8 @@ def completed() -> Complete:
         tokens: int,
         eos: frozenset[int] = frozenset(),
     ) -> list[Completion]:
-        coins_BN = torch.from_numpy(np.random.default_rng(7).random((len(prompts), tokens)))
-        rows = generate(target, prompts, sampling, tokens, eos, coins_BN)
+        uniform_BN = torch.from_numpy(np.random.default_rng(7).random((len(prompts), tokens)))
+        rows = generate(target, prompts, sampling, tokens, eos, uniform_BN)
         return [
             Completion(f"{i:016x}", prompt, row.tokens, row.logp, sampling)
             for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))

@@ -1,4 +1,4 @@
-"""Two drafts compared: the difference of their results, with the interval that pairing gives."""
+"""Comparison of two drafts: the difference of their results, with a paired bootstrap interval."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from fastdraft.evaluate.comparison import Side, compare
-from fastdraft.evaluate.one_pass import Subject, acceptances, pooled, resampled_prompts, scored
+from fastdraft.evaluate.comparison import ScoredDraft, compare
+from fastdraft.evaluate.one_pass import acceptances, pooled, resampled_prompts, task_result
 from fastdraft.maths import acceptance
 from fastdraft.results.evaluation import Gap
 from fastdraft.synthesize.completions import Completion, SamplingParams
@@ -28,78 +28,75 @@ def rows(target: LlamaForCausalLM, completed: Callable, request: pytest.FixtureR
 
 
 @pytest.fixture(scope="module")
-def side(target: LlamaForCausalLM, rows: list[Completion], perturbed: Callable) -> Callable[..., Side]:
-    def build(noise: float, c: float) -> Side:
-        found = acceptances(perturbed(target, noise, 3), rows)
-        return Side(found, scored(found, rows, GAMMAS, Subject(f"{noise}", "task", c), RESAMPLES, SEED))
+def scored(target: LlamaForCausalLM, rows: list[Completion], perturbed: Callable) -> Callable[..., ScoredDraft]:
+    def build(noise: float, c: float) -> ScoredDraft:
+        accepted = acceptances(perturbed(target, noise, 3), rows)
+        options = {"task": "task", "c": c, "resamples": RESAMPLES, "seed": SEED}
+        return ScoredDraft(accepted, task_result(accepted, rows, GAMMAS, stage=f"{noise}", **options))
 
     return build
 
 
-def test_a_draft_is_as_good_as_itself(side: Callable[..., Side]) -> None:
-    ours = side(0.1, 0.03)
-    found = compare(ours, ours, RESAMPLES, SEED)
+def test_a_draft_does_not_differ_from_itself(scored: Callable[..., ScoredDraft]) -> None:
+    draft = scored(0.1, 0.03)
+    comparison = compare(draft, draft, RESAMPLES, SEED)
     gaps = [
-        found.alpha,
-        found.best_mbsu,
-        *(at.mbsu for at in found.gammas),
-        *(at.acceptance_rate for at in found.gammas),
+        comparison.alpha,
+        comparison.best_mbsu,
+        *(at.mbsu for at in comparison.gammas),
+        *(at.acceptance_rate for at in comparison.gammas),
     ]
     assert {(gap.value, gap.low, gap.high, gap.more_than_noise) for gap in gaps} == {(0, 0, 0, False)}
 
 
-def test_one_prompt_reports_nothing_of_others() -> None:
+def test_the_interval_of_a_single_prompt_is_no_evidence() -> None:
     assert not Gap(value=0.3, low=0.3, high=0.3).more_than_noise
     assert Gap(value=0.3, low=0.1, high=0.4).more_than_noise
     assert Gap(value=-0.3, low=-0.4, high=-0.1).more_than_noise
 
 
-def test_differences_are_those_of_the_results(side: Callable[..., Side]) -> None:
-    ours, theirs = side(0.1, 0.03), side(0.3, 0.01)
-    found = compare(ours, theirs, RESAMPLES, SEED)
-    left, right = ours.result, theirs.result
-    assert found.other == "0.3"
-    assert found.alpha.value == pytest.approx(left.alpha.value - right.alpha.value)
-    assert [at.gamma for at in found.gammas] == [*GAMMAS]
-    for at, one, two in zip(found.gammas, left.gammas, right.gammas, strict=True):
+def test_differences_equal_the_differences_of_the_results(scored: Callable[..., ScoredDraft]) -> None:
+    draft, baseline = scored(0.1, 0.03), scored(0.3, 0.01)
+    comparison = compare(draft, baseline, RESAMPLES, SEED)
+    left, right = draft.result, baseline.result
+    assert comparison.other == "0.3"
+    assert comparison.alpha.value == pytest.approx(left.alpha.value - right.alpha.value)
+    assert [at.gamma for at in comparison.gammas] == [*GAMMAS]
+    for at, one, two in zip(comparison.gammas, left.gammas, right.gammas, strict=True):
         for rate in ("acceptance_rate", "block_efficiency", "mbsu"):
             gap = getattr(at, rate)
             assert gap.value == pytest.approx(getattr(one, rate).value - getattr(two, rate).value)
             assert gap.low <= gap.value <= gap.high
-    assert found.alpha.more_than_noise, "a draft with three times the noise is worse"
-    assert found.best_gammas == (left.best_gamma, right.best_gamma)
-    assert found.alpha.low > 0
+    assert comparison.alpha.more_than_noise, "a draft with three times the noise is worse"
+    assert comparison.best_gammas == (left.best_gamma, right.best_gamma)
+    assert comparison.alpha.low > 0
 
 
-def test_pairs_are_resampled_together(side: Callable[..., Side]) -> None:
-    """Against brute force, one resample after another; unpaired, the interval is wider."""
-    ours, theirs = side(0.1, 0.03), side(0.13, 0.03)
-    sums = [acceptance.accept_sums(*each.found) for each in (ours, theirs)]
-    lengths_B = ours.found.lengths_B
+def test_prompts_are_resampled_in_pairs(scored: Callable[..., ScoredDraft]) -> None:
+    """Compared with brute force, one resample at a time; the unpaired interval is wider."""
+    draft, baseline = scored(0.1, 0.03), scored(0.13, 0.03)
+    sums = [acceptance.accept_sums(*each.acceptances) for each in (draft, baseline)]
+    lengths_B = draft.acceptances.lengths_B
     gaps = []
     for picks in resampled_prompts(23, RESAMPLES, SEED).tolist():
         tokens = sum(float(lengths_B[i]) for i in picks)
         gaps.append(sum(float(sums[0][i] - sums[1][i]) for i in picks) / tokens)
     low, high = np.quantile(gaps, [0.025, 0.975])
-    found = compare(ours, theirs, RESAMPLES, SEED).alpha
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    alone = [pooled(each, lengths_B, resampled_prompts(23, RESAMPLES, SEED)) for each in sums]
-    assert found.high - found.low < np.hypot(*(each.high - each.low for each in alone))
+    gap = compare(draft, baseline, RESAMPLES, SEED).alpha
+    assert (gap.low, gap.high) == (pytest.approx(low), pytest.approx(high))
+    unpaired = [pooled(each, lengths_B, resampled_prompts(23, RESAMPLES, SEED)) for each in sums]
+    assert gap.high - gap.low < np.hypot(*(each.high - each.low for each in unpaired))
 
 
-def test_other_completions_are_refused(side: Callable[..., Side]) -> None:
-    ours = side(0.1, 0.03)
-    shorter = replace_lengths(ours)
-    with pytest.raises(ValueError, match="wanted the same"):
-        compare(ours, shorter, RESAMPLES, SEED)
+def test_different_completions_are_refused(scored: Callable[..., ScoredDraft]) -> None:
+    draft = scored(0.1, 0.03)
+    lengths_B = torch.full_like(draft.acceptances.lengths_B, 5)
+    shorter = draft._replace(acceptances=draft.acceptances._replace(lengths_B=lengths_B))
+    with pytest.raises(ValueError, match="different completions"):
+        compare(draft, shorter, RESAMPLES, SEED)
 
 
-def replace_lengths(side: Side) -> Side:
-    found = side.found._replace(lengths_B=torch.full_like(side.found.lengths_B, 5))
-    return side._replace(found=found)
-
-
-def test_scoring_counts_its_texts(target: LlamaForCausalLM, rows: list[Completion]) -> None:
+def test_progress_advances_once_per_completion(target: LlamaForCausalLM, rows: list[Completion]) -> None:
     counted: list[int] = []
     acceptances(target, [replace(row) for row in rows], counted.append)
     assert sum(counted) == len(rows)

@@ -1,4 +1,4 @@
-"""Tasks: what each asks of its rows, on the hub's own form of them in local folders, and from files."""
+"""Evaluation tasks: the prompt of each, from local folders in the hub's form and from files."""
 
 import gzip
 import json
@@ -9,12 +9,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.evaluate import tasks
-from fastdraft.evaluate.tasks import TASKS, USUAL, HubSet, tasks_of
+from fastdraft.evaluate.tasks import DEFAULT_TASKS, TASKS, HubSet, tasks_of
 from fastdraft.system.errors import CorpusError, TargetError, TaskError
 
 PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 STORY = " ".join(f"word{i}" for i in range(40))
-# A row of each task as its data set has it, and what a target with and without a chat template is asked.
+# A row of each task's data set, and its prompt for a target with and without a chat template.
 ROWS = {
     "cnn_dailymail": ({"article": "News.", "highlights": "N"}, "<user>Summarize: News.<t>", "News.\n\nTL;DR:"),
     "tinystories": ({"text": STORY}, STORY[: STORY.index(" word32")], STORY[: STORY.index(" word32")]),
@@ -26,8 +26,8 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer(speller) -> PreTrainedTokenizerFast:
-    return speller()
+def tokenizer(byte_tokenizer) -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
 
 
 def lines(path: Path, rows: list[object]) -> Path:
@@ -36,21 +36,21 @@ def lines(path: Path, rows: list[object]) -> Path:
     return path
 
 
-def texts(found: tasks.TaskPrompts, spell: PreTrainedTokenizerFast) -> list[str]:
-    return [spell.decode(prompt) for prompt in found.prompts]
+def texts(task: tasks.TaskPrompts, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return [tokenizer.decode(prompt) for prompt in task.prompts]
 
 
 def test_the_table_names_each_task_once():
     names = [task.name for task in TASKS]
     assert len(names) == len(set(names)) >= 10
-    assert {*USUAL} <= {*names}
+    assert {*DEFAULT_TASKS} <= {*names}
     assert {*ROWS} == {name for name in names if not name.startswith("spec-bench:")}
-    assert all("," not in name and "=" not in name for name in names), "arguments are taken apart at these"
+    assert all("," not in name and "=" not in name for name in names), "arguments are split at these"
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_task_reads_its_hub_set(name, tmp_path, monkeypatch, tokenizer, speller):
-    """The code that opens the hub, on a local folder in the hub's form: the same subset, split and columns."""
+def test_a_task_reads_its_hub_set(name, tmp_path, monkeypatch, tokenizer, byte_tokenizer):
+    """The code that reads the hub reads a local folder with the same subset, split and columns."""
     row, chatted, plain = ROWS[name]
     task = next(task for task in TASKS if task.name == name)
     folder = tmp_path / "set"
@@ -60,48 +60,48 @@ def test_a_task_reads_its_hub_set(name, tmp_path, monkeypatch, tokenizer, spelle
         "data_files": [{"split": task.hub.split, "path": "rows.jsonl"}],
     }
     (folder / "README.md").write_text(f"---\nconfigs:\n- {json.dumps(config)}\n---\n")
-    here = tasks.Task(**{**vars(task), "hub": HubSet(str(folder), *task.hub[1:])})
-    monkeypatch.setattr(tasks, "TASKS", (here,))
-    (found,) = tasks_of([name], tokenizer, 1000)
-    wanted = f"<s>{chatted}<a>" if chatted.startswith("<user>") else chatted
-    assert texts(found, tokenizer) == [wanted]
-    assert (found.name, found.version, found.source) == (name, 1, str(folder))
-    assert texts(tasks_of([name], speller(None), 1000)[0], speller(None)) == [plain]
+    local = tasks.Task(**{**vars(task), "hub": HubSet(str(folder), *task.hub[1:])})
+    monkeypatch.setattr(tasks, "TASKS", (local,))
+    (task,) = tasks_of([name], tokenizer, 1000)
+    expected = f"<s>{chatted}<a>" if chatted.startswith("<user>") else chatted
+    assert texts(task, tokenizer) == [expected]
+    assert (task.name, task.version, task.source) == (name, 1, str(folder))
+    assert texts(tasks_of([name], byte_tokenizer(None), 1000)[0], byte_tokenizer(None)) == [plain]
 
 
-def test_local_files_hold_what_the_hub_does(tmp_path, tokenizer):
-    given = [f"{name}={lines(tmp_path / f'{name}.jsonl', [row])}" for name, (row, _, _) in ROWS.items()]
-    found = tasks_of([",".join(given[:3]), *given[3:]], tokenizer, 1000)
-    assert [task.name for task in found] == [*ROWS]
-    assert [texts(task, tokenizer)[0].removeprefix("<s>").removesuffix("<a>") for task in found] == [
+def test_local_files_are_read_like_the_hub(tmp_path, tokenizer):
+    arguments = [f"{name}={lines(tmp_path / f'{name}.jsonl', [row])}" for name, (row, _, _) in ROWS.items()]
+    prompts = tasks_of([",".join(arguments[:3]), *arguments[3:]], tokenizer, 1000)
+    assert [task.name for task in prompts] == [*ROWS]
+    assert [texts(task, tokenizer)[0].removeprefix("<s>").removesuffix("<a>") for task in prompts] == [
         chatted for _, chatted, _ in ROWS.values()
     ]
 
 
-def test_groups_of_spec_bench_fraction_a_file(tmp_path, tokenizer):
+def test_groups_of_spec_bench_share_a_file(tmp_path, tokenizer):
     rows = [
         {"category": kind, "turns": [f"{kind}?", "more?"]} for kind in ("coding", "qa", "rag", "translation", "math")
     ]
     rows += [{"category": kind, "turns": ["x"]} for kind in ("summarization", "math_reasoning")]
-    found = tasks_of([f"spec-bench={lines(tmp_path / 'q.jsonl', rows)}"], tokenizer, 1000)
-    assert [task.name for task in found] == [f"spec-bench:{group}" for group in tasks.GROUPS]
-    assert texts(found[0], tokenizer) == ["<s><user>coding?<t><a>", "<s><user>math?<t><a>"]
-    assert [len(task.prompts) for task in found] == [2, 1, 1, 1, 1, 1]
+    prompts = tasks_of([f"spec-bench={lines(tmp_path / 'q.jsonl', rows)}"], tokenizer, 1000)
+    assert [task.name for task in prompts] == [f"spec-bench:{group}" for group in tasks.GROUPS]
+    assert texts(prompts[0], tokenizer) == ["<s><user>coding?<t><a>", "<s><user>math?<t><a>"]
+    assert [len(task.prompts) for task in prompts] == [2, 1, 1, 1, 1, 1]
     (qa,) = tasks_of([f"spec-bench:qa={tmp_path / 'q.jsonl'}"], tokenizer, 1000)
     assert (texts(qa, tokenizer), qa.left_out) == (["<s><user>qa?<t><a>"], {})
 
 
-def test_own_prompts_are_texts_as_they_are_or_messages(tmp_path, tokenizer, speller):
+def test_own_prompts_are_plain_texts_or_messages(tmp_path, tokenizer, byte_tokenizer):
     chat = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
     file = lines(tmp_path / "own.jsonl", [{"prompt": "go"}, {"messages": chat}, {"messages": chat[:1]}])
-    (found,) = tasks_of([str(file)], tokenizer, 1000)
-    assert (found.name, texts(found, tokenizer)) == ("own.jsonl", ["go", "<s><system>be<t><user>hi<t><a>"])
-    assert found.left_out == {"rows without `prompt` or `messages`": (1, f"{file}:3")}
+    (task,) = tasks_of([str(file)], tokenizer, 1000)
+    assert (task.name, texts(task, tokenizer)) == ("own.jsonl", ["go", "<s><system>be<t><user>hi<t><a>"])
+    assert task.left_out == {"rows without `prompt` or `messages`": (1, f"{file}:3")}
     with pytest.raises(TargetError, match=r"no chat template"):
-        tasks_of([str(file)], speller(None), 1000)
+        tasks_of([str(file)], byte_tokenizer(None), 1000)
 
 
-def test_what_gives_no_prompt_is_counted_and_named(tmp_path, tokenizer):
+def test_rows_without_a_prompt_are_counted_by_reason(tmp_path, tokenizer):
     rows = [
         {"prompt": "long" * 20},
         "{",
@@ -112,26 +112,24 @@ def test_what_gives_no_prompt_is_counted_and_named(tmp_path, tokenizer):
         {"prompt": "b"},
     ]
     file = lines(tmp_path / "own.jsonl", rows)
-    (found,) = tasks_of([str(file)], tokenizer, 53, max_new_tokens=13)
-    assert texts(found, tokenizer) == ["a", "b"]
-    assert found.max_new_tokens == 13
-    assert found.left_out == {
+    (task,) = tasks_of([str(file)], tokenizer, 53, max_new_tokens=13)
+    assert texts(task, tokenizer) == ["a", "b"]
+    assert task.max_new_tokens == 13
+    assert task.left_out == {
         "prompts of more than 40 tokens": (1, f"{file}:1"),
-        "rows that are not JSON in UTF-8": (1, f"{file}:2"),
+        "rows that are not JSON": (1, f"{file}:2"),
         "rows without `prompt` or `messages`": (2, f"{file}:3"),
-        "prompts that were there before": (1, f"{file}:5"),
+        "repeated prompts": (1, f"{file}:5"),
     }
     (few,) = tasks_of([str(file)], tokenizer, 1000, prompts=1)
-    assert (len(few.prompts), few.left_out) == (1, {}), "what lies behind the last prompt is not looked at"
+    assert (len(few.prompts), few.left_out) == (1, {}), "rows after the last prompt are not read"
 
 
-def test_no_prompt_at_all_stops(tmp_path, tokenizer):
+def test_a_file_without_any_prompt_is_refused(tmp_path, tokenizer):
     file = lines(tmp_path / "h.jsonl", [{"prompt": "long" * 20}, "{"])
-    with pytest.raises(
-        TaskError, match=r"humaneval: no row[^\0]*1 prompts of more than 40 tokens, first [^\0]*\n  do: "
-    ):
+    with pytest.raises(TaskError, match=r"humaneval: no row[^\0]*1 prompts of more than 40 tokens, first "):
         tasks_of([f"humaneval={file}"], tokenizer, 53, max_new_tokens=13)
-    with pytest.raises(TaskError, match=r"of at most 0 tokens \(context 53, completion 99\)\n.*of `bench`: --tokens"):
+    with pytest.raises(TaskError, match=r"of at most 0 tokens \(context 53, completion 99\)"):
         tasks_of([f"humaneval={file}"], tokenizer, 53, max_new_tokens=99)
     file.write_text('{"category": "rag"}\n')
     with pytest.raises(TaskError, match=r"it has no row of this task"):
@@ -139,22 +137,22 @@ def test_no_prompt_at_all_stops(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "match"),
     [
         ([], r"none is given"),
         (["gsm8k", "gsm8k"], r"gsm8k is given twice"),
-        (["humanevl"], r"no task `humanevl`; did you mean `humaneval`\?\n  wanted: one of cnn_dailymail[^\0]*\n  do: "),
+        (["humanevl"], r"no task `humanevl`; did you mean `humaneval`\?\n  wanted: one of cnn_dailymail"),
         (["mine=own.jsonl"], r"no task `mine`"),
-        (["humaneval=nowhere.txt"], r"humaneval: no file at nowhere.txt\n  do: "),
+        (["humaneval=nowhere.txt"], r"humaneval: no file at nowhere.txt"),
         (["spec-bench:qa"], r"spec-bench:qa is not on the hub\n  do: fetch https://[^\0]*--tasks spec-bench=question"),
     ],
 )
-def test_a_task_that_cannot_be(arguments, said, tokenizer):
-    with pytest.raises(TaskError, match=said):
+def test_bad_arguments_are_refused(arguments, match, tokenizer):
+    with pytest.raises(TaskError, match=match):
         tasks_of(arguments, tokenizer, 1000)
 
 
-def test_a_file_that_is_not_there(tokenizer):
+def test_a_missing_file_is_refused(tokenizer):
     with pytest.raises(CorpusError, match=r"no file at nowhere.jsonl"):
         tasks_of(["nowhere.jsonl"], tokenizer, 1000)
 
@@ -175,9 +173,9 @@ def test_a_file_that_is_not_there(tokenizer):
 )
 def test_the_published_files(argument, prompts, tokenizer):
     name, _, file = argument.partition("=")
-    (found,) = tasks_of([f"{name}={PROMPTS / file}"], tokenizer, 1 << 20)
-    assert (len(found.prompts), found.left_out) == (prompts, {})
-    assert all(isinstance(prompt, np.ndarray) and prompt.dtype == np.int64 for prompt in found.prompts)
+    (task,) = tasks_of([f"{name}={PROMPTS / file}"], tokenizer, 1 << 20)
+    assert (len(task.prompts), task.left_out) == (prompts, {})
+    assert all(isinstance(prompt, np.ndarray) and prompt.dtype == np.int64 for prompt in task.prompts)
 
 
 def test_gzip_is_read(tmp_path, tokenizer):

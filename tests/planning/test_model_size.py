@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft.config import DraftPart
+from fastdraft.models.pretrained import cache_name
 from fastdraft.models.shape.derive import derive
-from fastdraft.models.target import cache_name
 from fastdraft.planning.model_size import BITS, ModelSize, kv_bytes, read_bytes, weight_bytes
 
 SMALL = {"vocab_size": 131, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}

@@ -8,7 +8,8 @@ from fastdraft.planning.model_size import BITS, OUTER_BITS
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'fastdraft[openvino]'")
 
-from fastdraft.models.openvino_llama import Sizes, block_seconds, decode_seconds, open_pipeline, random_llama  # noqa: E402
+from fastdraft.models.openvino import block_seconds, decode_seconds  # noqa: E402
+from fastdraft.models.openvino_llama import Sizes, open_pipeline, random_llama  # noqa: E402
 
 SIZES = Sizes(vocab_rows=131, hidden=128, layers=3, intermediate=320, heads=3, kv_heads=1)
 # Scales and zero points are one row in a hundred of these matrices, and half a bit a weight in int4, which BITS counts.

@@ -139,7 +139,7 @@ def test_a_family_that_transformers_does_not_know_is_planned_at_its_stand_ins_si
     unknown = make_plan(bare, 50, None, SETTING)
     assert (unknown.target.family, unknown.target.parameters) == ("riddle", known.target.parameters)
     assert {draft.family for draft in unknown.drafts} == {"llama"}
-    assert all("no rule of ours" in draft.notes[0] for draft in unknown.drafts)
+    assert all("does not list it" in draft.notes[0] for draft in unknown.drafts)
     assert [draft.parameters for draft in unknown.drafts] == [draft.parameters for draft in known.drafts]
 
 

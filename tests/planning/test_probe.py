@@ -14,8 +14,8 @@ from fastdraft.planning.probe import (
     MIDDLE,
     SHALLOW,
     SMALL,
-    cores,
-    in_torch,
+    usable_cores,
+    probe_torch,
     matmul_rate,
     probe_cpu,
     readings,
@@ -89,7 +89,7 @@ def sound(device: Device, paper) -> bool:
 
 
 def test_without_the_engine_torch_is_measured(paper):
-    found = in_torch(0.1)
+    found = probe_torch(0.1)
     device = Device(name="cpu", kind="cpu", memory_bytes=1e9, **found)
     assert sound(device, paper)
     assert "pip install 'fastdraft[openvino]'" in device.source
@@ -112,6 +112,6 @@ def test_this_machine_is_measured(paper):
     device = probe_cpu(0.5)
     assert sound(device, paper)
     assert device.kind == "cpu"
-    assert device.name.endswith(f"{cores()} cores")
+    assert device.name.endswith(f"{usable_cores()} cores")
     assert ("OpenVINO" if find_spec("openvino_genai") else "torch") in device.source
     assert probe.LARGE_LAYERS[0] >= 2

@@ -52,7 +52,7 @@ def test_writing_many_texts_at_once_is_cheaper(plain, target):
 def test_texts_that_fit_beside_the_weights(plain, target):
     """16 GB less 7.6 GB of weights; a text of 1000 tokens holds 393 MB."""
     assert most_sequences(target, plain, "bf16", 1000) == 21
-    assert most_sequences(target, plain, "int8", 1000, at_most=17) == 17
+    assert most_sequences(target, plain, "int8", 1000, most=17) == 17
     assert most_sequences(target, plain.model_copy(update={"memory_bytes": 7e9}), "bf16", 1000) == 0
 
 

@@ -1,1 +1,1 @@
-"""Engines, timed: a model's steps alone; a pair with its draft, without one, and with prompt lookup."""
+"""Time a pair in an engine: with its draft, without a draft, and with prompt lookup."""

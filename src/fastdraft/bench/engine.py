@@ -1,4 +1,4 @@
-"""What every engine must do to be timed, and what it says of one completion."""
+"""The interface of an engine that `bench` times, and what it reports of one completion."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.completions import SamplingParams
 
-# Prompt lookup: the longest end of the text that is looked for, and how many tokens behind its last place are proposed.
+# Prompt lookup: the longest n-gram at the end of the text that is searched for, and the tokens proposed from its match.
 LOOKUP_NGRAM, LOOKUP_TOKENS = 3, 5
 
 
 class Arm(NamedTuple):
-    """A way to decode; gamma is the number of tokens proposed at once, 0 where none are."""
+    """A way to decode; gamma is the number of tokens proposed for each block, 0 without proposals."""
 
     kind: Literal["none", "lookup", "draft"]
     gamma: int = 0
@@ -27,12 +27,12 @@ class Arm(NamedTuple):
 NONE, LOOKUP = Arm("none"), Arm("lookup", LOOKUP_TOKENS)
 
 
-class Timed(NamedTuple):
-    """One completion. `blocks`: tokens that each target forward emitted, the prompt's first.
+class TimedCompletion(NamedTuple):
+    """One completion. `blocks`: tokens that each target forward emitted, the prompt's forward first.
 
-    `seconds` are those of the whole call, `first_seconds` those until the first forward's tokens were there,
-    `drafting_seconds` those that the draft took behind it. `drafted`: tokens that were proposed, as the engine counts
-    them. `sizes_known` is false where only the number of blocks and their sum are the engine's own.
+    `seconds`: the whole call. `first_seconds`: until the tokens of the first forward. `drafting_seconds`: the draft's,
+    after the first forward. `drafted`: proposed tokens, as the engine counts them. If `sizes_known` is false, only the
+    number of blocks and their sum come from the engine.
     """
 
     tokens: Tokens
@@ -44,23 +44,23 @@ class Timed(NamedTuple):
     sizes_known: bool = True
 
     @property
-    def seconds_behind(self) -> float:
-        """Those behind the first forward, whose tokens are the prompt's."""
+    def decode_seconds(self) -> float:
+        """Seconds after the first forward, which processes the prompt."""
         return self.seconds - self.first_seconds
 
 
-class Asked(NamedTuple):
-    """What is to be completed, and how; `seed` decides sampled texts as far as the engine lets it."""
+class BenchRequest(NamedTuple):
+    """A prompt to complete; `seed` decides sampled texts as far as the engine allows."""
 
     prompt: Tokens
     sampling: SamplingParams
-    tokens: int
+    max_new_tokens: int
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Files:
-    """Both models in the engine's own form, and their precisions."""
+@dataclass(frozen=True, kw_only=True)
+class PairFiles:
+    """Target and draft in the engine's format, and the precision of their weights."""
 
     target: Path
     draft: Path
@@ -72,27 +72,34 @@ class Files:
 
 
 class Setting(NamedTuple):
-    """How an engine is set. In an `exact` one, greedy text with a draft is that without one, up to near ties."""
+    """Properties of an engine. With `exact`, greedy text is the same with a draft and without, up to near ties."""
 
     name: str
     properties: Mapping[str, Any]
     exact: bool = False
 
 
-class Opened(Protocol):
+class OpenedPair(Protocol):
     """A pair under one setting."""
 
-    def complete(self, asked: Asked, arm: Arm) -> Timed:
-        """A prompt completed alone, nothing of it known from before."""
+    def complete(self, request: BenchRequest, arm: Arm) -> TimedCompletion:
+        """Complete one prompt in a batch of one, without any cache of earlier prompts."""
+
+
+class OnePassModels(NamedTuple):
+    """Target and draft as the one-pass evaluation calls them, as exact as the engine can compute."""
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
 
 
 class Engine(ABC):
     """One engine.
 
-    `rules`: the beginning of the names of its compatibility rules. `format`: the export that it reads; None for the
-    model's own folder. `weights`: the precisions, the usual one first. `settings`: those that are timed; `exact`: the
-    one in which equality is proved. `drafts_first`: the prompt's forward checks a block already. `keeps_distribution`:
-    what is sampled with a draft is distributed as without one. `greedy_draft`: the draft proposes greedily at any
+    `rules`: prefix of the names of its compatibility rules. `format`: the export it reads; None: the model's own
+    folder. `weights`: the precisions, the default first. `settings`: those that are timed. `exact`: the setting in
+    which equal output is verified. `drafts_first`: the prompt's forward already verifies a block. `keeps_distribution`:
+    text sampled with a draft has the target's distribution. `greedy_draft`: the draft proposes greedily at any
     temperature.
     """
 
@@ -111,29 +118,29 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def devices(cls) -> Sequence[str]:
-        """The devices that are here, the usual one first."""
+        """The devices of this machine, the default first."""
 
     @classmethod
-    def usual_weights(cls, device: str) -> str:
-        """The precision of the weights on a device, where none is asked for."""
+    def default_weights(cls, device: str) -> str:
+        """The default precision of the weights on a device."""
         return cls.weights[0]
 
     @classmethod
     @abstractmethod
     def hardware(cls, device: str) -> str:
-        """A device in words."""
+        """A description of a device."""
 
     @classmethod
     @abstractmethod
-    def open(cls, files: Files, setting: Setting) -> Opened:
+    def open(cls, files: PairFiles, setting: Setting) -> OpenedPair:
         """The pair, ready to be timed."""
 
     @classmethod
     @abstractmethod
-    def readers(cls, files: Files) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """Target and draft as the one-pass evaluation calls them, computing as exactly as the engine can."""
+    def one_pass_models(cls, files: PairFiles) -> OnePassModels:
+        """The models for the one-pass prediction."""
 
     @classmethod
     @abstractmethod
     def option(cls, setting: Setting, gamma: int, device: str) -> str:
-        """What a user sets for this gamma."""
+        """The command or code with which a user sets this gamma."""

@@ -1,9 +1,9 @@
-"""llama.cpp by llama-cpp-python: the target reads what a draft proposes, and keeps what it would have said itself.
+"""llama.cpp through llama-cpp-python.
 
-The binding compares tokens: the target draws at each place, and a drafted token stands where it is that very one. So
-the draft proposes greedily at every temperature, and what is sampled keeps the target's distribution. A prompt's
-forward emits one token, and blocks begin behind it. llama-server draws and checks in its own code: its gamma is the
-same option, its times are not those of this binding.
+The binding compares tokens: the target samples a token at each position, and a drafted token is accepted if it is the
+same one. The draft therefore proposes greedily at every temperature, and sampled text keeps the target's distribution.
+A prompt's forward emits one token, and blocks begin after it. llama-server has its own sampling and verification: gamma
+is the same option there, but its times differ from those of this binding.
 """
 
 from __future__ import annotations
@@ -21,17 +21,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fastdraft.bench.engine import LOOKUP_NGRAM, Arm, Asked, Engine, Files, Setting, Timed
+from fastdraft.bench.engine import (
+    LOOKUP_NGRAM,
+    Arm,
+    BenchRequest,
+    Engine,
+    OnePassModels,
+    PairFiles,
+    Setting,
+    TimedCompletion,
+)
 from fastdraft.data.shards import Tokens
 from fastdraft.models.logits_reader import Logits, Reader
-from fastdraft.system.manifest import describe
+from fastdraft.system.manifest import device_name
 from fastdraft.system.optional_packages import need
 
 EXTRA = "llamacpp"
 
 
 class LlamaCpp(Engine):
-    """The engine."""
+    """llama.cpp."""
 
     name = "llama.cpp"
     modules = (("llama_cpp", EXTRA), ("gguf", EXTRA))
@@ -47,47 +56,47 @@ class LlamaCpp(Engine):
 
     @classmethod
     def devices(cls) -> Sequence[str]:
-        """The CPU, and `gpu` where the library was built for one."""
+        """`cpu`, and `gpu` if the library was built for one."""
         return ["cpu", "gpu"] if need("llama_cpp", EXTRA).llama_supports_gpu_offload() else ["cpu"]
 
     @classmethod
     def hardware(cls, device: str) -> str:
-        """The processor; of a GPU the library says no name."""
-        return describe(torch.device("cpu"))
+        """The processor's name; the library does not name the GPU."""
+        return device_name(torch.device("cpu"))
 
     @classmethod
-    def open(cls, files: Files, setting: Setting) -> OpenedLlamaCpp:
-        """The target is opened once for each way to decode."""
+    def open(cls, files: PairFiles, setting: Setting) -> OpenedLlamaCpp:
+        """The pair, opened when first used."""
         return OpenedLlamaCpp(files, setting)
 
     @classmethod
-    def readers(cls, files: Files) -> tuple[PreTrainedModel, PreTrainedModel]:
+    def one_pass_models(cls, files: PairFiles) -> OnePassModels:
         """Both models with keys and values in f32."""
-        target, draft = (_logits(files, folder) for folder in (files.target, files.draft))
-        return cast(PreTrainedModel, Reader(target)), cast(PreTrainedModel, Reader(draft))
+        target, draft = (Reader(_logits(files, folder)) for folder in (files.target, files.draft))
+        return OnePassModels(cast(PreTrainedModel, target), cast(PreTrainedModel, draft))
 
     @classmethod
     def option(cls, setting: Setting, gamma: int, device: str) -> str:
-        """llama-server's flags; what was timed is llama-cpp-python."""
+        """The flags of llama-server, although llama-cpp-python was timed."""
         return f"llama-server -m TARGET -md DRAFT --spec-type draft-simple --spec-draft-n-max {gamma}"
 
 
 class OpenedLlamaCpp:
-    """A target for each way to decode, and a draft."""
+    """The target, opened once for each kind of arm, and the draft."""
 
-    def __init__(self, files: Files, setting: Setting) -> None:
-        self._files, self._kv = files, bool(setting.properties)
+    def __init__(self, files: PairFiles, setting: Setting) -> None:
+        self._files, self._exact = files, bool(setting.properties)
         self._targets: dict[str, Any] = {}
 
-    def complete(self, asked: Asked, arm: Arm) -> Timed:
-        """By `generate`; what is drafted passes through a counter."""
+    def complete(self, request: BenchRequest, arm: Arm) -> TimedCompletion:
+        """Complete the prompt with the binding's `generate`; drafted tokens pass through a counter."""
         target, proposer = self._target(arm.kind), self._proposer(arm)
         target.reset()
-        target.set_seed(asked.seed)
+        target.set_seed(request.seed)
         target.draft_model = proposer
-        sampling, started = asked.sampling, perf_counter()
+        sampling, started = request.sampling, perf_counter()
         stream = target.generate(
-            asked.prompt.tolist(),
+            request.prompt.tolist(),
             temp=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -95,27 +104,27 @@ class OpenedLlamaCpp:
             repeat_penalty=1.0,
         )
         tokens, first = [], 0.0
-        for token in islice(stream, asked.tokens):
+        for token in islice(stream, request.max_new_tokens):
             first = first or perf_counter() - started
             tokens.append(token)
             if token in self._files.eos:
                 break
         seconds = perf_counter() - started
-        behind = [place - len(asked.prompt) for place in proposer.places] if proposer else [*range(1, len(tokens))]
-        ends = [0, *(place for place in behind if place < len(tokens)), len(tokens)]
+        starts = [length - len(request.prompt) for length in proposer.lengths] if proposer else range(1, len(tokens))
+        ends = [0, *(start for start in starts if start < len(tokens)), len(tokens)]
         blocks = tuple(after - before for before, after in pairwise(ends))
         drafted, drafting = (proposer.drafted, proposer.seconds) if proposer else (0, 0.0)
-        return Timed(np.array(tokens, np.int64), seconds, first, blocks, drafted, drafting)
+        return TimedCompletion(np.array(tokens, np.int64), seconds, first, blocks, drafted, drafting)
 
     def _target(self, kind: str) -> Any:
-        """With a draft the binding wants the logits of all tokens, which a target without one does not pay for."""
+        """Opened with the logits of all tokens, which the binding needs for drafts, only if there are proposals."""
         if kind not in self._targets:
-            self._targets[kind] = _open(self._files, self._files.target, kind != "none", self._kv)
+            self._targets[kind] = _open(self._files, self._files.target, kind != "none", self._exact)
         return self._targets[kind]
 
     @cached_property
     def _draft(self) -> Any:
-        return _open(self._files, self._files.draft, False, self._kv)
+        return _open(self._files, self._files.draft, False, self._exact)
 
     def _proposer(self, arm: Arm) -> _Proposer | None:
         if arm.kind == "lookup":
@@ -128,35 +137,35 @@ class OpenedLlamaCpp:
 
 
 class _Proposer:
-    """Counts what passes: `places`, the length of the text at each proposal, tokens proposed, seconds taken."""
+    """Counts proposed tokens and seconds; `lengths` of the text at each proposal."""
 
     def __init__(self, decoding: Any) -> None:
-        self._decoding, self.places, self.drafted, self.seconds = decoding, list[int](), 0, 0.0
+        self._decoding, self.lengths, self.drafted, self.seconds = decoding, list[int](), 0, 0.0
 
     def __call__(self, input_ids: npt.NDArray[np.intc], /, **_: Any) -> npt.NDArray[np.intc]:
         started = perf_counter()
-        found: npt.NDArray[np.intc] = self._decoding(input_ids)
+        proposed: npt.NDArray[np.intc] = self._decoding(input_ids)
         self.seconds += perf_counter() - started
-        self.places.append(len(input_ids))
-        self.drafted += len(found)
-        return found
+        self.lengths.append(len(input_ids))
+        self.drafted += len(proposed)
+        return proposed
 
 
 class _Greedy:
-    """So many tokens behind a text, by a draft that keeps what it has read."""
+    """Proposes gamma tokens with a draft that keeps its KV cache."""
 
     def __init__(self, model: Any, gamma: int) -> None:
         self._model, self._gamma = model, gamma
 
     def __call__(self, input_ids: npt.NDArray[np.intc]) -> npt.NDArray[np.intc]:
-        written = self._model.generate(input_ids.tolist(), temp=0.0, repeat_penalty=1.0)
-        return np.fromiter(islice(written, self._gamma), dtype=np.intc)
+        stream = self._model.generate(input_ids.tolist(), temp=0.0, repeat_penalty=1.0)
+        return np.fromiter(islice(stream, self._gamma), dtype=np.intc)
 
 
-def _open(files: Files, folder: Path, all_logits: bool, exact: bool) -> Any:
-    """The GGUF file of a folder."""
+def _open(files: PairFiles, folder: Path, all_logits: bool, exact: bool) -> Any:
+    """Open the GGUF file of a folder; `exact`: keys and values in f32."""
     llama_cpp = need("llama_cpp", EXTRA)
-    exactly = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32} if exact else {}
+    cache_types = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32} if exact else {}
     (file,) = folder.glob("*.gguf") if folder.is_dir() else [folder]
     return llama_cpp.Llama(
         str(file),
@@ -166,11 +175,11 @@ def _open(files: Files, folder: Path, all_logits: bool, exact: bool) -> Any:
         n_gpu_layers=0 if files.device == "cpu" else -1,
         logits_all=all_logits,
         verbose=False,
-        **exactly,
+        **cache_types,
     )
 
 
-def _logits(files: Files, folder: Path) -> Logits:
+def _logits(files: PairFiles, folder: Path) -> Logits:
     model = _open(files, folder, all_logits=True, exact=True)
 
     def logits(text: Tokens) -> Tensor:

@@ -1,4 +1,4 @@
-"""The engines that a pair can be timed in, by the name that `--engine` takes."""
+"""The engines in which a pair can be timed, by the name that `--engine` takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENGINES: dict[str, type[Engine]] = {"openvino": OpenVino, "transformers": Transf
 
 
 def engine_named(name: str) -> type[Engine]:
-    """BenchError where there is none of that name, MissingExtra where a package that it takes is not installed."""
+    """BenchError if there is no engine of that name, MissingExtra if a package that it needs is not installed."""
     if name not in ENGINES:
         raise BenchError(f"no engine `{name}`\n  do: choose one of {', '.join(ENGINES)}")
     for module, extra in ENGINES[name].modules:
@@ -22,19 +22,19 @@ def engine_named(name: str) -> type[Engine]:
 
 
 def device_named(engine: type[Engine], name: str | None) -> str:
-    """A device that is here, otherwise the usual one; DeviceError where it is not."""
-    here = engine.devices()
+    """A device of this machine, by default the engine's first; DeviceError if there is none of that name."""
+    devices = engine.devices()
     if name is None:
-        return here[0]
-    if name not in here:
-        raise DeviceError(f"{engine.name} finds no device `{name}` here\n  do: choose one of {', '.join(here)}")
+        return devices[0]
+    if name not in devices:
+        raise DeviceError(f"{engine.name} finds no device `{name}` here\n  do: choose one of {', '.join(devices)}")
     return name
 
 
 def weights_named(engine: type[Engine], name: str | None, device: str) -> str:
-    """A precision, otherwise the usual one on the device; BenchError where the engine has none of that name."""
+    """A precision, by default the usual one on the device; BenchError if the engine has none of that name."""
     if name is None:
-        return engine.usual_weights(device)
+        return engine.default_weights(device)
     if name not in engine.weights:
         raise BenchError(f"{engine.name} has no weights `{name}`\n  do: choose one of {', '.join(engine.weights)}")
     return name

@@ -1,4 +1,4 @@
-"""What one pass over the target's own text, and steps as they were measured, say of a pair's speed.
+"""The speed-up of a pair predicted from one pass over the target's own text and from measured step times.
 
 Dimensions: B texts, N tokens of the longest one.
 """
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from fastdraft.evaluate.one_pass import acceptances
 from fastdraft.maths import acceptance
-from fastdraft.results.bench import Predicted, Steps
+from fastdraft.results.bench import Prediction, Steps
 from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.rescore import completion_logits, sampled_logp
 
@@ -24,32 +24,38 @@ def predictions(
     gammas: Sequence[int],
     steps: Sequence[Steps],
     skipped_tokens: int,
-) -> dict[int, Predicted]:
-    """By gamma; a speed-up is the median over repeats, each of which has its steps.
+) -> dict[int, Prediction]:
+    """The prediction for each gamma; the speed-up is the median over repeats, each with its own step times.
 
     `skipped_tokens` of each text come before the first block.
     """
     accept_BN, lengths_B = acceptances(draft, texts)
     accept_BN, lengths_B = accept_BN[:, skipped_tokens:], (lengths_B - skipped_tokens).clamp(min=0)
-    found = {}
+    predicted = {}
     for gamma in gammas:
-        counts = acceptance.chain(accept_BN, lengths_B, gamma)
-        tau = float(acceptance.block_efficiency(counts))
-        times = [(of.draft_seconds[gamma], of.target_seconds, of.block_seconds[gamma]) for of in steps]
-        found[gamma] = Predicted(
+        chain = acceptance.chain(accept_BN, lengths_B, gamma)
+        tau = float(acceptance.block_efficiency(chain))
+        speedups = [
+            acceptance.speedup(
+                tau, gamma, repeat.draft_seconds[gamma], repeat.target_seconds, repeat.block_seconds[gamma]
+            )
+            for repeat in steps
+        ]
+        predicted[gamma] = Prediction(
             block_efficiency=tau,
-            position_acceptance=tuple(acceptance.position_acceptance(counts).tolist()),
-            speedup=median(acceptance.speedup(tau, gamma, *of_repeat) for of_repeat in times),
+            position_acceptance=tuple(acceptance.position_acceptance(chain).tolist()),
+            speedup=median(speedups),
         )
-    return found
+    return predicted
 
 
-def scored(target: PreTrainedModel, texts: Sequence[Completion], greedy_draft: bool) -> list[Completion]:
-    """Texts with log p under their distribution, as a draft that samples needs it.
+def with_logprobs(target: PreTrainedModel, texts: Sequence[Completion], greedy_draft: bool) -> list[Completion]:
+    """The texts with the target's log-probabilities, which the acceptance of a sampling draft depends on.
 
-    A draft that proposes greedily is accepted where its token is the text's, whatever the text's distribution.
+    A token proposed greedily is accepted if it is the text's token, at any temperature. For a `greedy_draft` the texts
+    therefore count as greedy.
     """
     if greedy_draft or all(text.sampling.greedy for text in texts):
         return [replace(text, sampling=SamplingParams(0.0)) for text in texts]
-    found = {place: sampled_logp(texts[place], logits_NV) for place, logits_NV in completion_logits(target, texts)}
-    return [replace(text, logp=found[place].clip(-1e4)) for place, text in enumerate(texts)]
+    logp = {index: sampled_logp(texts[index], logits_NV) for index, logits_NV in completion_logits(target, texts)}
+    return [replace(text, logp=logp[index].clip(-1e4)) for index, text in enumerate(texts)]

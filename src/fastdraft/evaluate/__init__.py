@@ -1,3 +1,1 @@
-"""How well a draft serves its target: one pass over recorded completions, and real speculative decoding as
-verification.
-"""
+"""How well a draft predicts its target: one-pass rates on recorded completions, verified by speculative decoding."""

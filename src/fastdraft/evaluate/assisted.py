@@ -1,9 +1,9 @@
-"""Speculative decoding as transformers runs it: one prompt at a time, blocks of a fixed gamma, target forwards counted.
+"""Speculative decoding by transformers: one prompt at a time, blocks of a fixed gamma, target forwards counted.
 
-Forwards are counted as in docs/maths.md. Read in transformers 5.0, `_assisted_decoding`: the first block opens at the
-first token of the completion, its target forward reads the prompt too; where r <= gamma tokens are left it drafts
-r - 1 and the target adds the last, which ends the text with the same forward as a whole block would; a drafted
-end-of-text token ends the draft there, and the text if it is accepted.
+Forwards are counted as in docs/maths.md. In transformers 5.0 (`_assisted_decoding`), the first block starts at the
+first token of the completion, and its target forward also reads the prompt. With r <= gamma tokens left, transformers
+drafts r - 1 tokens and the target adds the last one, so the text ends with the same forward as after a whole block. A
+drafted end-of-text token ends the draft there, and ends the text if it is accepted.
 
 Dimensions: B rows, T tokens, V vocabulary.
 """
@@ -27,8 +27,8 @@ from fastdraft.synthesize.completions import Completion, SamplingParams
 
 
 @dataclass(frozen=True)
-class Run:
-    """The tokens that one run wrote, and the target forwards it took."""
+class DecodedText:
+    """Generated tokens, and the number of target forwards that generated them."""
 
     tokens: Tokens
     forwards: int
@@ -41,46 +41,66 @@ def decode(
     gamma: int,
     max_new_tokens: int,
     eos: frozenset[int],
-) -> Run:
-    """A completion's prompt decoded anew under its distribution, alone in its batch; without a draft, plainly."""
-    with _counted(target) as forwards:
-        tokens = generated(completion.prompt, completion.sampling, target, max_new_tokens, eos, draft, gamma)
-    return Run(tokens, len(forwards))
+) -> DecodedText:
+    """Decode a completion's prompt again with its sampling parameters, in a batch of one; `draft` None: no drafting."""
+    forwards = 0
+
+    def count(*_: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    hook = target.register_forward_hook(count)
+    try:
+        tokens = generate(completion.prompt, completion.sampling, target, max_new_tokens, eos, draft=draft, gamma=gamma)
+    finally:
+        hook.remove()
+    return DecodedText(tokens, forwards)
 
 
-def generated(
+def generate(
     prompt: Tokens,
     sampling: SamplingParams,
     target: PreTrainedModel,
     max_new_tokens: int,
     eos: frozenset[int],
+    *,
     draft: PreTrainedModel | None = None,
     gamma: int | None = None,
-    lookup: Mapping[str, int] = MappingProxyType({}),
+    prompt_lookup: Mapping[str, int] = MappingProxyType({}),
 ) -> Tokens:
-    """What follows a prompt, alone in its batch; `lookup` are transformers' settings of prompt lookup."""
+    """The tokens generated after a prompt, in a batch of one; `prompt_lookup`: transformers' options for it."""
     prompt_1T = torch.from_numpy(prompt)[None].to(target.device)
-    model: Any = target  # its `generate` comes from a mixin that PreTrainedModel does not name
-    blocks = GenerationConfig(
+    model: Any = target  # `generate` comes from a mixin that PreTrainedModel's type does not include
+    target_config = GenerationConfig(
+        **prompt_lookup,
+        do_sample=not sampling.greedy,
+        top_k=0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(eos) or None,
+        pad_token_id=min(eos, default=0),
+    )
+    draft_config = GenerationConfig(
         num_assistant_tokens=gamma,
         num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,  # 0.4, its default, cuts blocks short
+        assistant_confidence_threshold=0.0,  # the default of 0.4 cuts blocks short
     )
-    with _quiet(), _set(target, _settings(sampling, max_new_tokens, eos, lookup)), _set(draft, blocks):
+    processors = LogitsProcessorList([] if sampling.greedy else [_Warp(sampling)])
+    with _without_warnings(), _generation_config(target, target_config), _generation_config(draft, draft_config):
         text_1T: Tensor = model.generate(
             prompt_1T,
             attention_mask=torch.ones_like(prompt_1T),
             assistant_model=draft,
-            logits_processor=LogitsProcessorList([] if sampling.greedy else [_Warp(sampling)]),
+            logits_processor=processors,
         )
     return cast(Tokens, text_1T[0, prompt_1T.shape[1] :].cpu().numpy())
 
 
 class _Warp(LogitsProcessor):
-    """The distribution, for target and draft alike.
+    """Temperature, top-k and top-p as one processor for target and draft.
 
-    Not given as temperature, top_k and top_p: transformers 5.0 then warps the draft twice, once by the target's
-    processors and once by its own. At T = 0.7 it drafted at 0.49: block efficiency 1.73 for 1.90, gamma 3.
+    They are not set in the generation config, because transformers 5.0 then warps the draft twice: once with the
+    target's processors and once with its own. At T = 0.7 it drafted at T = 0.49, which lowered block efficiency from
+    1.90 to 1.73 (gamma 3).
     """
 
     def __init__(self, sampling: SamplingParams) -> None:
@@ -90,51 +110,26 @@ class _Warp(LogitsProcessor):
         return cast(torch.FloatTensor, warp(scores_BV, *self._sampling))
 
 
-def _settings(
-    sampling: SamplingParams, max_new_tokens: int, eos: frozenset[int], lookup: Mapping[str, int]
-) -> GenerationConfig:
-    """transformers' settings: lengths and ends, and what is looked up; no distribution."""
-    return GenerationConfig(
-        **lookup,
-        do_sample=not sampling.greedy,
-        top_k=0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(eos) or None,
-        pad_token_id=min(eos, default=0),
-    )
-
-
 @contextmanager
-def _set(model: PreTrainedModel | None, settings: GenerationConfig) -> Iterator[None]:
-    """A model, if there is one, under other settings; of its own, such as a repetition penalty, none enters."""
+def _generation_config(model: PreTrainedModel | None, config: GenerationConfig) -> Iterator[None]:
+    """Replace a model's generation config for a while, so that none of its own settings (penalties) take effect."""
     if model is None:
         yield
         return
-    own = model.generation_config
-    model.generation_config = settings
+    original = model.generation_config
+    model.generation_config = config
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its warnings: of a top_k that greedy decoding ignores; two a block, of lengths it sets."""
-    before = logging.get_verbosity()
+def _without_warnings() -> Iterator[None]:
+    """Silence transformers: it warns about a top_k that greedy decoding ignores, and twice a block about lengths."""
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
-
-
-@contextmanager
-def _counted(model: PreTrainedModel) -> Iterator[list[None]]:
-    """A list that grows by one entry with each forward of the model."""
-    forwards: list[None] = []
-    hook = model.register_forward_hook(lambda *_: forwards.append(None))
-    try:
-        yield forwards
-    finally:
-        hook.remove()
+        logging.set_verbosity(verbosity)

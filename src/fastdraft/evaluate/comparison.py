@@ -1,7 +1,7 @@
-"""Two drafts on the same completions: differences, with intervals over prompts that both were resampled in alike.
+"""Two drafts on the same completions: differences of their rates, with paired bootstrap intervals over prompts.
 
-Prompts differ far more than drafts do, and pairing takes that out: two intervals can overlap where their difference is
-clear.
+Prompts differ far more than drafts do. Pairing removes that part of the variance, so the two drafts' own intervals can
+overlap although their difference is clear.
 
 Dimensions: B completions, R resamples of the prompts.
 """
@@ -18,10 +18,10 @@ from fastdraft.maths.acceptance import Chain, resampled_ratios
 from fastdraft.results.evaluation import Comparison, GammaGap, Gap, TaskResult
 
 
-class Side(NamedTuple):
-    """A draft's acceptances and what followed from them."""
+class ScoredDraft(NamedTuple):
+    """A draft's acceptances on a set of completions, and the result computed from them."""
 
-    found: Acceptances
+    acceptances: Acceptances
     result: TaskResult
 
 
@@ -37,61 +37,61 @@ class _Rate(NamedTuple):
         return self.factor * float(self.numerator_B.double().sum() / self.denominator_B.double().sum())
 
     def resampled_R(self, resample_RB: Tensor) -> Tensor:
-        """In each resample."""
+        """(R) in each resample."""
         return self.factor * resampled_ratios(self.numerator_B, self.denominator_B, resample_RB)
 
 
-def compare(ours: Side, theirs: Side, resamples: int, seed: int) -> Comparison:
-    """Ours minus theirs; ValueError where the two are not of the same completions."""
-    if ours.found.lengths_B.tolist() != theirs.found.lengths_B.tolist():
-        raise ValueError("two drafts scored on other completions, wanted the same")
-    result = ours.result
+def compare(draft: ScoredDraft, baseline: ScoredDraft, resamples: int, seed: int) -> Comparison:
+    """The draft's rates minus the baseline's. ValueError if the two were scored on different completions."""
+    if draft.acceptances.lengths_B.tolist() != baseline.acceptances.lengths_B.tolist():
+        raise ValueError("two drafts scored on different completions, wanted the same")
+    result = draft.result
     resample_RB = resampled_prompts(result.prompts, resamples, seed)
-    best = ours.result.best_gamma, theirs.result.best_gamma
+    best_gammas = result.best_gamma, baseline.result.best_gamma
     return Comparison(
         task=result.task,
         temperature=result.temperature,
         top_k=result.top_k,
         top_p=result.top_p,
         prompts=result.prompts,
-        other=theirs.result.stage,
-        alpha=_gap(_alpha(ours), _alpha(theirs), resample_RB),
-        gammas=tuple(_at(at.gamma, ours, theirs, resample_RB) for at in result.gammas),
-        best_gammas=best,
-        best_mbsu=_gap(_mbsu(ours, best[0]), _mbsu(theirs, best[1]), resample_RB),
+        other=baseline.result.stage,
+        alpha=_gap(_alpha(draft), _alpha(baseline), resample_RB),
+        gammas=tuple(_gamma_gap(at.gamma, draft, baseline, resample_RB) for at in result.gammas),
+        best_gammas=best_gammas,
+        best_mbsu=_gap(_mbsu(draft, best_gammas[0]), _mbsu(baseline, best_gammas[1]), resample_RB),
     )
 
 
-def _at(gamma: int, ours: Side, theirs: Side, resample_RB: Tensor) -> GammaGap:
-    left, right = _chain(ours, gamma), _chain(theirs, gamma)
+def _gamma_gap(gamma: int, draft: ScoredDraft, baseline: ScoredDraft, resample_RB: Tensor) -> GammaGap:
+    chain, baseline_chain = _chain(draft, gamma), _chain(baseline, gamma)
     return GammaGap(
         gamma=gamma,
-        acceptance_rate=_gap(_rate(left), _rate(right), resample_RB),
-        block_efficiency=_gap(_tau(left), _tau(right), resample_RB),
-        mbsu=_gap(_mbsu(ours, gamma), _mbsu(theirs, gamma), resample_RB),
+        acceptance_rate=_gap(_acceptance_rate(chain), _acceptance_rate(baseline_chain), resample_RB),
+        block_efficiency=_gap(_block_efficiency(chain), _block_efficiency(baseline_chain), resample_RB),
+        mbsu=_gap(_mbsu(draft, gamma), _mbsu(baseline, gamma), resample_RB),
     )
 
 
-def _gap(ours: _Rate, theirs: _Rate, resample_RB: Tensor) -> Gap:
-    low, high = acceptance.interval(ours.resampled_R(resample_RB) - theirs.resampled_R(resample_RB))
-    return Gap(value=ours.value() - theirs.value(), low=low, high=high)
+def _gap(draft: _Rate, baseline: _Rate, resample_RB: Tensor) -> Gap:
+    low, high = acceptance.interval(draft.resampled_R(resample_RB) - baseline.resampled_R(resample_RB))
+    return Gap(value=draft.value() - baseline.value(), low=low, high=high)
 
 
-def _chain(side: Side, gamma: int) -> Chain:
-    return acceptance.chain(*side.found, gamma)
+def _chain(draft: ScoredDraft, gamma: int) -> Chain:
+    return acceptance.chain(*draft.acceptances, gamma)
 
 
-def _alpha(side: Side) -> _Rate:
-    return _Rate(acceptance.accept_sums(*side.found), side.found.lengths_B)
+def _alpha(draft: ScoredDraft) -> _Rate:
+    return _Rate(acceptance.accept_sums(*draft.acceptances), draft.acceptances.lengths_B)
 
 
-def _rate(counts: Chain) -> _Rate:
-    return _Rate(counts.accepted_B, counts.gamma * counts.forwards_B)
+def _acceptance_rate(chain: Chain) -> _Rate:
+    return _Rate(chain.accepted_B, chain.gamma * chain.forwards_B)
 
 
-def _tau(counts: Chain, factor: float = 1.0) -> _Rate:
-    return _Rate(counts.tokens_B, counts.forwards_B, factor)
+def _block_efficiency(chain: Chain, factor: float = 1.0) -> _Rate:
+    return _Rate(chain.tokens_B, chain.forwards_B, factor)
 
 
-def _mbsu(side: Side, gamma: int) -> _Rate:
-    return _tau(_chain(side, gamma), acceptance.mbsu(1.0, gamma, side.result.c))
+def _mbsu(draft: ScoredDraft, gamma: int) -> _Rate:
+    return _block_efficiency(_chain(draft, gamma), acceptance.mbsu(1.0, gamma, draft.result.c))

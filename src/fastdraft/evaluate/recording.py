@@ -1,13 +1,13 @@
-"""What a target wrote for evaluation: made once, kept in a folder, and enough to score any draft without the target.
+"""Recorded completions: what a target generated for evaluation, kept in a folder so that any draft can be scored later.
 
-`completions/` holds the rows of every task and distribution ever asked for, by key; the card beside it says which are
-which.
+Scoring then needs no target. `completions/` holds the completions of all tasks and sampling parameters by key;
+`card.json` lists the keys of each task.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -19,18 +19,22 @@ from transformers import PreTrainedModel
 
 from fastdraft.evaluate.tasks import TaskPrompts
 from fastdraft.models.target import TargetCard
-from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
+from fastdraft.results.formatting import sampling_text
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, Request, SamplingParams
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_interface import with_keys
 from fastdraft.synthesize.engine_transformers import complete
-from fastdraft.synthesize.write import Decoding, keyed
 from fastdraft.system.cards import FILE, Card, Cost, read_card, write_card
 from fastdraft.system.errors import RecordingError
 from fastdraft.system.files import cache_folder
 from fastdraft.system.precision import Precision
 
 
-class Written(BaseModel):
-    """The completions of one task under one distribution; `left_out`: rows of the task that gave no prompt, by
-    reason.
+class RecordedTask(BaseModel):
+    """The keys of one task's completions under one set of sampling parameters.
+
+    `left_out`: the number of the task's rows that gave no prompt, by reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,20 +55,20 @@ class Written(BaseModel):
 
 
 class RecordingCard(Card):
-    """A target, what it computed in, and what it wrote. `vocabulary`: digest of the bytes behind its ids."""
+    """A target, the precision it computed in, and what it generated. `vocabulary`: digest of the bytes of its ids."""
 
     kind: ClassVar[str] = "recording"
     target: TargetCard
     precision: Precision
     revision: str | None
     vocabulary: str
-    written: tuple[Written, ...]
+    written: tuple[RecordedTask, ...]
 
 
-class Target(NamedTuple):
-    """Whose completions are recorded; `open` loads its weights, and is called only where some are missing.
+class RecordingTarget(NamedTuple):
+    """The target whose completions are recorded; `open` loads its weights if completions are missing.
 
-    A folder that holds completions goes on in the precision that they were written in.
+    A folder that already holds completions keeps the precision they were generated in.
     """
 
     card: TargetCard
@@ -74,129 +78,136 @@ class Target(NamedTuple):
     open: Callable[[torch.dtype], PreTrainedModel]
 
 
-class Recorded(NamedTuple):
-    """One task under one distribution, with its rows."""
+class TaskCompletions(NamedTuple):
+    """One task under one set of sampling parameters, with its completions."""
 
-    written: Written
+    recorded: RecordedTask
     completions: list[Completion]
 
 
 class Recording(NamedTuple):
-    """What was asked for, out of a folder."""
+    """The requested tasks of a folder."""
 
     card: RecordingCard
-    parts: list[Recorded]
+    tasks: list[TaskCompletions]
 
 
-def usual_folder(digest: str) -> Path:
-    """Where a target's completions are kept unless the user says otherwise: they serve any draft."""
+def default_folder(digest: str) -> Path:
+    """Where a target's completions are kept by default; they serve any draft."""
     return cache_folder("completions", digest)
 
 
-def vocabulary_digest(spelled: dict[int, bytes]) -> str:
-    """Of the bytes behind each id."""
-    found = xxhash.xxh3_64()
-    for number in sorted(spelled):
-        found.update(f"{number}:{spelled[number].hex()};".encode())
-    return str(found.hexdigest())
+def vocabulary_digest(id_bytes: dict[int, bytes]) -> str:
+    """Digest of the bytes that each id stands for."""
+    digest = xxhash.xxh3_64()
+    for token in sorted(id_bytes):
+        digest.update(f"{token}:{id_bytes[token].hex()};".encode())
+    return str(digest.hexdigest())
 
 
 def record(
     folder: Path,
-    target: Target,
+    target: RecordingTarget,
     tasks: Sequence[TaskPrompts],
     sampling_settings: Sequence[SamplingParams],
+    *,
     seed: int,
     batch_size: int,
 ) -> Recording:
-    """The completions of every task under every distribution, from the folder or else from the target.
+    """The completions of every task under all sampling parameters; those not in the folder are generated and added.
 
-    RecordingError where the folder is another target's.
+    RecordingError if the folder belongs to another target.
     """
-    started, before = time.monotonic(), _of_this_target(folder, target)
-    precision = before.precision if before else target.precision
-    store, opened = CompletionStore(folder / "completions"), cache(partial(target.open, precision.dtype))
-    parts = [
-        _recorded(store, target, opened, task, sampling, seed, batch_size)
-        for task, sampling in ((task, sampling) for task in tasks for sampling in sampling_settings)
+    started, card_before = time.monotonic(), _card_of_target(folder, target)
+    precision = card_before.precision if card_before else target.precision
+    store, open_once = CompletionStore(folder / "completions"), cache(partial(target.open, precision.dtype))
+    recorded = [
+        _record_task(store, target.card, open_once, task, sampling, seed, batch_size)
+        for task in tasks
+        for sampling in sampling_settings
     ]
-    made = {_place(part.written): part.written for part in parts}
-    kept = {_place(written): written for written in (before.written if before else ())}
+    written = {(w.task, w.sampling): w for w in card_before.written} if card_before else {}
+    written |= {(w.task, w.sampling): w for w, _ in recorded}
     card = RecordingCard(
         key=target.card.digest,
-        cost=Cost(seconds=time.monotonic() - started + (before.cost.seconds if before else 0.0)),
+        cost=Cost(seconds=time.monotonic() - started + (card_before.cost.seconds if card_before else 0.0)),
         target=target.card,
         precision=precision,
         revision=target.revision,
         vocabulary=target.vocabulary,
-        written=tuple((kept | made).values()),
+        written=tuple(written.values()),
     )
     write_card(folder, card)
-    return Recording(card, parts)
+    return Recording(card, recorded)
 
 
-def recorded(folder: Path, tasks: Sequence[str] = (), sampling_settings: Sequence[SamplingParams] = ()) -> Recording:
-    """What was recorded in a folder: of these tasks and distributions, otherwise all; RecordingError where there is
-    none.
+def read_recording(
+    folder: Path, tasks: Sequence[str] = (), sampling_settings: Sequence[SamplingParams] = ()
+) -> Recording:
+    """The recorded completions of these tasks and sampling parameters, by default of all; see `select`.
+
+    RecordingError if the folder holds no recording.
     """
     if not (folder / FILE).is_file():
         raise RecordingError(
             f"no recorded completions at {folder}: it has no {FILE}\n"
             f"  do: make them with `fastdraft evaluate DRAFT --target TARGET --keep {folder}`"
         )
-    return chosen(folder, read_card(folder, RecordingCard), tasks, sampling_settings)
+    return select(folder, read_card(folder, RecordingCard), tasks, sampling_settings)
 
 
-def chosen(
+def select(
     folder: Path, card: RecordingCard, tasks: Sequence[str] = (), sampling_settings: Sequence[SamplingParams] = ()
 ) -> Recording:
-    """Of what a card says lies in a folder: these tasks and distributions, otherwise all; RecordingError where one is
-    absent.
+    """Read the completions of these tasks and sampling parameters, by default of all in the card.
 
-    Commas may separate tasks, and `spec-bench` is all its groups, as in `tasks_of`.
+    Commas may separate tasks, and `spec-bench` stands for all its groups, as in `tasks_of`. RecordingError if a task or
+    a set of sampling parameters is missing.
     """
     names = {name.strip() for argument in tasks for name in argument.split(",")}
-    wanted = [
+    selected = [
         w
         for w in card.written
         if (not names or names & _names(w)) and (not sampling_settings or w.sampling in sampling_settings)
     ]
-    absent = [*names - {name for w in wanted for name in _names(w)}]
-    absent += [_said(sampling) for sampling in {*sampling_settings} - {w.sampling for w in wanted}]
-    if absent or not wanted:
-        there = "; ".join(f"{w.task} at {_said(w.sampling)}" for w in card.written)
+    missing = [*names - {name for w in selected for name in _names(w)}]
+    missing += [sampling_text(*sampling) for sampling in {*sampling_settings} - {w.sampling for w in selected}]
+    if missing or not selected:
+        available = "; ".join(f"{w.task}, {sampling_text(*w.sampling)}" for w in card.written)
         raise RecordingError(
-            f"{folder} has no completions of {', '.join(sorted(absent))}; it has {there}\n"
-            f"  do: ask for those, or record more with --target {card.target.name} --keep FOLDER"
+            f"{folder} has no completions of {', '.join(sorted(missing))}; it has {available}\n"
+            f"  do: choose from those, or record more with --target {card.target.name} --keep FOLDER"
         )
-    return Recording(card, list(_read(CompletionStore(folder / "completions"), wanted)))
+    keys = list(dict.fromkeys(key for w in selected for key in w.keys))
+    rows = dict(zip(keys, CompletionStore(folder / "completions").read(keys), strict=True))
+    return Recording(card, [TaskCompletions(w, [rows[key] for key in w.keys]) for w in selected])
 
 
-def _read(store: CompletionStore, wanted: Sequence[Written]) -> Iterator[Recorded]:
-    keys = list(dict.fromkeys(key for written in wanted for key in written.keys))
-    rows = dict(zip(keys, store.read(keys), strict=True))
-    for written in wanted:
-        yield Recorded(written, [rows[key] for key in written.keys])
-
-
-def _recorded(
+def _record_task(
     store: CompletionStore,
-    target: Target,
-    opened: Callable[[], PreTrainedModel],
+    card: TargetCard,
+    open_target: Callable[[], PreTrainedModel],
     task: TaskPrompts,
     sampling: SamplingParams,
     seed: int,
     batch_size: int,
-) -> Recorded:
-    card, requests = target.card, [Request(prompt, sampling) for prompt in task.prompts]
-    how = Decoding(task.max_new_tokens, frozenset(card.eos_ids), seed, card.digest, batch_size, card.eos_ids[0])
-    keys, stored = [row.key for row in keyed(requests, how)], store.stored()
+) -> TaskCompletions:
+    requests = [Request(prompt, sampling) for prompt in task.prompts]
+    decoding = DecodingParams(
+        max_new_tokens=task.max_new_tokens,
+        eos=frozenset(card.eos_ids),
+        seed=seed,
+        target_revision=card.digest,
+        batch_size=batch_size,
+        end=card.eos_ids[0],
+    )
+    keys, stored = [row.key for row in with_keys(requests, decoding)], store.stored_keys()
     if all(key in stored for key in keys):
-        rows = store.read(keys)
+        completions = store.read(keys)
     else:
-        what = f"{card.name} writes {task.name} at temperature {sampling.temperature:g}"
-        rows = complete(opened(), requests, how, store, what)
-    written = Written(
+        title = f"{card.name} writes {task.name} at temperature {sampling.temperature:g}"
+        completions = complete(open_target(), requests, decoding, store, title)
+    recorded = RecordedTask(
         task=task.name,
         version=task.version,
         source=task.source,
@@ -204,34 +215,24 @@ def _recorded(
         max_new_tokens=task.max_new_tokens,
         seed=seed,
         keys=tuple(keys),
-        left_out={why: out.rows for why, out in task.left_out.items()},
+        left_out={reason: left_out.rows for reason, left_out in task.left_out.items()},
     )
-    return Recorded(written, rows)
+    return TaskCompletions(recorded, completions)
 
 
-def _names(written: Written) -> set[str]:
-    """What a task may be called: a group also by what it is a group of."""
-    return {written.task, written.task.partition(":")[0]}
+def _names(recorded: RecordedTask) -> set[str]:
+    """The names that select a task: its own, and for `spec-bench:GROUP` also `spec-bench`."""
+    return {recorded.task, recorded.task.partition(":")[0]}
 
 
-def _said(sampling: SamplingParams) -> str:
-    """A distribution in words."""
-    more = [f"top-k {sampling.top_k}"] * bool(sampling.top_k) + [f"top-p {sampling.top_p:g}"] * (sampling.top_p < 1)
-    return ", ".join([f"temperature {sampling.temperature:g}", *more])
-
-
-def _place(written: Written) -> tuple[str, SamplingParams]:
-    return written.task, written.sampling
-
-
-def _of_this_target(folder: Path, target: Target) -> RecordingCard | None:
-    """The card of what is there already; None where nothing is."""
+def _card_of_target(folder: Path, target: RecordingTarget) -> RecordingCard | None:
+    """The folder's card, None if it has none; RecordingError if it belongs to another target."""
     if not (folder / FILE).is_file():
         return None
     card = read_card(folder, RecordingCard)
     if card.target.digest != target.card.digest:
         raise RecordingError(
-            f"{folder} keeps completions of {card.target.name} (files' digest {card.target.digest}), "
+            f"{folder} holds completions of {card.target.name} (files' digest {card.target.digest}), "
             f"the target is {target.card.name} ({target.card.digest})\n  do: choose another folder with --keep"
         )
     return card

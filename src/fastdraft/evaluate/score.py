@@ -1,29 +1,28 @@
-"""`evaluate DRAFT`: a draft, and another beside it, scored on what their target wrote; real decoding as the
-verification.
-"""
+"""`evaluate DRAFT`: score one or two drafts on recorded completions, and verify by real speculative decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+
+from pydantic import Field
 
 from fastdraft.evaluate import one_pass, verification
-from fastdraft.evaluate.comparison import Side, compare
-from fastdraft.evaluate.inputs import EvaluateOptions, Material, Subjected, trained_for
-from fastdraft.evaluate.one_pass import Subject
-from fastdraft.evaluate.rate_names import ELSEWHERE
-from fastdraft.evaluate.recording import Recorded, Written
-from fastdraft.models import target
+from fastdraft.evaluate.comparison import ScoredDraft, compare
+from fastdraft.evaluate.inputs import EvaluateOptions, EvaluationInputs, OpenedDraft, open_inputs, target_digest
+from fastdraft.evaluate.rate_names import RATE_NAMES
+from fastdraft.evaluate.recording import TaskCompletions
+from fastdraft.models import pretrained
 from fastdraft.results.evaluation import Comparison, Result, TaskResult, VerificationResult
-from fastdraft.synthesize.completions import Completion, CompletionStore
-from fastdraft.synthesize.engine_transformers import Decoding
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.decoding_params import DecodingParams
 from fastdraft.system.errors import RecordingError
 from fastdraft.system.progress import Bar
 
 
 class Task(Result):
-    """A task under one distribution. `left_out`: rows without a prompt, by reason; `too_long`: texts beyond a
-    context.
+    """A task under one set of sampling parameters.
+
+    `left_out`: rows that gave no prompt, by reason. `too_long`: completions longer than a draft's context.
     """
 
     name: str
@@ -36,7 +35,10 @@ class Task(Result):
 
 
 class Scores(Result):
-    """All that was measured. `results`: of the draft, then of the other; `names`: what others call the rates."""
+    """The results of one or two drafts, in this order.
+
+    `names`: what engines and the paper call the rates. `verified`: real speculative decoding with the first draft.
+    """
 
     target: str
     target_digest: str
@@ -47,116 +49,142 @@ class Scores(Result):
     results: tuple[TaskResult, ...]
     comparisons: tuple[Comparison, ...]
     names: dict[str, dict[str, str]]
+    verified: dict[str, tuple[VerificationResult, ...]] = Field(default_factory=dict)
 
 
-def score(options: EvaluateOptions, given: Material) -> Scores:
-    """Every draft on every task and distribution, at every gamma; the difference where there are two."""
-    card = given.recording.card.target
-    parts = list(_within(given, given.drafts))
-    sides = [[_side(options, given, subject, part) for part in parts] for subject in given.drafts]
-    pairs = zip(*sides, strict=True) if len(sides) == 2 else ()
+def evaluate_draft(options: EvaluateOptions) -> Scores:
+    """Score the drafts and, if `options.verify_prompts` is set, verify the first one; raises as `verify` does."""
+    inputs = open_inputs(options)
+    scores = score(options, inputs)
+    if not options.verify_prompts:
+        return scores
+    verified = verify(options, inputs, options.verify_prompts, options.verify_gamma)
+    return scores.model_copy(update={"verified": verified})
+
+
+def score(options: EvaluateOptions, inputs: EvaluationInputs) -> Scores:
+    """Every draft on every task at every gamma; with two drafts also their differences."""
+    card = inputs.recording.card.target
+    tasks = list(_fitting(inputs, inputs.drafts))
+    scored = [[_score(options, inputs, draft, task) for task in tasks] for draft in inputs.drafts]
+    pairs = zip(*scored, strict=True) if len(scored) == 2 else ()
     return Scores(
         target=card.name,
         target_digest=card.digest,
-        recording=str(given.folder),
-        parameters={card.name: card.parameters} | {each.name: each.model.num_parameters() for each in given.drafts},
-        notes=tuple(_notes(given, parts)),
-        tasks=tuple(_task(whole, part) for whole, part in zip(given.recording.parts, parts, strict=True)),
-        results=tuple(side.result for of_draft in sides for side in of_draft),
-        comparisons=tuple(compare(ours, theirs, options.resamples, options.seed) for ours, theirs in pairs),
-        names={rate.ours: {k: v for k, v in rate._asdict().items() if k != "ours" and v} for rate in ELSEWHERE},
+        recording=str(inputs.folder),
+        parameters={card.name: card.parameters} | {d.name: d.model.num_parameters() for d in inputs.drafts},
+        notes=tuple(_notes(inputs, tasks)),
+        tasks=tuple(_task(whole, task) for whole, task in zip(inputs.recording.tasks, tasks, strict=True)),
+        results=tuple(task.result for draft in scored for task in draft),
+        comparisons=tuple(compare(draft, baseline, options.resamples, options.seed) for draft, baseline in pairs),
+        names={
+            rate.fastdraft: {system: name for system, name in rate._asdict().items() if system != "fastdraft" and name}
+            for rate in RATE_NAMES
+        },
     )
 
 
 def verify(
-    options: EvaluateOptions, given: Material, prompts: int, gamma: int
+    options: EvaluateOptions, inputs: EvaluationInputs, prompts: int, gamma: int
 ) -> dict[str, tuple[VerificationResult, ...]]:
-    """Real speculative decoding with the draft on the first prompts of each task; VerificationError where it
-    disagrees.
+    """Real speculative decoding with the first draft on the first prompts of each task.
+
+    VerificationError if it disagrees with the one-pass evaluation. RecordingError if the target's files have changed.
     """
-    card = given.recording.card.target
-    if (digest := target.digest(given.target)) != card.digest:
+    card = inputs.recording.card.target
+    if (digest := pretrained.digest(inputs.target)) != card.digest:
         raise RecordingError(
-            f"{given.folder} was written by {card.name} (files' digest {card.digest}); what is now at "
-            f"{given.target.path} has {digest}\n  do: name the very target that wrote it with --target"
+            f"{inputs.folder} was written by {card.name} (files' digest {card.digest}); the files at "
+            f"{inputs.target.path} have {digest}\n  do: name the target that wrote it with --target"
         )
-    model = target.open_model(given.target, options.device)
-    parts = [(part.written, part.completions[:prompts]) for part in _within(given, given.drafts[:1])]
-    found: dict[str, tuple[VerificationResult, ...]] = {}
-    with Bar("verify", sum(len(rows) for _, rows in parts), "prompts") as bar:
-        for written, rows in parts:
-            pair = verification.Verifier(
-                target=model,
-                draft=given.drafts[0].model,
+    target = pretrained.open_model(inputs.target, options.device)
+    tasks = [(task.recorded, task.completions[:prompts]) for task in _fitting(inputs, inputs.drafts[:1])]
+    results: dict[str, tuple[VerificationResult, ...]] = {}
+    with Bar("verify", sum(len(completions) for _, completions in tasks), "prompts") as bar:
+        for recorded, completions in tasks:
+            verifier = verification.Verifier(
+                target=target,
+                draft=inputs.drafts[0].model,
                 gamma=gamma,
-                max_new_tokens=written.max_new_tokens,
+                max_new_tokens=recorded.max_new_tokens,
                 eos=frozenset(card.eos_ids),
                 resamples=options.resamples,
                 seed=options.seed,
             )
-            if given.recording.card.precision.name != "fp32":
-                rows = _in_fp32(pair, written, rows, given.folder)
-            verdict = verification.verify(pair, rows)
-            found[written.task] = (*found.get(written.task, ()), verdict)
-            bar.advance(verdict.prompts)
-    return found
+            if inputs.recording.card.precision.name != "fp32":
+                decoding = DecodingParams(
+                    max_new_tokens=recorded.max_new_tokens,
+                    eos=verifier.eos,
+                    seed=recorded.seed,
+                    target_revision="fp32",
+                    batch_size=len(completions),
+                )
+                store = CompletionStore(inputs.folder / "verification")
+                completions = verification.complete_in_fp32(target, recorded.task, completions, decoding, store)
+            result = verification.verify(verifier, completions)
+            results[recorded.task] = (*results.get(recorded.task, ()), result)
+            bar.advance(result.prompts)
+    return results
 
 
-def _in_fp32(pair: verification.Verifier, written: Written, rows: list[Completion], folder: Path) -> list[Completion]:
-    """What the fp32 target writes after the prompts of these rows."""
-    how = Decoding(written.max_new_tokens, pair.eos, written.seed, target_revision="fp32", batch_size=len(rows))
-    at = written.task, written.temperature
-    return verification.in_fp32(pair.target, {at: rows}, how, CompletionStore(folder / "verification"))[at]
+def _score(
+    options: EvaluateOptions, inputs: EvaluationInputs, draft: OpenedDraft, task: TaskCompletions
+) -> ScoredDraft:
+    recorded, completions = task
+    title = f"{draft.name} on {recorded.task} at temperature {recorded.temperature:g}"
+    with Bar(title, len(completions), "completions") as bar:
+        acceptances = one_pass.acceptances(draft.model, completions, bar.advance)
+    result = one_pass.task_result(
+        acceptances,
+        completions,
+        options.gammas,
+        stage=draft.name,
+        task=recorded.task,
+        c=draft.model.num_parameters() / inputs.recording.card.target.parameters,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    return ScoredDraft(acceptances, result)
 
 
-def _side(options: EvaluateOptions, given: Material, subject: Subjected, part: Recorded) -> Side:
-    rows, written = part.completions, part.written
-    c = subject.model.num_parameters() / given.recording.card.target.parameters
-    what = f"{subject.name} on {written.task} at temperature {written.temperature:g}"
-    with Bar(what, len(rows), "completions") as bar:
-        found = one_pass.acceptances(subject.model, rows, bar.advance)
-    named = Subject(subject.name, written.task, c)
-    return Side(found, one_pass.scored(found, rows, options.gammas, named, options.resamples, options.seed))
-
-
-def _within(given: Material, drafts: list[Subjected]) -> Iterator[Recorded]:
-    """The recorded parts without texts that are longer than a draft's context; RecordingError where none is left."""
-    tokens = min(_context_tokens(subject) for subject in drafts)
-    for part in given.recording.parts:
-        kept = [row for row in part.completions if len(row.prompt) + len(row.tokens) <= tokens]
-        if not kept:
+def _fitting(inputs: EvaluationInputs, drafts: list[OpenedDraft]) -> Iterator[TaskCompletions]:
+    """The tasks without the completions that exceed a draft's context; RecordingError if a task has none left."""
+    context_tokens = min(_context_tokens(draft) for draft in drafts)
+    for task in inputs.recording.tasks:
+        fitting = [row for row in task.completions if len(row.prompt) + len(row.tokens) <= context_tokens]
+        if not fitting:
             raise RecordingError(
-                f"all {len(part.completions)} texts of {part.written.task} are longer than the draft's context of "
-                f"{tokens} tokens\n  do: leave the task out with --tasks, or record shorter texts"
+                f"all {len(task.completions)} texts of {task.recorded.task} are longer than the draft's context of "
+                f"{context_tokens} tokens\n  do: leave the task out with --tasks, or record shorter texts"
             )
-        yield part._replace(completions=kept)
+        yield task._replace(completions=fitting)
 
 
-def _context_tokens(subject: Subjected) -> float:
-    found = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) else float("inf")
+def _context_tokens(draft: OpenedDraft) -> float:
+    tokens = getattr(draft.model.config.get_text_config(), "max_position_embeddings", None)
+    return tokens if isinstance(tokens, int) else float("inf")
 
 
-def _task(whole: Recorded, part: Recorded) -> Task:
-    written = whole.written
+def _task(whole: TaskCompletions, fitting: TaskCompletions) -> Task:
+    recorded = whole.recorded
     return Task(
-        name=written.task,
-        version=written.version,
-        source=written.source,
-        temperature=written.temperature,
-        max_new_tokens=written.max_new_tokens,
-        left_out=written.left_out,
-        too_long=len(whole.completions) - len(part.completions),
+        name=recorded.task,
+        version=recorded.version,
+        source=recorded.source,
+        temperature=recorded.temperature,
+        max_new_tokens=recorded.max_new_tokens,
+        left_out=recorded.left_out,
+        too_long=len(whole.completions) - len(fitting.completions),
     )
 
 
-def _notes(given: Material, parts: list[Recorded]) -> Iterator[str]:
-    """What a reader of the figures must know."""
-    digest = given.recording.card.target.digest
-    for subject in given.drafts:
-        other = trained_for(subject.origin)
-        if other not in (None, digest):
-            yield f"{subject.name} was made for another target, or another revision of it: {other}, this is {digest}"
-    for whole, part in zip(given.recording.parts, parts, strict=True):
-        if gone := len(whole.completions) - len(part.completions):
-            yield f"{part.written.task}: {gone} texts are longer than a draft's context and left out"
+def _notes(inputs: EvaluationInputs, tasks: list[TaskCompletions]) -> Iterator[str]:
+    """Warnings about how comparable the rates are."""
+    digest = inputs.recording.card.target.digest
+    for draft in inputs.drafts:
+        made_for = target_digest(draft.origin)
+        if made_for not in (None, digest):
+            yield f"{draft.name} was made for another target, or another revision of it: {made_for}, this is {digest}"
+    for whole, fitting in zip(inputs.recording.tasks, tasks, strict=True):
+        if too_long := len(whole.completions) - len(fitting.completions):
+            yield f"{whole.recorded.task}: {too_long} texts are longer than a draft's context and left out"

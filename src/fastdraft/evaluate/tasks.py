@@ -1,7 +1,7 @@
-"""Evaluation tasks: what a target is asked, from the hub, from local files in the task's own form, or from own prompts.
+"""Evaluation tasks: prompts from the hub, from local files in the same form, or from a user's own file.
 
-A table at the end, one entry each. `version` rises whenever an entry would ask something else of the same rows: results
-of two versions are not compared.
+The table is at the end of this file, one entry per task. Raise an entry's `version` when it would make other prompts
+from the same rows: results of two versions are not compared.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ import numpy as np
 import xxhash
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.data.record_files import ENDINGS, Row, hub_rows, local_rows, sound_text
+from fastdraft.data.record_files import RECORD_SUFFIXES, Record, hub_records, local_records, sound_text
 from fastdraft.data.shards import Tokens
-from fastdraft.synthesize.completions import Keys
+from fastdraft.synthesize.key_set import KeySet
 from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
 from fastdraft.system.errors import TaskError
 
 Content = Mapping[str, Any]
-FILES = ENDINGS[:3]  # rows with fields; text files have none
 
 
 class HubSet(NamedTuple):
-    """A data set on the hub, or one in its form in a local folder."""
+    """A data set on the hub, or a local folder in the same form."""
 
     path: str
     subset: str | None
     split: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """`text` reads what is asked out of a row, `fields` names where; `group`: which rows are of this task.
+    """An evaluation task.
 
-    A target with a chat template gets `asked` as a user's turn, unless the task is to go on with a text (`chat` False);
-    one without gets `plain`. Both are formats of that text.
+    `text` extracts the text of a record, and `fields` says in error messages which fields it reads. `group` selects
+    the records of this task. With `chat`, a target that has a chat template gets `chat_format` as a user's turn. Every
+    other target continues `plain_format`. Both formats contain the text.
     """
 
     name: str
-    version: int
+    version: int = 1
     family: str
     hub: HubSet | None
     fields: str
     text: Callable[[Content], str | None]
     chat: bool
-    asked: str = "{}"
-    plain: str = "{}"
+    chat_format: str = "{}"
+    plain_format: str = "{}"
     prompts: int = 80
     max_new_tokens: int = 128
     group: Callable[[Content], bool] = lambda _: True
 
 
 class LeftOut(NamedTuple):
-    """Rows that gave no prompt for one reason, and where the first of them stands."""
+    """The number of records that gave no prompt for one reason, and the place of the first of them."""
 
     rows: int
     first: str
@@ -66,7 +66,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TaskPrompts:
-    """A task's prompts as token ids, each once, in the order of its rows; `left_out`: why other rows gave none."""
+    """A task's distinct prompts as token ids, in the order of the records; `left_out`: the other records, by reason."""
 
     name: str
     version: int
@@ -75,8 +75,8 @@ class TaskPrompts:
     max_new_tokens: int
     left_out: dict[str, LeftOut] = field(default_factory=dict)
 
-    def losses(self) -> Iterator[str]:
-        """A line for each reason why rows gave no prompt."""
+    def left_out_lines(self) -> Iterator[str]:
+        """A line to print for each reason why records gave no prompt."""
         return (f"{self.name}: {out.rows:,} {why}; left out, first {out.first}" for why, out in self.left_out.items())
 
 
@@ -87,111 +87,116 @@ def tasks_of(
     prompts: int | None = None,
     max_new_tokens: int | None = None,
 ) -> list[TaskPrompts]:
-    """The tasks that arguments name: `NAME`, `NAME=FILE`, or a `FILE` of own prompts; commas may separate them.
+    """The tasks of command-line arguments: `NAME`, `NAME=FILE`, or a `FILE` of own prompts, also separated by commas.
 
-    `prompts` and `max_new_tokens`: otherwise each task's own. A prompt that leaves no room for its completion in the
-    target's context is left out and counted. TaskError where a name is unknown, given twice, or gives no prompt.
+    `prompts` and `max_new_tokens` default to each task's own. A prompt that leaves no room for its completion in the
+    target's context is left out and counted. TaskError if a name is unknown, given twice, or gives no prompt.
     """
-    named = [pair for argument in arguments for each in argument.split(",") for pair in _named(each.strip())]
-    twice = sorted({task.name for task, _ in named if sum(task.name == other.name for other, _ in named) > 1})
+    named = [pair for argument in arguments for each in argument.split(",") for pair in _parse(each.strip())]
+    names = [task.name for task, _ in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not named:
         raise TaskError(
             f"tasks: {f'{twice[0]} is given twice' if twice else 'none is given'}\n  do: name each task once"
         )
     return [
-        _read(task, place, tokenizer, context_tokens, prompts or task.prompts, max_new_tokens) for task, place in named
+        _read(task, file, tokenizer, context_tokens, prompts or task.prompts, max_new_tokens or task.max_new_tokens)
+        for task, file in named
     ]
 
 
-def _named(argument: str) -> list[tuple[Task, str | None]]:
-    """The tasks of one argument, and the file that each is read from; None for the hub."""
-    name, given, place = argument.partition("=")
+def _parse(argument: str) -> list[tuple[Task, str | None]]:
+    """The tasks of one argument with the file that each is read from; None for the hub."""
+    name, equals, file = argument.partition("=")
     tasks = [task for task in TASKS if name in (task.name, task.name.partition(":")[0])]
     if tasks:
-        return [(task, place if given else None) for task in tasks]
-    if not given and (argument.endswith(FILES) or Path(argument).exists()):
-        return [(_own(Path(argument)), argument)]
+        return [(task, file if equals else None) for task in tasks]
+    if not equals and (argument.endswith(RECORD_SUFFIXES) or Path(argument).exists()):
+        own = Task(
+            name=Path(argument).name,
+            family="own",
+            hub=None,
+            fields="`prompt` or `messages`",
+            text=_text_of("prompt"),
+            chat=False,
+        )
+        return [(own, argument)]
     known = [task.name for task in TASKS]
     near = get_close_matches(name, known, 1)
     raise TaskError(
         f"no task `{name}`" + (f"; did you mean `{near[0]}`?" if near else "") + "\n"
-        f"  wanted: one of {', '.join(known)}, any of them with =FILE, or a file of prompts ({', '.join(FILES)})\n"
+        f"  wanted: one of {', '.join(known)}, any of them with =FILE, or a file of prompts "
+        f"({', '.join(RECORD_SUFFIXES)})\n"
         f"  do: correct --tasks"
     )
 
 
-def _own(file: Path) -> Task:
-    """A user's prompts: texts go as they are, messages under the chat template."""
-    return Task(file.name, 1, "own", None, "`prompt` or `messages`", _text_of("prompt"), chat=False)
-
-
 def _read(
     task: Task,
-    place: str | None,
+    file: str | None,
     tokenizer: PreTrainedTokenizerFast,
     context_tokens: int,
     prompts: int,
-    max_new_tokens: int | None,
+    max_new_tokens: int,
 ) -> TaskPrompts:
-    max_new_tokens = max_new_tokens or task.max_new_tokens
     longest_tokens = max(context_tokens - max_new_tokens, 0)
     found: list[Tokens] = []
     left_out: dict[str, LeftOut] = {}
-    for row, prompt in _distinct(task, place, tokenizer, longest_tokens):
+    for record, prompt in _prompts(task, file, tokenizer, longest_tokens):
         if isinstance(prompt, str):
-            rows, first = left_out.get(prompt, LeftOut(0, row.place))
+            rows, first = left_out.get(prompt, LeftOut(0, record.place))
             left_out[prompt] = LeftOut(rows + 1, first)
         else:
             found.append(prompt)
         if len(found) == prompts:
             break
-    source = place or (task.hub.path if task.hub else "")
+    source = file or (task.hub.path if task.hub else "")
     if not found:
-        told = "; ".join(f"{out.rows:,} {why}, first {out.first}" for why, out in left_out.items())
+        reasons = "; ".join(f"{out.rows:,} {why}, first {out.first}" for why, out in left_out.items())
         raise TaskError(
-            f"task {task.name}: no row of {source} gives a prompt: {told or 'it has no row of this task'}\n"
+            f"task {task.name}: no row of {source} gives a prompt: {reasons or 'it has no row of this task'}\n"
             f"  wanted: rows with {task.fields}, of at most {longest_tokens} tokens "
             f"(context {context_tokens}, completion {max_new_tokens})\n"
-            f"  do: correct the file, name only tasks that fit, or lower --max-new-tokens (of `bench`: --tokens)"
+            f"  do: correct the file, name only tasks that fit, or lower --max-new-tokens (`bench`: --tokens)"
         )
     return TaskPrompts(task.name, task.version, source, tuple(found), max_new_tokens, left_out)
 
 
-def _distinct(
-    task: Task, place: str | None, tokenizer: PreTrainedTokenizerFast, longest_tokens: int
-) -> Iterator[tuple[Row, Tokens | str]]:
-    """Each row of a task with its prompt, or with the reason why it gives none."""
-    seen = Keys()
-    for row in _rows(task, place):
-        if not row.fault and not task.group(row.content):
+def _prompts(
+    task: Task, file: str | None, tokenizer: PreTrainedTokenizerFast, longest_tokens: int
+) -> Iterator[tuple[Record, Tokens | str]]:
+    """Each record of a task with its prompt, or with the reason why it gives none."""
+    seen = KeySet()
+    for record in _records(task, file):
+        if not record.fault and not task.group(record.content):
             continue
-        tokens = None if row.fault else _tokens(task, row.content, tokenizer)
+        tokens = None if record.fault else _tokens(task, record.content, tokenizer)
         if tokens is None:
-            yield row, row.fault or f"rows without {task.fields}"
+            yield record, record.fault or f"rows without {task.fields}"
         elif len(tokens) > longest_tokens:
-            yield row, f"prompts of more than {longest_tokens} tokens"
+            yield record, f"prompts of more than {longest_tokens} tokens"
         elif (key := xxhash.xxh3_64_hexdigest(tokens.tobytes())) in seen:
-            yield row, "prompts that were there before"
+            yield record, "repeated prompts"
         else:
             seen.add([key])
-            yield row, tokens
+            yield record, tokens
 
 
-def _rows(task: Task, place: str | None) -> Iterator[Row]:
-    if place is not None:
-        if not place.endswith(FILES) and not Path(place).exists():
-            raise TaskError(f"task {task.name}: no file at {place}\n  do: correct the path")
-        return local_rows(place)
+def _records(task: Task, file: str | None) -> Iterator[Record]:
+    if file is not None:
+        if not file.endswith(RECORD_SUFFIXES) and not Path(file).exists():
+            raise TaskError(f"task {task.name}: no file at {file}\n  do: correct the path")
+        return local_records(file)
     if task.hub is None:
         raise TaskError(
             f"task {task.name} is not on the hub\n"
             f"  do: fetch {SPEC_BENCH}, then --tasks {task.name.partition(':')[0]}=question.jsonl"
         )
-    return hub_rows(*task.hub)
+    return hub_records(*task.hub)
 
 
 def _tokens(task: Task, content: Content, tokenizer: PreTrainedTokenizerFast) -> Tokens | None:
-    """The prompt of a row; None where it holds none."""
+    """The prompt of a record as token ids; None if it has none."""
     if task.family == "own" and "messages" in content:
         messages: Any = content["messages"]
         return chat_tokens(tokenizer, messages) if is_messages(messages) else None
@@ -199,26 +204,26 @@ def _tokens(task: Task, content: Content, tokenizer: PreTrainedTokenizerFast) ->
     if text is None:
         return None
     if task.chat and tokenizer.chat_template is not None:
-        return chat_tokens(tokenizer, [{"role": "user", "content": task.asked.format(text)}])
-    return np.array(tokenizer(task.plain.format(text)).input_ids, np.int64)
+        return chat_tokens(tokenizer, [{"role": "user", "content": task.chat_format.format(text)}])
+    return np.array(tokenizer(task.plain_format.format(text)).input_ids, np.int64)
 
 
-# What a row asks.
+# The text of a record.
 
 
-def _text_of(*fields: str) -> Callable[[Content], str | None]:
-    """The first of these fields that holds a text."""
-    return lambda content: next((text for name in fields if (text := sound_text(content.get(name)))), None)
+def _text_of(name: str) -> Callable[[Content], str | None]:
+    """The text of one field."""
+    return lambda content: sound_text(content.get(name))
 
 
 def _first_turn(content: Content) -> str | None:
-    """The first of several turns; a second one would need the target's answer."""
+    """The first of several turns; the second would need the target's answer to the first."""
     turns = content.get("turns", content.get("prompt"))
     return sound_text(turns[0]) if isinstance(turns, list) and turns else None
 
 
 def _instruction(content: Content) -> str | None:
-    """Dolly's instruction with its context behind it; also out of `### Human: .. ### Assistant: ..` texts."""
+    """Dolly's instruction followed by its context, or the first turn of a `### Human: .. ### Assistant: ..` text."""
     if text := sound_text(content.get("instruction")):
         context = sound_text(content.get("context"))
         return f"{text}\n\n{context}" if context else text
@@ -226,26 +231,26 @@ def _instruction(content: Content) -> str | None:
     return sound_text(turn[1]) if turn else None
 
 
-def _opening(words: int) -> Callable[[Content], str | None]:
-    """The first so many words of a text that has more."""
-    begins = re.compile(rf"\s*((?:\S+\s+){{{words - 1}}}\S+)\s+\S")
+def _first_words(words: int) -> Callable[[Content], str | None]:
+    """The first words of a text that has more than `words`."""
+    pattern = re.compile(rf"\s*((?:\S+\s+){{{words - 1}}}\S+)\s+\S")
 
-    def opening(content: Content) -> str | None:
-        found = begins.match(sound_text(content.get("text")) or "")
-        return found[1] if found else None
+    def first_words(content: Content) -> str | None:
+        match = pattern.match(sound_text(content.get("text")) or "")
+        return match[1] if match else None
 
-    return opening
+    return first_words
 
 
-def _in(*categories: str) -> Callable[[Content], bool]:
+def _in_categories(*categories: str) -> Callable[[Content], bool]:
     return lambda content: content.get("category") in categories
 
 
-MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SPEC_BENCH = "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
-# Spec-Bench's groups (Xia et al. 2024, arXiv:2401.07851) by the categories of its rows; its own words are in the rows.
+# Spec-Bench's groups (Xia et al. 2024, arXiv:2401.07851) by the `category` of its rows. Its records contain complete
+# prompts.
 GROUPS = {
-    "mt-bench": MT_BENCH,
+    "mt-bench": ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"),
     "translation": ("translation",),
     "summarization": ("summarization",),
     "qa": ("qa",),
@@ -255,43 +260,72 @@ GROUPS = {
 
 TASKS = (
     Task(
-        *("cnn_dailymail", 1, "summarisation", HubSet("abisee/cnn_dailymail", "3.0.0", "test")),
-        *("`article`", _text_of("article"), True),
-        asked="Summarize: {}",
-        plain="{}\n\nTL;DR:",
+        name="cnn_dailymail",
+        family="summarisation",
+        hub=HubSet("abisee/cnn_dailymail", "3.0.0", "test"),
+        fields="`article`",
+        text=_text_of("article"),
+        chat=True,
+        chat_format="Summarize: {}",
+        plain_format="{}\n\nTL;DR:",
     ),
     Task(
-        *("tinystories", 1, "text completion", HubSet("roneneldan/TinyStories", None, "validation")),
-        *("`text` of more than 32 words", _opening(32), False),
+        name="tinystories",
+        family="text completion",
+        hub=HubSet("roneneldan/TinyStories", None, "validation"),
+        fields="`text` of more than 32 words",
+        text=_first_words(32),
+        chat=False,
     ),
     Task(
-        *("dolly", 1, "instructions", HubSet("databricks/databricks-dolly-15k", None, "train")),
-        *("`instruction`, or `text` with ### Human: and ### Assistant:", _instruction, True),
-        plain="{}\n\n",
+        name="dolly",
+        family="instructions",
+        hub=HubSet("databricks/databricks-dolly-15k", None, "train"),
+        fields="`instruction`, or `text` with ### Human: and ### Assistant:",
+        text=_instruction,
+        chat=True,
+        plain_format="{}\n\n",
     ),
     Task(
-        *("mt-bench", 1, "instructions", HubSet("HuggingFaceH4/mt_bench_prompts", None, "train")),
-        *("`turns` or `prompt`, a list of texts", _first_turn, True),
-        plain="{}\n\n",
+        name="mt-bench",
+        family="instructions",
+        hub=HubSet("HuggingFaceH4/mt_bench_prompts", None, "train"),
+        fields="`turns` or `prompt`, a list of texts",
+        text=_first_turn,
+        chat=True,
+        plain_format="{}\n\n",
     ),
     *(
         Task(
-            *(f"spec-bench:{name}", 1, "instructions", None, "`turns`, a list of texts", _first_turn, True),
-            plain="{}\n\n",
-            group=_in(*categories),
+            name=f"spec-bench:{name}",
+            family="instructions",
+            hub=None,
+            fields="`turns`, a list of texts",
+            text=_first_turn,
+            chat=True,
+            plain_format="{}\n\n",
+            group=_in_categories(*categories),
         )
         for name, categories in GROUPS.items()
     ),
     Task(
-        *("humaneval", 1, "code completion", HubSet("openai/openai_humaneval", None, "test")),
-        *("`prompt`", _text_of("prompt"), False),
+        name="humaneval",
+        family="code completion",
+        hub=HubSet("openai/openai_humaneval", None, "test"),
+        fields="`prompt`",
+        text=_text_of("prompt"),
+        chat=False,
         prompts=164,
     ),
     Task(
-        *("gsm8k", 1, "mathematics", HubSet("openai/gsm8k", "main", "test")),
-        *("`question`", _text_of("question"), True),
-        plain="Question: {}\nAnswer:",
+        name="gsm8k",
+        family="mathematics",
+        hub=HubSet("openai/gsm8k", "main", "test"),
+        fields="`question`",
+        text=_text_of("question"),
+        chat=True,
+        plain_format="Question: {}\nAnswer:",
     ),
 )
-# The paper's four families of tasks.
-USUAL = ("cnn_dailymail", "tinystories", "dolly", "humaneval")
+# The default tasks: the four of the paper.
+DEFAULT_TASKS = ("cnn_dailymail", "tinystories", "dolly", "humaneval")

@@ -1,14 +1,15 @@
-"""Real speculative decoding by transformers, as the verification of the one-pass evaluation.
+"""Real speculative decoding by transformers, to verify the one-pass evaluation.
 
-Greedy texts are compared token for token. Single tokens, blocks and batches are summed in different orders, so two runs
-may part where the target's two best logits are a near tie, and their forwards may differ where the draft's are.
+Greedy texts are compared token for token. Single tokens, blocks and batches sum in different orders. Two runs may
+therefore diverge where the target's two best logits are nearly tied, and their forwards may differ where the draft's
+are.
 
 Dimensions: B prompts, N tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,22 +17,25 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft.data.shards import Tokens
-from fastdraft.evaluate.assisted import Run, decode
+from fastdraft.evaluate.assisted import DecodedText, decode
 from fastdraft.evaluate.one_pass import acceptances, pooled, resampled_prompts, sampling_of
 from fastdraft.maths import acceptance
-from fastdraft.results.evaluation import Estimate, NearTie, VerificationResult
-from fastdraft.synthesize.completions import Completion, CompletionStore, Request
-from fastdraft.synthesize.engine_transformers import Decoding, complete
+from fastdraft.results.evaluation import NearTie, VerificationResult
+from fastdraft.results.formatting import interval
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, Request
+from fastdraft.synthesize.decoding_params import DecodingParams
+from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.rescore import completion_logits
 from fastdraft.system.errors import VerificationError
 
-# Between a batch and single steps of a 7M fp32 model on a CPU, logits moved by up to 7e-5 (120 tokens).
+# Largest difference of a logit between a batch and single steps: 7e-5 (7M parameters, fp32, CPU, 120 tokens).
 NEAR_TIE = 1e-4
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """A pair of fp32 models, and how the completions were written; resamples and seed are those of `evaluate`."""
+    """A pair of fp32 models, and how the completions were generated; resamples and seed as in `evaluate`."""
 
     target: PreTrainedModel
     draft: PreTrainedModel
@@ -41,154 +45,145 @@ class Verifier:
     resamples: int
     seed: int
 
+    def decode(self, completion: Completion, draft: PreTrainedModel | None) -> DecodedText:
+        """Decode the completion's prompt again, with a draft or without."""
+        return decode(completion, self.target, draft, self.gamma, self.max_new_tokens, self.eos)
 
-def in_fp32(
+    def chain(self, completions: Sequence[Completion]) -> acceptance.Chain:
+        """The counts that the one-pass evaluation expects."""
+        return acceptance.chain(*acceptances(self.draft, completions), self.gamma)
+
+
+def complete_in_fp32(
     target: PreTrainedModel,
-    completions: Mapping[tuple[str, float], Sequence[Completion]],
-    how: Decoding,
+    task: str,
+    completions: Sequence[Completion],
+    decoding: DecodingParams,
     store: CompletionStore,
-) -> dict[tuple[str, float], list[Completion]]:
-    """What the fp32 target writes after the same prompts, by task and temperature: one in bf16 writes other texts."""
-    return {
-        (task, temperature): complete(
-            target,
-            [Request(row.prompt, row.sampling, row.index) for row in rows],
-            how,
-            store,
-            f"{task} at temperature {temperature:g}, fp32",
-        )
-        for (task, temperature), rows in completions.items()
-    }
+) -> list[Completion]:
+    """Completions of the same prompts by the fp32 target; a target in bf16 generates different texts."""
+    requests = [Request(row.prompt, row.sampling, row.index) for row in completions]
+    title = f"{task} at temperature {sampling_of(completions).temperature:g}, fp32"
+    return complete(target, requests, decoding, store, title)
 
 
-def verify(pair: Verifier, completions: Sequence[Completion]) -> VerificationResult:
-    """Real speculative decoding of the completions' prompts; VerificationError where the one-pass evaluation is
-    refuted.
-    """
-    found = {str(model.dtype) for model in (pair.target, pair.draft)}
-    if found != {"torch.float32"}:
+def verify(verifier: Verifier, completions: Sequence[Completion]) -> VerificationResult:
+    """Decode the completions' prompts speculatively. VerificationError if that contradicts the one-pass evaluation."""
+    dtypes = {str(model.dtype) for model in (verifier.target, verifier.draft)}
+    if dtypes != {"torch.float32"}:
         raise VerificationError(
-            f"models in {sorted(found)}, wanted fp32\n  do: load target and draft in float32 to verify them"
+            f"models in {sorted(dtypes)}, wanted fp32\n  do: load target and draft in float32 to verify them"
         )
-    return (_verify_greedy if sampling_of(completions).greedy else _verify_sampled)(pair, completions)
+    return (_verify_greedy if sampling_of(completions).greedy else _verify_sampled)(verifier, completions)
 
 
-def _verify_greedy(pair: Verifier, completions: Sequence[Completion]) -> VerificationResult:
-    """Outputs equal plain greedy decoding and the record; target forwards of each prompt equal one-pass's exactly."""
-    runs = [_run(pair, row, pair.draft) for row in completions]
-    expected = _expected(pair, completions)
+def _verify_greedy(verifier: Verifier, completions: Sequence[Completion]) -> VerificationResult:
+    """Texts must equal plain greedy decoding and the recording, and target forwards the one-pass counts, exactly."""
+    assisted = [verifier.decode(row, verifier.draft) for row in completions]
+    expected = verifier.chain(completions)
     ties = []
-    for prompt, (row, run) in enumerate(zip(completions, runs, strict=True)):
-        plain = _run(pair, row, None)
+    for prompt, (row, run) in enumerate(zip(completions, assisted, strict=True)):
+        plain = verifier.decode(row, None)
         tie = (
-            _parted(pair, prompt, row, run.tokens, plain.tokens, "assisted and plain")
-            or _parted(pair, prompt, row, plain.tokens, row.tokens, "plain and recorded")
-            or _forwards_differ(pair, prompt, row, run.forwards, int(expected.forwards_B[prompt]))
+            _first_difference(verifier, prompt, row, run.tokens, plain.tokens, "assisted and plain")
+            or _first_difference(verifier, prompt, row, plain.tokens, row.tokens, "plain and recorded")
+            or _forwards_difference(verifier, prompt, row, run.forwards, int(expected.forwards_B[prompt]))
         )
         ties += [tie] if tie else []
-    sound = [prompt for prompt in range(len(runs)) if prompt not in {tie.prompt for tie in ties}]
-    if not sound:
+    tied = {tie.prompt for tie in ties}
+    equal = [prompt for prompt in range(len(assisted)) if prompt not in tied]
+    if not equal:
         raise VerificationError(
-            f"all {len(runs)} prompts end in near ties: nothing is left to verify\n  do: verify more prompts"
+            f"all {len(assisted)} prompts end in near ties: nothing is left to verify\n  do: verify more prompts"
         )
-    return _result(pair, completions, runs, expected, sound, tuple(ties))
+    return _result(verifier, completions, assisted, expected, equal, tuple(ties))
 
 
-def _verify_sampled(pair: Verifier, completions: Sequence[Completion]) -> VerificationResult:
-    """The 95 % intervals of both block efficiencies over the prompts overlap.
+def _verify_sampled(verifier: Verifier, completions: Sequence[Completion]) -> VerificationResult:
+    """The 95 % intervals of both block efficiencies over the prompts must overlap.
 
-    So the real value lies within one-pass's interval once that is widened by the real runs' own noise. Real runs write
-    texts of their own: if both are equally noisy, a sound pair fails this about once in 200 times. Few prompts (below
-    16) make bootstrap intervals too narrow for that.
+    This tests whether the real value lies within the one-pass interval, widened by the noise of the real runs, which
+    sample texts of their own. If both are equally noisy, a correct pair fails about once in 200 times. Below 16 prompts
+    bootstrap intervals are too narrow for that.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(pair.seed)
-        runs = [_run(pair, row, pair.draft) for row in completions]
-    result = _result(pair, completions, runs, _expected(pair, completions), range(len(runs)), ())
+        torch.manual_seed(verifier.seed)
+        assisted = [verifier.decode(row, verifier.draft) for row in completions]
+    result = _result(verifier, completions, assisted, verifier.chain(completions), range(len(assisted)), ())
     if result.real.low > result.one_pass.high or result.real.high < result.one_pass.low:
         raise VerificationError(
-            f"block efficiency at gamma {pair.gamma}, {sampling_of(completions)}: {_interval(result.real)} in "
-            f"real runs, "
-            f"{_interval(result.one_pass)} in one pass, over {len(runs)} prompts\n"
-            f"  do: verify more prompts; if it stays, the recorded log-probabilities are not those of this distribution"
+            f"block efficiency at gamma {verifier.gamma}, {sampling_of(completions)}: {interval(result.real)} in real "
+            f"runs, {interval(result.one_pass)} in one pass, over {len(assisted)} prompts\n"
+            f"  do: verify more prompts; if it persists, the recorded log-probabilities belong to other sampling "
+            f"parameters"
         )
     return result
 
 
-def _run(pair: Verifier, completion: Completion, draft: PreTrainedModel | None) -> Run:
-    return decode(completion, pair.target, draft, pair.gamma, pair.max_new_tokens, pair.eos)
-
-
-def _expected(pair: Verifier, completions: Sequence[Completion]) -> acceptance.Chain:
-    return acceptance.chain(*acceptances(pair.draft, completions), pair.gamma)
-
-
 def _result(
-    pair: Verifier,
+    verifier: Verifier,
     completions: Sequence[Completion],
-    runs: Sequence[Run],
+    assisted: Sequence[DecodedText],
     expected: acceptance.Chain,
-    sound: Sequence[int],
-    ties: tuple[NearTie, ...],
+    compared: Sequence[int],
+    near_ties: tuple[NearTie, ...],
 ) -> VerificationResult:
-    """Both block efficiencies over the sound prompts."""
-    resample_RB = resampled_prompts(len(sound), pair.resamples, pair.seed)
-    tokens_B = torch.tensor([len(runs[prompt].tokens) for prompt in sound])
-    forwards_B = torch.tensor([runs[prompt].forwards for prompt in sound])
+    """Both block efficiencies over the compared prompts."""
+    resample_RB = resampled_prompts(len(compared), verifier.resamples, verifier.seed)
+    tokens_B = torch.tensor([len(assisted[prompt].tokens) for prompt in compared])
+    forwards_B = torch.tensor([assisted[prompt].forwards for prompt in compared])
     return VerificationResult(
         temperature=sampling_of(completions).temperature,
-        gamma=pair.gamma,
+        gamma=verifier.gamma,
         prompts=len(completions),
-        compared=len(sound),
+        compared=len(compared),
         tokens=int(tokens_B.sum()),
         real=pooled(tokens_B, forwards_B, resample_RB),
-        one_pass=pooled(expected.tokens_B[list(sound)], expected.forwards_B[list(sound)], resample_RB),
-        near_ties=ties,
+        one_pass=pooled(expected.tokens_B[list(compared)], expected.forwards_B[list(compared)], resample_RB),
+        near_ties=near_ties,
     )
 
 
-def _parted(
-    pair: Verifier, prompt: int, completion: Completion, left: Tokens, right: Tokens, between: str
+def _first_difference(
+    verifier: Verifier, prompt: int, completion: Completion, left: Tokens, right: Tokens, between: str
 ) -> NearTie | None:
-    """None where two greedy texts are equal, the near tie where they part; VerificationError where it is none."""
+    """None if two greedy texts are equal, else the near tie where they diverge; VerificationError if it is none."""
     if np.array_equal(left, right):
         return None
     shared = min(len(left), len(right))
     differs = np.flatnonzero(left[:shared] != right[:shared])
     position = int(differs[0]) if len(differs) else shared - 1
-    gap = _gaps(pair.target, replace(completion, tokens=left))[position] if len(differs) else float("inf")
+    gap = _gaps(verifier.target, replace(completion, tokens=left))[position] if len(differs) else float("inf")
     if gap < NEAR_TIE:
         return NearTie(prompt=prompt, position=position, gap=gap, between=between)
     raise VerificationError(
-        f"prompt {prompt}: {between} greedy decoding part at token {position} of the completion, "
+        f"prompt {prompt}: {between} greedy decoding differ at token {position} of the completion, "
         f"where the target's two best logits are {gap:.2g} apart (a near tie is below {NEAR_TIE:g})\n"
-        f"  do: check that the completions were written greedily by this very target, up to {pair.max_new_tokens} "
-        f"tokens, ending at {sorted(pair.eos)}"
+        f"  do: check that this target generated the completions greedily, up to {verifier.max_new_tokens} "
+        f"tokens, ending at {sorted(verifier.eos)}"
     )
 
 
-def _forwards_differ(pair: Verifier, prompt: int, completion: Completion, real: int, expected: int) -> NearTie | None:
-    """None where real and expected forwards are equal, the draft's nearest tie where one can be why."""
+def _forwards_difference(
+    verifier: Verifier, prompt: int, completion: Completion, real: int, expected: int
+) -> NearTie | None:
+    """None if the target forwards are equal, else the draft's nearest tie; VerificationError if that is no near tie."""
     if real == expected:
         return None
-    gaps = _gaps(pair.draft, completion)
+    gaps = _gaps(verifier.draft, completion)
     position = int(np.argmin(gaps))
     if gaps[position] < NEAR_TIE:
         return NearTie(prompt=prompt, position=position, gap=gaps[position], between="real and one-pass draft")
     raise VerificationError(
-        f"prompt {prompt}: {real} target forwards for {len(completion.tokens)} equal tokens at gamma {pair.gamma}, "
+        f"prompt {prompt}: {real} target forwards for {len(completion.tokens)} equal tokens at gamma {verifier.gamma}, "
         f"one-pass evaluation counts {expected}, and the draft has no near tie\n"
         f"  do: report it with the versions of torch and transformers: one of the two counts is wrong"
     )
 
 
 def _gaps(model: PreTrainedModel, completion: Completion) -> list[float]:
-    """(n) distance of the model's two best logits at each token of a completion."""
+    """(N) difference between the model's two best logits at each token of a completion."""
     ((_, logits_NV),) = completion_logits(model, [completion])
     best_N2 = logits_NV.topk(2, dim=-1).values
     gaps: list[float] = (best_N2[:, 0] - best_N2[:, 1]).tolist()
     return gaps
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

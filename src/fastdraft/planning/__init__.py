@@ -1,1 +1,1 @@
-"""What a draft costs: bytes, FLOPs, hours, disk; the time of a decode step on a device. Model: docs/cost.md."""
+"""The cost of a draft (bytes, FLOPs, hours, disk) and the time of a decode step on a device; model: docs/cost.md."""

@@ -1,4 +1,4 @@
-"""Devices: what they read and compute in a second. Published figures with their source; probe.py measures `cpu`."""
+"""Devices: bandwidth, compute rates and overheads, published with their source; probe.py measures `cpu`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict
 from fastdraft.system.errors import DeviceError
 
 Kind = Literal["cpu", "gpu", "npu", "accelerator"]
-# A precision that a device has no rate for is computed at the next wider one: weights are widened as they are read.
+# A device without a rate for a precision computes at the next wider one: weights are converted as they are read.
 WIDER = {"int4": "int8", "int8": "bf16", "bf16": "fp32"}
 GB, TERA, US = 1e9, 1e12, 1e-6
 
 
 class Reading(BaseModel):
-    """Measured on models of one size: seconds to read so many bytes of weights, and a layer's overhead meanwhile."""
+    """Measured on models of one size: seconds to read their weights, and the overhead of a layer at that size."""
 
     model_config = ConfigDict(frozen=True)
     read_bytes: float
@@ -25,12 +25,12 @@ class Reading(BaseModel):
 
 
 class Device(BaseModel):
-    """What a device reaches: bytes and FLOPs a second, and what a decode step takes besides.
+    """The speed of a device: memory bandwidth, FLOP/s, and the overhead of a decode step.
 
     Rates are dense, by the precision of the weights. The overheads of published devices are estimates, see OVERHEADS.
-    `bandwidth_fraction` is what engines reach of a published bandwidth; 1 where it was measured. `readings`, from small
-    to large, say how weights that fit a cache are read; without any, all are read at the bandwidth. `attention_rate` is
-    what one token's attention to earlier ones reaches, where that takes longer than reading their keys and values.
+    `bandwidth_fraction`: the part of a published bandwidth that engines reach; 1 if it was measured. `readings`, from
+    small to large: the time to read weights that fit a cache; without them all weights are read at the bandwidth.
+    `attention_rate`: FLOP/s of one token's attention, if it takes longer than reading the keys and values.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,44 +47,44 @@ class Device(BaseModel):
     readings: tuple[Reading, ...] = ()
 
     def rate(self, precision: str) -> float:
-        """FLOP/s at a precision, or at the next wider one that the device has."""
+        """FLOP/s at a precision, or at the next wider one that the device supports."""
         while precision not in self.rates:
             precision = WIDER[precision]
         return self.rates[precision]
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second out of memory that an engine reaches."""
+        """Bytes per second that an engine reads from memory."""
         return self.memory_bandwidth_bytes_per_second * self.bandwidth_fraction
 
     def reading_seconds(self, read_bytes: float) -> float:
-        """Seconds in which a step reads its weights: between two readings on their line, above the last at its rate."""
+        """Seconds to read the weights of a step: interpolated between readings, at the bandwidth above the last one."""
         if not self.readings or read_bytes >= self.readings[-1].read_bytes:
             return read_bytes / self.bandwidth
-        return self._between(read_bytes, [reading.seconds for reading in self.readings], 0.0)
+        return self._interpolate(read_bytes, [reading.seconds for reading in self.readings], 0.0)
 
     def layer_overhead(self, read_bytes: float) -> float:
-        """Seconds of a layer's overhead in a step that reads so many bytes: its own code and state leave caches too."""
+        """Seconds of a layer's overhead, which grows with the bytes read: code and state leave the caches too."""
         overheads = [reading.layer_overhead_seconds for reading in self.readings]
         if not overheads or read_bytes >= self.readings[-1].read_bytes:
             return self.layer_overhead_seconds
-        return self._between(read_bytes, overheads, overheads[0])
+        return self._interpolate(read_bytes, overheads, overheads[0])
 
-    def _between(self, read_bytes: float, values: list[float], at_nothing: float) -> float:
-        """A value on the straight line between the readings on both sides, from `at_nothing` at no bytes."""
-        places = [0.0, *(reading.read_bytes for reading in self.readings)]
-        for (low, high), (below, above) in zip(pairwise(places), pairwise([at_nothing, *values]), strict=True):
+    def _interpolate(self, read_bytes: float, values: list[float], at_zero: float) -> float:
+        """Linear interpolation between the readings; `at_zero` is the value at 0 bytes."""
+        sizes = [0.0, *(reading.read_bytes for reading in self.readings)]
+        for (low, high), (below, above) in zip(pairwise(sizes), pairwise([at_zero, *values]), strict=True):
             if read_bytes <= high:
                 return below + (above - below) * (read_bytes - low) / (high - low)
         return values[-1]
 
 
-# What engines reach of the published bandwidth in decoding: gpt-fast 69 % on an A100 with Llama-2-7B in bf16, and 65 %
-# with 70B in int8 (its README); the overheads below are in those. tests/planning/test_devices.py holds the model to
-# them.
+# The part of the published bandwidth that engines reach in decoding: gpt-fast 69 % on an A100 with Llama-2-7B in bf16,
+# and 65 % with 70B in int8 (its README). These figures include the overheads below. tests/planning/test_devices.py
+# checks the model against them.
 REACHED_FRACTION = 0.7
-# (seconds a layer, seconds a step): estimates. A layer is some ten kernels: 2 to 3 us each in a CUDA graph, 5 us and
-# more where each is launched; a step adds the engine's scheduler, sampling and the way back to the host.
+# (seconds per layer, seconds per step), estimates. A layer is about ten kernels: 2 to 3 us each in a CUDA graph, 5 us
+# or more if launched one by one. A step adds the engine's scheduler, sampling and the copy to the host.
 OVERHEADS: dict[Kind, tuple[float, float]] = {
     "accelerator": (25 * US, 300 * US),
     "gpu": (50 * US, 500 * US),
@@ -101,7 +101,7 @@ def _published(
     gigabytes: float,
     source: str,
 ) -> Device:
-    """A device by its data sheet: bandwidth, dense rates of bf16 (or fp16) and int8, memory."""
+    """A device from its data sheet: bandwidth, dense rates of bf16 (or fp16) and int8, memory."""
     layer, step = OVERHEADS[kind]
     return Device(
         name=name,
@@ -193,10 +193,10 @@ DEVICES: dict[str, Device] = {
 
 
 def published(name: str) -> Device:
-    """A device of the table; DeviceError where it has no such name."""
+    """A device of the table; DeviceError if there is none of that name."""
     if name not in DEVICES:
         raise DeviceError(
             f"no figures for a device `{name}`\n  wanted: cpu (measured here), or one of {', '.join(DEVICES)}\n"
-            f"  do: choose the nearest of these, or measure on the machine itself with `cpu`"
+            f"  do: choose the most similar of these, or measure this machine with `cpu`"
         )
     return DEVICES[name]

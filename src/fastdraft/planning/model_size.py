@@ -1,4 +1,4 @@
-"""The sizes that cost follows from, of a draft or a target: parameters by what reads them, layers, widths."""
+"""The sizes of a draft or target that determine its cost: parameters by their use, layers, widths."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from fastdraft.models.architecture import counts
 from fastdraft.models.shape.draft_shape import DraftShape
 from fastdraft.models.shape.target_sizes import countable, read, sizes
-from fastdraft.models.target import counts
 
-# Keys under which the families name their routed experts, and how many of them a token goes through.
+# Configuration keys of the families: the number of routed experts, and the number per token.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
-# Bits of a weight: its value, and its share of its group's scale (fp16) and zero point. Int8 has a scale for each
-# output channel, hundreds of weights and more: nothing. Int4 has one for 64 weights in our exports (128 in many), and
-# keeps the embedding and the head in int8 (nncf's default, `backup_mode`).
+# Bits per weight: the value plus its part of the group's scale (fp16) and zero point. int8 has one scale per output
+# channel of hundreds of weights, which is negligible. int4 has one per 64 weights in FastDraft's exports (128 in many
+# others), and keeps the embedding and the head in int8 (nncf's default, `backup_mode`).
 BITS = {"bf16": 16.0, "int8": 8.0, "int4": 4 + (16 + 4) / 64}
 OUTER_BITS = {"bf16": 16.0, "int8": 8.0, "int4": 8.0}
 
 
 class ModelSize(BaseModel):
-    """Exact sizes of a decoder; `output_parameters` are the head's, which tied are the embedding's, counted once.
+    """Exact sizes of a decoder. `output_parameters`: the head's; with tied embeddings `parameters` counts them once.
 
-    `expert_parameters` are those of all routed experts, `expert_fraction` what of them a token goes through.
+    `expert_parameters`: of all routed experts. `expert_fraction`: the fraction of the experts that a token uses.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,19 +43,19 @@ class ModelSize(BaseModel):
     def of_config(cls, config: Any) -> ModelSize:
         """The sizes of a model with this configuration (transformers' PretrainedConfig), counted on the meta device."""
         text = config.get_text_config()
-        found, known = counts(countable(config)), sizes(config)
+        counted, dimensions = counts(countable(config)), sizes(config)
         return cls(
-            parameters=found.parameters,
-            embedding_parameters=found.embedding,
-            output_parameters=found.output,
-            tied=found.tied,
+            parameters=counted.parameters,
+            embedding_parameters=counted.embedding,
+            output_parameters=counted.output,
+            tied=counted.tied,
             layers=read(text, "layers") or 1,
-            hidden=known.hidden_size,
-            attention_width=known.heads * known.head_size,
-            kv_width=known.kv_heads * known.head_size,
-            vocab_rows=known.vocab_rows,
-            expert_parameters=found.experts,
-            expert_fraction=_expert_fraction(text) if found.experts else 1.0,
+            hidden=dimensions.hidden_size,
+            attention_width=dimensions.heads * dimensions.head_size,
+            kv_width=dimensions.kv_heads * dimensions.head_size,
+            vocab_rows=dimensions.vocab_rows,
+            expert_parameters=counted.experts,
+            expert_fraction=_expert_fraction(text) if counted.experts else 1.0,
         )
 
     @classmethod
@@ -65,39 +65,39 @@ class ModelSize(BaseModel):
 
     @property
     def body_parameters(self) -> int:
-        """Of the layers: all but the embedding and the head."""
+        """Parameters of the layers: all except the embedding and the head."""
         return self.parameters - self.embedding_parameters - (0 if self.tied else self.output_parameters)
 
     def read_body_parameters(self, tokens: int) -> float:
-        """Body parameters that a step on so many tokens reads: of the experts those that one of them is routed to."""
+        """Body parameters that a step on `tokens` reads; of the experts, those that at least one token is routed to."""
         return self.body_parameters - self.expert_parameters * (1 - self.expert_fraction) ** tokens
 
     @property
     def active_parameters(self) -> float:
-        """Parameters that a token is multiplied with: its experts and the head count, the input embedding does not."""
+        """Parameters that a token is multiplied with: its experts and the head, without the input embedding."""
         return self.read_body_parameters(1) + self.output_parameters
 
 
 def weight_bytes(size: ModelSize, weights: str) -> float:
-    """Bytes of all weights at a precision of BITS, the scales of groups included."""
+    """Bytes of all weights at a precision of BITS, including the scales of groups."""
     outer = size.parameters - size.body_parameters
     return (size.body_parameters * BITS[weights] + outer * OUTER_BITS[weights]) / 8
 
 
 def read_bytes(size: ModelSize, weights: str, tokens: int = 1) -> float:
-    """Bytes of the weights that a step on so many tokens reads: all but the input embedding, of which it reads rows."""
+    """Bytes of the weights that a step on `tokens` reads; the few rows of the input embedding are neglected."""
     return (size.read_body_parameters(tokens) * BITS[weights] + size.output_parameters * OUTER_BITS[weights]) / 8
 
 
 def kv_bytes(size: ModelSize, context_tokens: int, bytes_per_value: float = 2) -> float:
-    """Bytes of keys and values of a context, every layer's (a sliding window's too, which would hold fewer)."""
+    """Bytes of the keys and values of a context, also in layers with a sliding window, which would hold fewer."""
     return 2.0 * size.layers * size.kv_width * context_tokens * bytes_per_value
 
 
 def _expert_fraction(text: Any) -> float:
-    """The share of the routed experts that a token goes through."""
-    all_, chosen = (
+    """The fraction of the routed experts that a token uses."""
+    experts, per_token = (
         next((value for name in names if (value := getattr(text, name, None))), 1)
         for names in (EXPERTS, EXPERTS_PER_TOKEN)
     )
-    return min(1.0, float(chosen / all_))
+    return min(1.0, float(per_token / experts))

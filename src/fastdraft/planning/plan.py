@@ -1,4 +1,4 @@
-"""Before any training: which drafts a target can have, whether they will pay on a device, and what making one costs."""
+"""Plan a draft before training: possible shapes, their predicted speed-up on a device, the cost of making one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from fastdraft.config import DraftPart, Recipe, SynthesizePart, TargetPart, TrainPart
 from fastdraft.maths.acceptance import alpha_of_block_efficiency
-from fastdraft.models import target
-from fastdraft.models.shape import DraftShape, around, default_budget_millions, derive, smallest
+from fastdraft.models import pretrained
+from fastdraft.models.shape import DraftShape, default_budget_millions, derive, nearby_shapes, smallest
 from fastdraft.models.shape.target_sizes import sizes
 from fastdraft.planning import step_times, training_cost
 from fastdraft.planning.devices import DEVICES, Device
@@ -19,17 +19,17 @@ from fastdraft.planning.step_times import GAMMAS, StepTimes
 from fastdraft.planning.training_cost import PAPER_DEVICE, PAPER_DEVICES
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-# Tokens behind each text while the pair decodes: an instruction and half an answer.
+# Tokens in the context while the pair decodes: an instruction and half an answer.
 CONTEXT_TOKENS = 512
 
 
 class Figures(BaseModel):
-    """What every part of a plan shares."""
+    """Base of all parts of a plan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Subject(Figures):
+class PlannedTarget(Figures):
     """A target: bytes of its weights at each precision, seconds of its step on one token."""
 
     name: str
@@ -43,7 +43,7 @@ class Subject(Figures):
 
 
 class Pays(Figures):
-    """What a draft gives at an acceptance: the best gamma, and the speed-up at each gamma."""
+    """The speed-up of a draft at an acceptance alpha: at the best gamma, and at each gamma."""
 
     alpha: float
     best_gamma: int
@@ -52,7 +52,7 @@ class Pays(Figures):
 
 
 class Candidate(Figures):
-    """A draft that could be made. `c` is its share of the target's parameters; break_even_alpha None: it never pays."""
+    """A possible draft. c = its parameters / the target's. `break_even_alpha` None: it never pays."""
 
     family: str
     hidden_size: int
@@ -74,7 +74,7 @@ class Candidate(Figures):
 
 
 class StageCost(Figures):
-    """What a stage of the pipeline costs. `hours` on one training device, `paper_hours` on the paper's 8 Gaudi 2."""
+    """The cost of a stage: `hours` on one training device, `paper_hours` on the paper's 8 Gaudi 2."""
 
     stage: str
     tokens: int
@@ -85,7 +85,7 @@ class StageCost(Figures):
 
 
 class Guide(Figures):
-    """What a draft of the paper reached after its three stages, by task; its rate at gamma 3 as the alpha behind it."""
+    """A draft of the paper after its three stages: acceptance rate at gamma 3 by task, and the alpha it implies."""
 
     draft: str
     acceptance_rate: dict[str, float]
@@ -93,15 +93,15 @@ class Guide(Figures):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def alpha(self) -> dict[str, float]:
-        """The alpha whose block efficiency at gamma 3 is that of the rate, if every token had the same chance."""
+        """The alpha with the block efficiency of the rate, if every token had the same acceptance."""
         taus = {task: 1 + 3 * rate for task, rate in self.acceptance_rate.items()}
         return {task: alpha_of_block_efficiency(tau, 3) or 0.0 for task, tau in taus.items()}
 
 
 class Plan(Figures):
-    """All of it: a table, or JSON."""
+    """A plan, printed as tables or as JSON."""
 
-    target: Subject
+    target: PlannedTarget
     device: Device
     training_device: Device
     weights: str
@@ -125,33 +125,34 @@ PAPER = (
 
 
 class Setting(NamedTuple):
-    """Where the pair will run, at which precision of the weights of both; and where the draft is trained."""
+    """The device and the precision with which the pair decodes, and the device that trains the draft."""
 
     device: Device
     training_device: Device
     weights: str
 
 
-def make_plan(part: TargetPart, params_millions: float | None, recipe: Recipe | None, setting: Setting) -> Plan:
-    """The plan for a target, of which config.json is enough.
+def make_plan(target: str | TargetPart, params_millions: float | None, recipe: Recipe | None, setting: Setting) -> Plan:
+    """The plan for a target; its config.json is enough.
 
-    params_millions None: the budget is the paper's share of the target. recipe None: the paper's tokens.
-    ShapeError where the budget holds no draft.
+    Defaults: the paper's draft size as a fraction of the target, and the paper's recipe. ShapeError if no draft fits
+    the budget.
     """
-    config = target.open_config(part)
+    part = TargetPart(path=target) if isinstance(target, str) else target
+    config = pretrained.open_config(part)
     size, recipe = ModelSize.of_config(config), recipe or paper_recipe(part)
-    # Of experts those that a token goes through: 1/60 of all 671B of DeepSeek-V3 would be no draft.
-    read = size.parameters - size.body_parameters + round(size.read_body_parameters(1))
-    budget = params_millions or default_budget_millions(read, smallest(config).parameters)
-    shapes = around(config, DraftPart(params_millions=budget))
+    # Counts only the experts that a token uses: 1/60 of all 671B of DeepSeek-V3 would be too large for a draft.
+    active = size.parameters - size.body_parameters + round(size.read_body_parameters(1))
+    budget = params_millions or default_budget_millions(active, smallest(config).parameters)
+    shapes = nearby_shapes(config, DraftPart(params_millions=budget))
     best = derive(config, DraftPart(params_millions=budget))
     return Plan(
-        target=_subject(part.path, config, size, setting),
+        target=_planned_target(part.path, config, size, setting),
         device=setting.device,
         training_device=setting.training_device,
         weights=setting.weights,
         context_tokens=CONTEXT_TOKENS,
-        drafts=tuple(_candidate(each, size, setting, each == best) for each in shapes),
+        drafts=tuple(_candidate(shape, size, setting, shape == best) for shape in shapes),
         guide=PAPER,
         recipe=recipe.name,
         stages=tuple(_stages(ModelSize.of_shape(best), size, recipe, setting)),
@@ -159,10 +160,10 @@ def make_plan(part: TargetPart, params_millions: float | None, recipe: Recipe | 
 
 
 def paper_recipe(part: TargetPart) -> Recipe:
-    """The paper's tokens (section 4): PT 5B of text, CP 5B of code and 2.5B of text, FT on what the target wrote.
+    """The paper's recipe (section 4): PT on 5B tokens of text, CP on 5B of code and 2.5B of text, FT on synthetic data.
 
-    The paper does not say how many tokens the target wrote: 500k answers of 512 are about its prompt sets' size times
-    the four temperatures.
+    The paper does not state the size of the synthetic data. 500k answers of 512 tokens are about the size of its prompt
+    sets times the four temperatures.
     """
     hub = {
         "text": "HuggingFaceFW/fineweb",
@@ -184,9 +185,9 @@ def paper_recipe(part: TargetPart) -> Recipe:
     )
 
 
-def _subject(name: str, config: Any, size: ModelSize, setting: Setting) -> Subject:
+def _planned_target(name: str, config: Any, size: ModelSize, setting: Setting) -> PlannedTarget:
     text = config.get_text_config()
-    return Subject(
+    return PlannedTarget(
         name=name,
         family=text.model_type,
         parameters=size.parameters,
@@ -198,58 +199,58 @@ def _subject(name: str, config: Any, size: ModelSize, setting: Setting) -> Subje
     )
 
 
-def _candidate(form: DraftShape, target: ModelSize, setting: Setting, recommended: bool) -> Candidate:
-    size = ModelSize.of_shape(form)
+def _candidate(shape: DraftShape, target: ModelSize, setting: Setting, recommended: bool) -> Candidate:
+    size = ModelSize.of_shape(shape)
     times = step_times.step_times(size, target, setting.device, setting.weights, setting.weights, CONTEXT_TOKENS)
     return Candidate(
-        family=form.family,
-        hidden_size=form.hidden_size,
-        layers=form.layers,
-        heads=form.heads,
-        kv_heads=form.kv_heads,
-        intermediate_size=form.intermediate_size,
-        parameters=form.parameters,
-        embedding_parameters=form.embedding_parameters,
-        other_parameters=form.other_parameters,
-        c=form.parameters / target.parameters,
+        family=shape.family,
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        intermediate_size=shape.intermediate_size,
+        parameters=shape.parameters,
+        embedding_parameters=shape.embedding_parameters,
+        other_parameters=shape.other_parameters,
+        c=shape.parameters / target.parameters,
         bytes_at={weights: weight_bytes(size, weights) for weights in BITS},
-        widths=form.widths,
+        widths=shape.widths,
         step_seconds=times.draft_seconds,
         break_even_alpha=step_times.break_even_alpha(times),
         pays=tuple(_pays(alpha, times) for alpha in ALPHAS),
         recommended=recommended,
-        notes=form.notes,
+        notes=shape.notes,
     )
 
 
 def _pays(alpha: float, times: StepTimes) -> Pays:
-    found = {gamma: step_times.predicted_speedup(alpha, gamma, times) for gamma in GAMMAS}
+    speedup_at = {gamma: step_times.predicted_speedup(alpha, gamma, times) for gamma in GAMMAS}
     best = step_times.best_gamma(alpha, times)
-    return Pays(alpha=alpha, best_gamma=best, speedup=found[best], speedup_at=found)
+    return Pays(alpha=alpha, best_gamma=best, speedup=speedup_at[best], speedup_at=speedup_at)
 
 
-def _stages(draft: ModelSize, subject: ModelSize, recipe: Recipe, setting: Setting) -> Iterator[StageCost]:
+def _stages(draft: ModelSize, target: ModelSize, recipe: Recipe, setting: Setting) -> Iterator[StageCost]:
     """The cost of each stage that the recipe has, in the order of the pipeline."""
     phases = {"pretrain": recipe.pretrain, "continue": recipe.continue_}
     trained = sum(part.train_tokens for part in phases.values() if part)
-    disk = training_cost.shard_bytes(trained, subject.vocab_rows)
+    disk = training_cost.shard_bytes(trained, target.vocab_rows)
     yield StageCost(stage="tokenize", tokens=trained, flops=0, hours=0, paper_hours=0, disk_bytes=disk)
     for name, part in phases.items():
         if part:
-            yield _phase(name, part, draft, subject, setting)
+            yield _phase(name, part, draft, target, setting)
     if recipe.synthesize:
-        yield _written(recipe.synthesize, subject, setting)
+        yield _synthesis(recipe.synthesize, target, setting)
     if recipe.align:
-        yield _phase("align", recipe.align, draft, subject, setting)
+        yield _phase("align", recipe.align, draft, target, setting)
 
 
-def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, setting: Setting) -> StageCost:
+def _phase(name: str, part: TrainPart, draft: ModelSize, target: ModelSize, setting: Setting) -> StageCost:
     """A phase of training; against a online distribution, with a forward of the target or the teacher on what that
     reads.
     """
     flops = training_cost.training_flops(draft, part.train_tokens, part.sequence_tokens)
     if part.needs_teacher:
-        teacher = ModelSize.of_config(target.open_config(TargetPart(path=part.teacher))) if part.teacher else subject
+        teacher = ModelSize.of_config(pretrained.open_config(part.teacher)) if part.teacher else target
         flops += (
             part.teacher_fraction * part.train_tokens * step_times.forward_flops(teacher, 1, part.sequence_tokens / 2)
         )
@@ -263,22 +264,22 @@ def _phase(name: str, part: TrainPart, draft: ModelSize, subject: ModelSize, set
     )
 
 
-def _written(part: SynthesizePart, subject: ModelSize, setting: Setting) -> StageCost:
-    """What the target writes, at most: every answer as long as it may be."""
+def _synthesis(part: SynthesizePart, target: ModelSize, setting: Setting) -> StageCost:
+    """Upper bound: every answer has the maximum length."""
     tokens = part.prompts * part.max_new_tokens
     length = part.max_prompt_tokens + part.max_new_tokens // 2
     return StageCost(
         stage="synthesize",
         tokens=tokens,
-        flops=step_times.forward_flops(subject, tokens, length),
-        hours=_writing_hours(subject, tokens, setting.training_device, length),
-        paper_hours=_writing_hours(subject, tokens, DEVICES[PAPER_DEVICE], length) / PAPER_DEVICES,
+        flops=step_times.forward_flops(target, tokens, length),
+        hours=_generation_hours(target, tokens, setting.training_device, length),
+        paper_hours=_generation_hours(target, tokens, DEVICES[PAPER_DEVICE], length) / PAPER_DEVICES,
         disk_bytes=training_cost.completion_bytes(tokens)
-        + tokens * training_cost.top_bytes(part.top_logprobs, subject.vocab_rows),
+        + tokens * training_cost.top_bytes(part.top_logprobs, target.vocab_rows),
     )
 
 
-def _writing_hours(subject: ModelSize, tokens: int, device: Device, context_tokens: int) -> float:
-    """Hours on one device, at bf16, with as many texts at once as its memory holds, up to 64; at least one."""
-    together = max(1, training_cost.most_sequences(subject, device, "bf16", context_tokens, 64))
-    return training_cost.generation_seconds(subject, tokens, device, "bf16", together, context_tokens) / 3600
+def _generation_hours(target: ModelSize, tokens: int, device: Device, context_tokens: int) -> float:
+    """Hours on one device in bf16, in batches as large as its memory allows, from 1 to 64."""
+    batch_size = max(1, training_cost.most_sequences(target, device, "bf16", context_tokens, 64))
+    return training_cost.generation_seconds(target, tokens, device, "bf16", batch_size, context_tokens) / 3600
