@@ -69,9 +69,10 @@ test-lowest: .venv-lowest/dev
 	touch $@
 
 check: setup-dev
-	$(BIN)/ruff format --check -q src tests
-	$(BIN)/ruff check -q src tests
+	$(BIN)/ruff format --check -q src tests benchmarks dev
+	$(BIN)/ruff check -q src tests benchmarks dev
 	$(BIN)/mypy src
+	$(BIN)/mypy benchmarks
 
 # The two pages that are printed from the code, and the site, in site/.
 docs: setup-dev

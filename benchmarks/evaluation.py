@@ -1,13 +1,14 @@
-"""One-pass scoring beside real speculative decoding (transformers), gamma 1 to 8: the same numbers, at what cost?
+"""Compare one-pass evaluation with speculative decoding by transformers for gamma 1 to 8: agreement and cost.
 
     .venv/bin/python benchmarks/evaluation.py DRAFT [--target demo] [--task humaneval=FILE] [--prompts 24]
         [--max-new-tokens 64] [--temperature 0.6]
 
-Real decoding writes texts of its own. Both are measured on the same prompts; the cost of real decoding is then scaled
-by the square of (width of its intervals / width of the one-pass intervals), the share of prompts that it would need to
-be as sure; one factor for all gammas, since a width over few prompts is itself noisy. What the target writes, once and
-for every draft after, is counted apart. Seconds are the process's own: others on the machine disturb them less than
-the clock's. A first prompt is decoded without being counted.
+Both are measured on the same prompts, but speculative decoding generates texts of its own. Its cost is scaled by the
+square of (width of its intervals / width of the one-pass intervals), which is the ratio of prompts that it would need
+for intervals of the same width. There is one ratio for all gammas, because widths over few prompts are noisy. The
+target's completions, which are made once and reused for every draft, are timed separately. Times are CPU seconds of
+this process, which other processes disturb less than wall-clock time. The first prompt is decoded once before the
+measurement.
 """
 
 from __future__ import annotations
@@ -16,29 +17,33 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from fastdraft.config import TargetPart
 from fastdraft.evaluate.assisted import decode
-from fastdraft.evaluate.one_pass import Subject, acceptances, pooled, resampled_prompts, scored
+from fastdraft.evaluate.one_pass import evaluate, pooled, resampled_prompts
 from fastdraft.evaluate.tasks import tasks_of
-from fastdraft.models import target
+from fastdraft.models import pretrained, target
 from fastdraft.results.evaluation import Estimate, TaskResult
-from fastdraft.synthesize.completions import Completion, CompletionStore, Request, SamplingParams
+from fastdraft.results.formatting import interval
+from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions import Completion, Request, SamplingParams
+from fastdraft.synthesize.decoding_params import DecodingParams
 from fastdraft.synthesize.engine_transformers import complete
-from fastdraft.synthesize.write import Decoding
 
 GAMMAS, RESAMPLES, SEED, REPEATS = range(1, 9), 2000, 7, 3
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The models, and how texts end."""
+    """The models and the ids that end a text."""
 
     target: PreTrainedModel
     draft: PreTrainedModel
@@ -47,20 +52,20 @@ class Pair:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process, and what came of it."""
+    """CPU seconds of this process, and the result."""
     started = time.process_time()
-    made = work()
-    return time.process_time() - started, made
+    result = work()
+    return time.process_time() - started, result
 
 
 def one_pass(pair: Pair, rows: Sequence[Completion]) -> TaskResult:
-    """Every gamma."""
-    subject = Subject("draft", "task", pair.draft.num_parameters() / pair.target.num_parameters())
-    return scored(acceptances(pair.draft, rows), rows, GAMMAS, subject, RESAMPLES, SEED)
+    """The one-pass evaluation of all gammas."""
+    c = pair.draft.num_parameters() / pair.target.num_parameters()
+    return evaluate(pair.draft, rows, GAMMAS, stage="draft", task="task", c=c, resamples=RESAMPLES, seed=SEED)
 
 
-def real(pair: Pair, rows: Sequence[Completion], gamma: int) -> Estimate:
-    """Block efficiency of real decoding after the same prompts."""
+def speculative(pair: Pair, rows: Sequence[Completion], gamma: int) -> Estimate:
+    """Block efficiency of speculative decoding after the same prompts."""
     torch.manual_seed(SEED + gamma)
     runs = [decode(row, pair.target, pair.draft, gamma, pair.max_new_tokens, pair.eos) for row in rows]
     tokens_B = torch.tensor([len(run.tokens) for run in runs])
@@ -68,63 +73,58 @@ def real(pair: Pair, rows: Sequence[Completion], gamma: int) -> Estimate:
     return pooled(tokens_B, forwards_B, resampled_prompts(len(rows), RESAMPLES, SEED))
 
 
-def written(pair: Pair, task: str, part: TargetPart, sampling: SamplingParams, prompts: int) -> list[Completion]:
-    """What the target writes once."""
-    tokenizer, context = target.open_tokenizer(part), int(pair.target.config.get_text_config().max_position_embeddings)
-    (found,) = tasks_of([task], tokenizer, context, prompts, pair.max_new_tokens)
-    requests = [Request(prompt, sampling) for prompt in found.prompts]
-    how = Decoding(pair.max_new_tokens, pair.eos, SEED, "", 64, min(pair.eos))
+def completions_of(pair: Pair, task: str, part: TargetPart, sampling: SamplingParams, prompts: int) -> list[Completion]:
+    """The target's completions of the task's prompts."""
+    tokenizer = pretrained.open_tokenizer(part)
+    context = int(pair.target.config.get_text_config().max_position_embeddings)
+    (task_prompts,) = tasks_of([task], tokenizer, context, prompts, pair.max_new_tokens)
+    requests = [Request(prompt, sampling) for prompt in task_prompts.prompts]
+    params = DecodingParams(pair.max_new_tokens, pair.eos, SEED, "", 64, min(pair.eos))
     with TemporaryDirectory() as folder:
-        return complete(pair.target, requests, how, CompletionStore(Path(folder)), "completions")
+        return complete(pair.target, requests, params, CompletionStore(Path(folder)), "completions")
 
 
 def width(estimate: Estimate) -> float:
-    """Of its interval."""
+    """The width of the interval."""
     return estimate.high - estimate.low
 
 
-def shown(estimate: Estimate) -> str:
-    """In a table."""
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
 def report(pair: Pair, rows: Sequence[Completion], writing_seconds: float) -> None:
-    """A row a gamma, then the whole."""
+    """Print a table row per gamma, and the summary."""
     decode(rows[0], pair.target, pair.draft, 2, pair.max_new_tokens, pair.eos)
-    found = [timed(lambda: one_pass(pair, rows)) for _ in range(REPEATS)]
-    seconds, result = sorted(found, key=lambda each: each[0])[REPEATS // 2]
+    timings = [timed(lambda: one_pass(pair, rows)) for _ in range(REPEATS)]
+    seconds, result = sorted(timings, key=lambda timing: timing[0])[REPEATS // 2]
     print(f"{len(rows)} prompts, {result.tokens:,} tokens, {rows[0].sampling}, {torch.get_num_threads()} threads")
-    print(
-        f"one pass, {len(GAMMAS)} gammas: {seconds:.3f} s, the target's completions before it {writing_seconds:.1f} s\n"
-    )
-    print("| gamma | block efficiency, one pass | real | real, s |")
+    print(f"one pass, {len(GAMMAS)} gammas: {seconds:.3f} s, the target's completions {writing_seconds:.1f} s\n")
+    print("| gamma | block efficiency, one pass | speculative decoding | its s |")
     print("|---|---|---|---|", flush=True)
     measured = []
     for at in result.gammas:
-        cost, tau = timed(lambda gamma=at.gamma: real(pair, rows, gamma))
+        cost, tau = timed(partial(speculative, pair, rows, at.gamma))
         measured.append((cost, tau))
-        print(f"| {at.gamma} | {shown(at.block_efficiency)} | {shown(tau)} | {cost:.1f} |", flush=True)
-    whole(measured, [at.block_efficiency for at in result.gammas], seconds, rows[0].sampling.greedy)
+        print(f"| {at.gamma} | {interval(at.block_efficiency)} | {interval(tau)} | {cost:.1f} |", flush=True)
+    summary(measured, [at.block_efficiency for at in result.gammas], seconds, rows[0].sampling.greedy)
 
 
-def whole(measured: Sequence[tuple[float, Estimate]], one: Sequence[Estimate], seconds: float, greedy: bool) -> None:
-    """Agreement, and the factor at equal interval width."""
+def summary(measured: Sequence[tuple[float, Estimate]], one: Sequence[Estimate], seconds: float, greedy: bool) -> None:
+    """Print the agreement, and the ratio of costs at equal interval width."""
     taus = [tau for _, tau in measured]
-    same = [tau == each if greedy else overlap(tau, each) for tau, each in zip(taus, one, strict=True)]
-    prompts = 1.0 if greedy else sum(width(tau) ** 2 for tau in taus) / sum(width(each) ** 2 for each in one)
-    cost = sum(each for each, _ in measured)
-    print(f"\nagree at {sum(same)} of {len(same)} gammas")
-    print(f"real decoding: {cost:.1f} s, {cost / seconds:.0f}x one pass; {prompts:.2f} times the prompts for intervals")
-    print(f"as narrow: {cost * prompts:.1f} s, {cost * prompts / seconds:.0f}x")
+    agree = [tau == estimate if greedy else overlap(tau, estimate) for tau, estimate in zip(taus, one, strict=True)]
+    prompts = 1.0 if greedy else sum(width(tau) ** 2 for tau in taus) / sum(width(estimate) ** 2 for estimate in one)
+    cost = sum(seconds for seconds, _ in measured)
+    print(f"\nagree at {sum(agree)} of {len(agree)} gammas")
+    print(f"speculative decoding: {cost:.1f} s, {cost / seconds:.0f}x one pass")
+    cost *= prompts
+    print(f"with {prompts:.2f}x the prompts, for equal intervals: {cost:.1f} s, {cost / seconds:.0f}x")
 
 
 def overlap(left: Estimate, right: Estimate) -> bool:
-    """Do two intervals share a value?"""
+    """Whether two intervals overlap."""
     return left.low <= right.high and right.low <= left.high
 
 
 def main() -> None:
-    """Print a table of one distribution."""
+
     parser = argparse.ArgumentParser()
     parser.add_argument("draft", type=Path)
     parser.add_argument("--target", default="demo")
@@ -133,12 +133,13 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.6)
     options = parser.parse_args()
-    target.quiet()
+    disable_progress_bar()
     part, cpu = TargetPart(path=options.target), torch.device("cpu")
-    models = [target.open_model(each, cpu) for each in (part, TargetPart(path=str(options.draft.resolve())))]
-    pair = Pair(models[0], models[1], options.max_new_tokens, frozenset(target.card(part)["eos_ids"]))
+    draft = pretrained.open_model(TargetPart(path=str(options.draft.resolve())), cpu)
+    eos = frozenset(cast("Sequence[int]", target.card(part)["eos_ids"]))
+    pair = Pair(pretrained.open_model(part, cpu), draft, options.max_new_tokens, eos)
     seconds, rows = timed(
-        lambda: written(pair, options.task, part, SamplingParams(options.temperature), options.prompts)
+        lambda: completions_of(pair, options.task, part, SamplingParams(options.temperature), options.prompts)
     )
     report(pair, rows, seconds)
 

@@ -1,23 +1,23 @@
-"""A stand-in for a large target: a small one grown to hundreds of millions of parameters without changing its function.
+"""Make a stand-in for a large target: a small one grown to hundreds of millions of parameters with the same outputs.
 
-A large model cannot be had on every machine, so the decode cost of one is bought with dead weights: wider blocks whose
-new outputs are zero, new heads that nothing reads, new layers that add nothing. The grown model writes what the small
-one writes at the price of a large one. It says so in its folder's README and in its configuration
-(`fastdraft_stand_in`); whoever shows a figure measured with it must say so too.
+Large models are not available on every machine. The stand-in has the decode cost of one because of dead weights: wider
+blocks with new outputs of zero, new heads that nothing reads, new layers that add nothing. It generates the texts of
+the small model. The README in its folder and its configuration (`fastdraft_stand_in`) say that it is a stand-in;
+figures measured with it must say so too.
 
     python benchmarks/stand_in.py demo runs/stand-in-292m --width 1024 --layers 24
 
-How a residual stream of w0 dimensions lives in one of w1 = m w0, the rest of it zero for ever:
+The residual stream of w0 dimensions is embedded in one of w1 = m w0 dimensions; the others are always zero:
 
 - RMSNorm divides by the root of the mean square plus eps. The mean over w1 is the mean over w0 times w0/w1, so its
   weight is scaled by sqrt(w0/w1) and eps by w0/w1.
-- A head of d0 dimensions in one of d1 = n d0: its rotary frequency theta^(-2j/d0) is that of pair j n of the wide head;
-  scores are divided by sqrt(d1) there, so q is scaled by sqrt(d1/d0).
-- Query heads keep their share of key-value heads, so old heads come first and still meet the keys that they met.
+- A head of d0 dimensions in one of d1 = n d0: its rotary frequency theta^(-2j/d0) is that of pair j n of the wide head.
+  There, scores are divided by sqrt(d1), so q is scaled by sqrt(d1/d0).
+- The number of query heads per key-value head is kept and old heads come first, so they still use the same keys.
 - New layers have output projections of zero: attention and MLP are computed, and add nothing.
 
-Rows that nothing reads are drawn at random, so that an engine finds no zero matrix to skip; columns that read dead
-dimensions are zero, so that the scales of a quantiser stay what they were.
+Rows that nothing reads are random, so that no engine can skip a zero matrix. Columns that read dead dimensions are
+zero, so that the scales of a quantiser do not change.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from fastdraft.config import TargetPart
-from fastdraft.models import target
+from fastdraft.models import pretrained
 from fastdraft.system.errors import RunError, ShapeError, UserError
 from fastdraft.system.files import atomic_write
 
+# A LlamaConfig, which declares some sizes as optional that every Llama has.
+Config: TypeAlias = Any
 KEY = "fastdraft_stand_in"
 PROBE_ROWS, PROBE_TOKENS = 4, 128
-# fp32 sums of 1024 instead of 256 terms in another order: 1e-5 is usual where logits are up to 20.
-LARGEST_DIFFERENCE = 1e-3
-# What is new in these must be zero: they write into the residual stream, or are read with it.
+# Sums of 1024 instead of 256 fp32 terms differ by rounding: typically by 1e-5 for logits up to 20.
+MAX_DIFFERENCE = 1e-3
+# Matrices whose new weights must be zero: they write to the residual stream, or use it as embedding.
 WRITERS = ("embed_tokens", "lm_head", "o_proj", "down_proj")
 
 
 class Growth(NamedTuple):
-    """The grown sizes; width and head size are multiples of the small model's."""
+    """The sizes to grow to; width and head size are multiples of the small model's."""
 
     width: int
     layers: int
@@ -54,25 +57,26 @@ class Growth(NamedTuple):
 
 
 def grow(small: LlamaForCausalLM, growth: Growth, seed: int = 0) -> LlamaForCausalLM:
-    """A model of the grown sizes with the small one's function, float32; ShapeError where it cannot be."""
+    """A float32 model of the grown sizes with the outputs of the small one; ShapeError if it is impossible."""
     config = _config(small.config, growth)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        grown = LlamaForCausalLM(config).float()
+        grown: LlamaForCausalLM = LlamaForCausalLM(config).float()
     old = small.state_dict()
     with torch.no_grad():
         for name, weight in grown.named_parameters():
-            weight.copy_(weight.bfloat16())  # what is random must not be why the model cannot be stored in bf16
+            weight.copy_(weight.bfloat16())  # random weights must not prevent storing the model in bf16
             _fill(weight, name.removesuffix(".weight").rpartition(".")[2], old.get(name), small.config, config)
-    return grown.eval().requires_grad_(False)
+    grown.eval().requires_grad_(False)
+    return grown
 
 
-def _config(small: LlamaConfig, growth: Growth) -> LlamaConfig:
+def _config(small: Config, growth: Growth) -> LlamaConfig:
     ratio, left = divmod(growth.width, small.hidden_size)
     if left or growth.head_size % small.head_dim or growth.layers < small.num_hidden_layers:
         raise ShapeError(
             f"{growth} cannot hold {small.num_hidden_layers} layers {small.hidden_size} wide with heads of "
-            f"{small.head_dim}\n  wanted: multiples of width and head size, as many layers at least\n"
+            f"{small.head_dim}\n  wanted: multiples of width and head size, at least as many layers\n"
             f"  do: choose --width, --head-size and --layers accordingly"
         )
     rope = small.rope_parameters["rope_type"]
@@ -96,8 +100,8 @@ def _config(small: LlamaConfig, growth: Growth) -> LlamaConfig:
     return LlamaConfig(**small.to_dict() | grown)
 
 
-def _fill(weight: Tensor, part: str, old: Tensor | None, small: LlamaConfig, big: LlamaConfig) -> None:
-    """Put a small weight into its place in the grown one, and zeros where they must be."""
+def _fill(weight: Tensor, part: str, old: Tensor | None, small: Config, big: Config) -> None:
+    """Copy a small weight to its place in the grown one, and set to zero what must be zero."""
     if part.endswith("norm"):
         if old is not None:
             weight[: len(old)] = old * (small.hidden_size / big.hidden_size) ** 0.5
@@ -112,18 +116,18 @@ def _fill(weight: Tensor, part: str, old: Tensor | None, small: LlamaConfig, big
         )
 
 
-def _places(part: str, small: LlamaConfig, big: LlamaConfig) -> tuple[Tensor, Tensor]:
+def _places(part: str, small: Config, big: Config) -> tuple[Tensor, Tensor]:
     """The rows and columns of a grown matrix that hold the small one."""
     width, mlp, tokens = (torch.arange(n) for n in (small.hidden_size, small.intermediate_size, small.vocab_size))
     queries, keys, values = small.num_attention_heads, small.num_key_value_heads, torch.arange(small.head_dim)
-    # transformers turns dimensions j and j + d/2 together, at frequency theta^(-2j/d).
+    # transformers rotates dimensions j and j + d/2 together, with the frequency theta^(-2j/d).
     pairs = torch.arange(small.head_dim // 2) * (big.head_dim // small.head_dim)
-    turned = torch.cat([pairs, pairs + big.head_dim // 2])
+    rotated = torch.cat([pairs, pairs + big.head_dim // 2])
     places = {
         "embed_tokens": (tokens, width),
         "lm_head": (tokens, width),
-        "q_proj": (_in_heads(queries, turned, big), width),
-        "k_proj": (_in_heads(keys, turned, big), width),
+        "q_proj": (_in_heads(queries, rotated, big), width),
+        "k_proj": (_in_heads(keys, rotated, big), width),
         "v_proj": (_in_heads(keys, values, big), width),
         "o_proj": (width, _in_heads(queries, values, big)),
         "gate_proj": (mlp, width),
@@ -133,21 +137,22 @@ def _places(part: str, small: LlamaConfig, big: LlamaConfig) -> tuple[Tensor, Te
     return places[part]
 
 
-def _in_heads(heads: int, dimensions: Tensor, big: LlamaConfig) -> Tensor:
-    """The same dimensions of each of the first heads."""
-    return (torch.arange(heads)[:, None] * big.head_dim + dimensions).flatten()
+def _in_heads(heads: int, dimensions: Tensor, big: Config) -> Tensor:
+    """The indices of these dimensions of each of the first `heads` heads."""
+    indices: Tensor = torch.arange(heads)[:, None] * big.head_dim + dimensions
+    return indices.flatten()
 
 
-def _live_rows(part: str, small: LlamaConfig, big: LlamaConfig) -> int:
-    """The first rows of a grown matrix that something reads: whole heads, although a part of each is new."""
+def _live_rows(part: str, small: Config, big: Config) -> int:
+    """The number of first rows of a grown matrix that are read: whole heads, although a part of each is new."""
     heads = {"q_proj": small.num_attention_heads, "k_proj": small.num_key_value_heads}
     heads["v_proj"] = small.num_key_value_heads
     return heads[part] * big.head_dim if part in heads else len(_places(part, small, big)[0])
 
 
 @torch.inference_mode()
-def largest_difference(small: LlamaForCausalLM, grown: LlamaForCausalLM, seed: int = 0) -> float:
-    """Between the two models' logits on random tokens."""
+def largest_difference(small: LlamaForCausalLM, grown: PreTrainedModel, seed: int = 0) -> float:
+    """The largest difference of the two models' logits on random tokens."""
     generator = torch.Generator().manual_seed(seed)
     tokens = min(PROBE_TOKENS, small.config.max_position_embeddings)
     ids_BT = torch.randint(small.config.vocab_size, (PROBE_ROWS, tokens), generator=generator)
@@ -155,41 +160,42 @@ def largest_difference(small: LlamaForCausalLM, grown: LlamaForCausalLM, seed: i
 
 
 def write(part: TargetPart, destination: Path, growth: Growth) -> str:
-    """The grown target in a folder, whole or not at all, with the target's tokenizer files; what was found out.
+    """Write the grown target and the target's tokenizer files to a new folder; returns the README.
 
-    RunError where the folder is there already, ShapeError where the target cannot be grown.
+    RunError if the folder exists, ShapeError if the target cannot be grown.
     """
     if destination.exists():
-        raise RunError(f"{destination} is there already\n  do: remove it, or choose another folder")
-    small = target.open_model(part, torch.device("cpu"))
+        raise RunError(f"{destination} exists\n  do: remove it, or choose another folder")
+    small = pretrained.open_model(part, torch.device("cpu"))
     if not isinstance(small, LlamaForCausalLM):
         raise ShapeError(
             f"{part.path} is a `{small.config.model_type}`\n  wanted: a Llama\n  do: choose another target"
         )
-    with atomic_write(destination) as place:
+    with atomic_write(destination) as folder:
         grown = grow(small, growth)
         exact = all(torch.equal(weight, weight.bfloat16().float()) for weight in grown.parameters())
-        (grown.bfloat16() if exact else grown).save_pretrained(place)
-        for name in (*target.TOKENIZER_FILES, "generation_config.json"):
-            if (target.folder_of(part) / name).is_file():
-                shutil.copyfile(target.folder_of(part) / name, place / name)
-        text = _found(part, small, growth, target.open_model(TargetPart(path=str(place.resolve())), small.device))
-        (place / "README.md").write_text(text, encoding="utf-8")
+        (grown.bfloat16() if exact else grown).save_pretrained(folder)
+        for name in (*pretrained.TOKENIZER_FILES, "generation_config.json"):
+            if (pretrained.folder_of(part) / name).is_file():
+                shutil.copyfile(pretrained.folder_of(part) / name, folder / name)
+        written = pretrained.open_model(TargetPart(path=str(folder.resolve())), small.device)
+        text = _readme(part, small, growth, written)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return text
 
 
-def _found(part: TargetPart, small: LlamaForCausalLM, growth: Growth, grown: LlamaForCausalLM) -> str:
-    """The README, once the grown model has been opened and held against the small one."""
+def _readme(part: TargetPart, small: LlamaForCausalLM, growth: Growth, grown: PreTrainedModel) -> str:
+    """The README of the written model; AssertionError if its logits differ from those of the small one."""
     width, layers, head_size = growth
     difference = largest_difference(small, grown)
-    if not difference <= LARGEST_DIFFERENCE:
-        raise AssertionError(f"the logits differ by {difference:.2g}, wanted {LARGEST_DIFFERENCE:g} at most")
+    if not difference <= MAX_DIFFERENCE:
+        raise AssertionError(f"the logits differ by {difference:.2g}, wanted {MAX_DIFFERENCE:g} at most")
     return f"""# A stand-in, not a large model
 
 `{part.path}` ({small.num_parameters():,} parameters) grown to {grown.num_parameters():,} by FastDraft's
 `benchmarks/stand_in.py`: width {width}, {layers} layers, heads of {head_size}, most of it dead weights.
-The outputs of `{part.path}`, the decode cost of a large model: for measuring speculative decoding, and of no other use.
-Say so beside every figure measured with it.
+It has the outputs of `{part.path}` and the decode cost of a large model. Its only use is to measure speculative
+decoding. Say so next to every figure measured with it.
 
 Largest difference of its fp32 logits from those of `{part.path}` on {PROBE_ROWS} x {PROBE_TOKENS} random tokens:
 {difference:.2g}.
@@ -197,18 +203,17 @@ Largest difference of its fp32 logits from those of `{part.path}` on {PROBE_ROWS
 
 
 def main() -> None:
-    """Parse, write, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("target", help="`demo`, a folder or a hub id of a Llama")
-    parser.add_argument("destination", type=Path, help="a folder that is not there yet")
+    parser.add_argument("destination", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--width", type=int, default=1024, help="a multiple of the target's")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--head-size", type=int, default=64, help="a multiple of the target's")
-    given = parser.parse_args()
-    target.quiet()
+    options = parser.parse_args()
+    disable_progress_bar()
     try:
-        growth = Growth(given.width, given.layers, given.head_size)
-        print(write(TargetPart(path=given.target), given.destination, growth))
+        growth = Growth(options.width, options.layers, options.head_size)
+        print(write(TargetPart(path=options.target), options.destination, growth))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,12 +1,12 @@
-"""Are the step times that `plan` predicts those of the engine? Random Llamas, exported, timed in OpenVINO GenAI, int8.
+"""Compare the step times that `plan` predicts with those of random Llamas in OpenVINO GenAI, int8.
 
-    python benchmarks/step_time.py runs/step-time --make    # exports the shapes once, a minute each
-    python benchmarks/step_time.py runs/step-time           # measures the processor, predicts, measures the shapes
+    python benchmarks/step_time.py runs/step-time --make    # export the shapes once, a minute each
+    python benchmarks/step_time.py runs/step-time           # probe the processor, predict, measure the shapes
 
-The prediction knows the probe of the processor (planning/probe.py) and the shapes' sizes; nothing is fitted to the
-shapes' own times. Run it alone on the machine. Shapes take turns, so that a disturbance meets all of them; a figure is
-the median of rounds, and of a round the median step of a greedy completion counts. The spread is from the first
-quartile to the third, as a share of the median.
+The prediction uses only the probe of the processor (planning/probe.py) and the sizes of the shapes; nothing is fitted
+to measured steps. Run it alone on the machine. The shapes take turns, so that disturbances affect all of them. A figure
+is the median over rounds of the median step of a greedy completion. The spread is the interquartile range as a fraction
+of the median.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from typing import NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from fastdraft.config import TargetPart
 from fastdraft.export.openvino import export_openvino
-from fastdraft.models.openvino import open_folder
-from fastdraft.models.openvino_llama import HEAD_SIZE, PROMPT_TOKENS, Sizes, block_seconds, decode_seconds
-from fastdraft.models.target import TOKENIZER_FILES, folder_of, quiet
+from fastdraft.models.openvino import PROMPT_TOKENS, block_seconds, decode_seconds, open_pipeline
+from fastdraft.models.openvino_llama import HEAD_SIZE, Sizes
+from fastdraft.models.pretrained import TOKENIZER_FILES, folder_of
 from fastdraft.planning.devices import Device
 from fastdraft.planning.model_size import ModelSize
 from fastdraft.planning.probe import probe_cpu
 from fastdraft.planning.step_times import step_seconds
 
-# Rows, width, layers, MLP, heads, key-value heads. The two of 20M have equal parameters and differ in depth; of
-# the 17M nearly all is vocabulary.
+# Vocabulary rows, width, layers, MLP, heads, key-value heads. The two of 20M have equal parameters and differ in depth;
+# the 17M are nearly all vocabulary.
 SHAPES = {
     "demo draft 0.6M": Sizes(8192, 64, 2, 192, 1, 1),
     "demo target 5.8M": Sizes(8192, 256, 5, 704, 4, 2),
@@ -48,8 +49,8 @@ BLOCKS = {"target 300M": (3, 5, 9)}
 TOKENS, ROUNDS = 32, 9
 
 
-class Row(NamedTuple):
-    """A shape's step on so many tokens: predicted, the rounds that were measured, their median and spread."""
+class StepTime(NamedTuple):
+    """The predicted and the measured time of a shape's step on `block_tokens` tokens."""
 
     shape: str
     parameters: int
@@ -72,25 +73,28 @@ class Row(NamedTuple):
 
 
 def config(sizes: Sizes) -> LlamaConfig:
-    """The shape as transformers knows it."""
-    return LlamaConfig(
-        vocab_size=sizes.vocab_rows,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        intermediate_size=sizes.intermediate,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=HEAD_SIZE,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
+    """The transformers configuration of a shape."""
+    config: LlamaConfig = LlamaConfig.from_dict(
+        {
+            "vocab_size": sizes.vocab_rows,
+            "hidden_size": sizes.hidden,
+            "num_hidden_layers": sizes.layers,
+            "intermediate_size": sizes.intermediate,
+            "num_attention_heads": sizes.heads,
+            "num_key_value_heads": sizes.kv_heads,
+            "head_dim": HEAD_SIZE,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
     )
+    return config
 
 
 def make(folder: Path) -> None:
-    """Export each shape that is not there yet; the tokenizer, of which nothing is used, is the packaged target's."""
+    """Export the missing shapes, with the packaged target's tokenizer, which is not used."""
     tokenizer = folder_of(TargetPart(path="demo"))
     for name, sizes in SHAPES.items():
         destination, source = folder / _slug(name), folder / "source"
@@ -103,15 +107,15 @@ def make(folder: Path) -> None:
                 shutil.copyfile(tokenizer / file, source / file)
         export_openvino(source, destination, "int8")
         shutil.rmtree(source)
-        print(f"made {name}", flush=True)
+        print(f"exported {name}", flush=True)
 
 
-def measure(folder: Path) -> tuple[Device, list[Row]]:
-    """The device, and a row for each shape and block."""
+def measure(folder: Path) -> tuple[Device, list[StepTime]]:
+    """The probed device, and the step times of each shape and block."""
     device = probe_cpu()
-    pipelines = {name: open_folder(folder / _slug(name)) for name in SHAPES}
-    wanted = [(name, 1) for name in SHAPES] + [(name, n) for name, blocks in BLOCKS.items() for n in blocks]
-    measured: dict[tuple[str, int], list[float]] = {each: [] for each in wanted}
+    pipelines = {name: open_pipeline(folder / _slug(name)) for name in SHAPES}
+    steps = [(name, 1) for name in SHAPES] + [(name, n) for name, blocks in BLOCKS.items() for n in blocks]
+    measured: dict[tuple[str, int], list[float]] = {step: [] for step in steps}
     for _ in range(ROUNDS):
         for (name, tokens), rounds in measured.items():
             pipeline = pipelines[name]
@@ -119,19 +123,21 @@ def measure(folder: Path) -> tuple[Device, list[Row]]:
     return device, [_row(name, tokens, device, rounds) for (name, tokens), rounds in measured.items()]
 
 
-def _row(name: str, tokens: int, device: Device, rounds: list[float]) -> Row:
+def _row(name: str, tokens: int, device: Device, rounds: list[float]) -> StepTime:
     size = ModelSize.of_config(config(SHAPES[name]))
     context = PROMPT_TOKENS + TOKENS // 2 if tokens == 1 else 0
-    return Row(name, size.parameters, tokens, step_seconds(size, device, "int8", tokens, context), rounds)
+    return StepTime(name, size.parameters, tokens, step_seconds(size, device, "int8", tokens, context), rounds)
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown."""
+def table(rows: list[StepTime]) -> str:
+    """A Markdown table."""
     lines = ["| shape | parameters | tokens | predicted | measured | ratio | spread |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         times = f"{row.predicted_seconds * 1e3:.2f} ms | {row.seconds * 1e3:.2f} ms"
-        millions, of = f"{row.parameters / 1e6:.2f}M", row.block_tokens
-        lines.append(f"| {row.shape} | {millions} | {of} | {times} | {row.ratio:.2f} | {row.spread:.0%} |")
+        millions = f"{row.parameters / 1e6:.2f}M"
+        lines.append(
+            f"| {row.shape} | {millions} | {row.block_tokens} | {times} | {row.ratio:.2f} | {row.spread:.0%} |"
+        )
     return "\n".join(lines)
 
 
@@ -140,19 +146,19 @@ def _slug(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the exported shapes lie")
-    parser.add_argument("--make", action="store_true", help="export the shapes, measure nothing")
-    parser.add_argument("--json", type=Path, help="write device and rounds here too")
-    given = parser.parse_args()
-    quiet()
-    if given.make:
-        return make(given.folder)
-    device, rows = measure(given.folder)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of the exported shapes")
+    parser.add_argument("--make", action="store_true", help="only export the shapes")
+    parser.add_argument("--json", type=Path, help="also write device and rounds to this file")
+    options = parser.parse_args()
+    disable_progress_bar()
+    if options.make:
+        return make(options.folder)
+    device, rows = measure(options.folder)
     print(table(rows))
-    if given.json:
+    if options.json:
         rounds = [row._asdict() | {"ratio": row.ratio} for row in rows]
-        given.json.write_text(json.dumps({"device": device.model_dump(), "rows": rounds}, indent=1))
+        options.json.write_text(json.dumps({"device": device.model_dump(), "rows": rounds}, indent=1))
     return None
 
 

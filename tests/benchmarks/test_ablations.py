@@ -1,4 +1,4 @@
-"""The benchmarks of orders, amounts and optimizers compare what they say they compare."""
+"""The variants of the ablations differ only in what they compare, and results are read correctly from curves."""
 
 import sys
 from collections import Counter
@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def ablations():
-    """benchmarks/ablations.py, which finds its neighbour beside it as a script does."""
+    """benchmarks/ablations.py, imported with its folder on the path as for a script."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         patch.chdir(BENCHMARKS.parent)
@@ -40,24 +40,24 @@ def recipe_of(ablations, variant, fraction):
 
 def by_source(recipe) -> Counter[str]:
     """Tokens of each source before FT."""
-    found: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
     for part in (recipe.pretrain, recipe.continue_):
         for source, weight in part.mix.items() if part else ():
-            found[source] += round(part.train_tokens * weight / sum(part.mix.values()))
-    return found
+            tokens[source] += round(part.train_tokens * weight / sum(part.mix.values()))
+    return tokens
 
 
 @pytest.mark.parametrize("fraction", [0.1, 1.0])
-def test_orders_differ_in_order_alone(ablations, fraction):
-    seen = {v.folder: by_source(recipe_of(ablations, v, fraction)) for v in ablations.orders(fraction)}
-    assert len(seen) == 4
-    alone = seen.pop("code-alone")
-    assert all(found == seen["paper"] for found in seen.values())
-    assert alone["code"] > seen["paper"]["code"]
-    assert alone.total() == seen["paper"].total()
+def test_variants_of_cp_differ_only_in_order(ablations, fraction):
+    tokens = {v.folder: by_source(recipe_of(ablations, v, fraction)) for v in ablations.orders(fraction)}
+    assert len(tokens) == 4
+    code_only = tokens.pop("code-only")
+    assert all(counts == tokens["paper"] for counts in tokens.values())
+    assert code_only["code"] > tokens["paper"]["code"]
+    assert code_only.total() == tokens["paper"].total()
 
 
-def test_amounts_differ_in_pt_alone_and_one_is_the_demo(ablations):
+def test_variants_of_pt_differ_only_in_pt_and_one_is_the_demo(ablations):
     recipes = [recipe_of(ablations, variant, 1.0) for variant in ablations.sizes(1.0)]
     assert len({recipe.pretrain.train_tokens for recipe in recipes}) == 5
     assert len({(recipe.continue_, recipe.align, recipe.synthesize) for recipe in map(frozen, recipes)}) == 1
@@ -71,19 +71,19 @@ def frozen(recipe):
     return type("Parts", (), parts)
 
 
-def test_where_a_curve_comes_to_a_value(optimizers):
+def test_where_a_curve_first_reaches_a_value(optimizers):
     rows = [(100, 2.0, 1.1), (200, 1.6, 1.3), (300, 1.5, 1.2), (400, 1.2, 1.7)]
     run = optimizers.Run(
         "muon", 0.02, 7, tuple({"tokens": t, "held_out_text_nats": n, "block_efficiency": e} for t, n, e in rows)
     )
-    assert optimizers.reached(run, "block_efficiency", 1.2, "tokens") == pytest.approx(150)
-    assert optimizers.reached(run, "block_efficiency", 1.5, "tokens") == pytest.approx(360)
-    assert optimizers.reached(run, "held_out_text_nats", 1.7, "tokens") == pytest.approx(175)
-    assert optimizers.reached(run, "held_out_text_nats", 2.5, "tokens") == 100
-    assert optimizers.reached(run, "block_efficiency", 1.8, "tokens") is None
+    assert optimizers.first_reached(run, "block_efficiency", 1.2, "tokens") == pytest.approx(150)
+    assert optimizers.first_reached(run, "block_efficiency", 1.5, "tokens") == pytest.approx(360)
+    assert optimizers.first_reached(run, "held_out_text_nats", 1.7, "tokens") == pytest.approx(175)
+    assert optimizers.first_reached(run, "held_out_text_nats", 2.5, "tokens") == 100
+    assert optimizers.first_reached(run, "block_efficiency", 1.8, "tokens") is None
 
 
-def test_each_way_is_run_at_its_own_best_rate(optimizers):
+def test_each_optimizer_is_run_at_its_best_rate(optimizers):
     ends = {("muon", 0.01): 1.2, ("muon", 0.04): 1.4, ("adamw", 0.003): 1.3, ("adamw", 0.006): 1.1}
-    runs = [optimizers.Run(way, rate, 7, ({"block_efficiency": end},)) for (way, rate), end in ends.items()]
+    runs = [optimizers.Run(name, rate, 7, ({"block_efficiency": end},)) for (name, rate), end in ends.items()]
     assert optimizers.best(runs) == {"muon": 0.04, "adamw": 0.003}

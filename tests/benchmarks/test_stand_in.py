@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from fastdraft.config import TargetPart
-from fastdraft.models import target
+from fastdraft.models import pretrained
 from fastdraft.system.errors import RunError, ShapeError
 
 # fp32 sums in another order, logits up to 10: 2.4e-5 on an Intel Xeon, less on an AMD EPYC; a wrong weight: over 1e-3.
@@ -74,7 +74,7 @@ def test_it_reports_that_it_is_a_stand_in(stand_in, tiny_files, tmp_path):
     assert (folder / "README.md").read_text() == said
     assert "dead weights" in json.loads((folder / "config.json").read_text())[stand_in.KEY]
     theirs = tiny_files / "target"
-    names = [name for name in target.TOKENIZER_FILES if (theirs / name).is_file()]
+    names = [name for name in pretrained.TOKENIZER_FILES if (theirs / name).is_file()]
     assert len(names) >= 2
     assert all((folder / name).read_bytes() == (theirs / name).read_bytes() for name in names)
     opened = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -85,7 +85,7 @@ def test_what_fits_bf16_is_stored_in_it(stand_in, tiny_files, tmp_path):
     """Four times as wide, the scales of RMSNorm and of q are powers of two."""
     exact = LlamaForCausalLM.from_pretrained(tiny_files / "target").bfloat16()
     exact.save_pretrained(tmp_path / "target")
-    for name in target.TOKENIZER_FILES:
+    for name in pretrained.TOKENIZER_FILES:
         if (tiny_files / "target" / name).is_file():
             (tmp_path / "target" / name).write_bytes((tiny_files / "target" / name).read_bytes())
     part = TargetPart(path=str(tmp_path / "target"))
@@ -106,7 +106,7 @@ def test_sizes_that_do_not_fit(stand_in, growth, more):
 def test_bad_input(stand_in, tiny_files, tmp_path):
     growth = stand_in.Growth(48, 3, 6)
     (tmp_path / "there").mkdir()
-    with pytest.raises(RunError, match=r"is there already\n  do: remove it"):
+    with pytest.raises(RunError, match=r"exists\n  do: remove it"):
         stand_in.write(TargetPart(path=str(tiny_files / "target")), tmp_path / "there", growth)
     GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ShapeError, match="is a `gpt2`\n  wanted: a Llama"):
