@@ -105,7 +105,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "half": {"align.objective": HALF, **SERVED_AS_PAPER},
     "js": {"align.objective": "jensen_shannon", **SERVED_AS_PAPER},
     "reverse_kl": {"align.objective": "reverse_kl", **SERVED_AS_PAPER},
-    "half_per_sequence": {"align.objective": HALF, "align.temperature": "per_sequence", **SERVED_AS_PAPER},
+    "half_rows": {"align.objective": HALF, "align.temperature": "per_sequence", **SERVED_AS_PAPER},
     "half_on_policy": {"align.objective": HALF, "align.on_policy": 0.3, **SERVED_AS_PAPER},
     "sampled_tv": {"align.objective": "sampled_total_variation", **SERVED_AS_PAPER},
     "ce_sampled_tv": {"align.objective": "{cross_entropy: 0.5, sampled_total_variation: 1}", **SERVED_AS_PAPER},

@@ -27,9 +27,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from fastdraft.config import TargetPart
-from fastdraft.evaluate.assisted import decode
-from fastdraft.evaluate.one_pass import evaluate, pooled, resampled_prompts
-from fastdraft.evaluate.tasks import tasks_of
+from fastdraft.evaluation.assisted import decode
+from fastdraft.evaluation.one_pass import evaluate, pooled, resampled_prompts
+from fastdraft.evaluation.tasks import tasks_of
 from fastdraft.models import pretrained, target
 from fastdraft.results.evaluation import Estimate, TaskResult
 from fastdraft.results.formatting import interval

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from fastdraft.config import TargetPart
-from fastdraft.export.openvino import export_openvino
+from fastdraft.exporters.openvino import export_openvino
 from fastdraft.models.openvino import PROMPT_TOKENS, block_seconds, decode_seconds, open_pipeline
 from fastdraft.models.openvino_llama import HEAD_SIZE, Sizes
 from fastdraft.models.pretrained import TOKENIZER_FILES, folder_of
