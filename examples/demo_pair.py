@@ -45,7 +45,13 @@ print("fits" if report.holds else "does not fit")
 prompts = FOLDER / "prompts.jsonl"
 prompts.write_text("".join(json.dumps({"prompt": f"def {name}("}) + "\n" for name in ("read", "write", "sort", "main")))
 scores = fastdraft.evaluate(
-    draft, target="demo", compare="demo", tasks=[str(prompts)], temperatures=[0.0], max_new_tokens=32, keep=FOLDER / "kept"
+    draft,
+    target="demo",
+    compare="demo",
+    tasks=[str(prompts)],
+    temperatures=[0.0],
+    max_new_tokens=32,
+    keep=FOLDER / "kept",
 )
 for result in scores.results:
     best = max(result.gammas, key=lambda at: at.block_efficiency.value)
@@ -53,7 +59,15 @@ for result in scores.results:
 
 # %% Timed in transformers, against decoding without a draft and with prompt lookup.
 timing = fastdraft.bench(
-    "demo", "demo", engine="transformers", tasks=[str(prompts)], temperatures=[0.0], gammas=[3], prompts=2, tokens=16, repeats=1
+    "demo",
+    "demo",
+    engine="transformers",
+    tasks=[str(prompts)],
+    temperatures=[0.0],
+    gammas=[3],
+    prompts=2,
+    tokens=16,
+    repeats=1,
 )
 print(timing.advice)
 

@@ -186,8 +186,8 @@ def byte_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        *("fastdraft.cli", "fastdraft.pipeline.stages", "fastdraft.pipeline.step_timers", "fastdraft.evaluate.score"),
-        *("fastdraft.export.export_draft", "fastdraft.compatibility.repair", "fastdraft.planning.plan"),
+        *("fastdraft.cli", "fastdraft.pipeline.stages", "fastdraft.pipeline.step_timers", "fastdraft.evaluation.score"),
+        *("fastdraft.exporters.export_draft", "fastdraft.compatibility.repair", "fastdraft.planning.plan"),
     ]
 )
 COMMAND = """

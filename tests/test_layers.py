@@ -13,11 +13,11 @@ SOURCES = Path(__file__).parents[1] / "src"
 # In order: a package may import only packages before it.
 PACKAGES = (
     *("system", "results", "config", "maths", "data", "models", "compatibility", "planning", "train", "init"),
-    *("synthesize", "evaluate", "export", "bench", "pipeline", "report", "play", "demo", "cli", "__main__"),
+    *("synthesize", "evaluation", "exporters", "benchmark", "pipeline", "report", "play", "demo", "cli", "__main__"),
 )
 MAY_IMPORT_TRANSFORMERS = {
-    *("models", "compatibility", "train", "init", "synthesize", "evaluate", "export", "bench", "pipeline", "play"),
-    "demo",
+    *("models", "compatibility", "train", "init", "synthesize", "evaluation", "exporters", "benchmark", "pipeline"),
+    *("play", "demo"),
 }
 MATHS_IMPORTS = {"torch", "numpy", *sys.stdlib_module_names}
 

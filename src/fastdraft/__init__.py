@@ -17,7 +17,7 @@ from fastdraft.system.errors import FastDraftError
 if TYPE_CHECKING:
     from fastdraft.compatibility.report import Report
     from fastdraft.config.resolve import Resolved
-    from fastdraft.evaluate.score import Scores
+    from fastdraft.evaluation.score import Scores
     from fastdraft.planning.plan import Plan
     from fastdraft.results.bench import BenchResult
     from fastdraft.results.export import ExportCard
@@ -120,9 +120,9 @@ def evaluate(
     the target; otherwise the target writes into `keep`, by default in the user's cache. With `verify`, real
     speculative decoding runs on the first `verify_prompts` prompts of each task: VerificationError if it disagrees.
     """
-    from fastdraft.evaluate.inputs import EvaluateOptions
-    from fastdraft.evaluate.score import evaluate_draft
-    from fastdraft.evaluate.tasks import DEFAULT_TASKS
+    from fastdraft.evaluation.inputs import EvaluateOptions
+    from fastdraft.evaluation.score import evaluate_draft
+    from fastdraft.evaluation.tasks import DEFAULT_TASKS
     from fastdraft.system.torch_device import usable_device
 
     if temperatures is None and data is None:
@@ -170,7 +170,7 @@ def bench(
     `save` keeps the result next to the draft, for its model card. BenchError where the engine is not installed or not
     known.
     """
-    from fastdraft.bench import bench_pair
+    from fastdraft.benchmark import bench_pair
 
     options = bench_pair.BenchOptions(
         target=target,
@@ -204,7 +204,7 @@ def export(
 
     `format` is huggingface, openvino or gguf.
     """
-    from fastdraft.export import export_draft
+    from fastdraft.exporters import export_draft
 
     return export_draft.export(
         export_draft.ExportOptions(

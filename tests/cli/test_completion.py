@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 
-from fastdraft.bench.engines import ENGINES
+from fastdraft.benchmark.engines import ENGINES
 from fastdraft.cli import choices, completion
-from fastdraft.evaluate.tasks import DEFAULT_TASKS, TASKS
-from fastdraft.export.formats import FORMATS
+from fastdraft.evaluation.tasks import DEFAULT_TASKS, TASKS
+from fastdraft.exporters.formats import FORMATS
 from fastdraft.pipeline import stages
 from fastdraft.pipeline.step_timers import TIMERS
 from fastdraft.planning.devices import DEVICES

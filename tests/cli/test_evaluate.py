@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdraft.evaluate.rate_names import RATE_NAMES
+from fastdraft.evaluation.rate_names import RATE_NAMES
 from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.system.files import locked
 

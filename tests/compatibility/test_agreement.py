@@ -68,7 +68,7 @@ OPENVINO = {
 def exported(fitting, tmp_path_factory):
     """Both sides in OpenVINO's form; their tokenizers may be written anew."""
     pytest.importorskip("openvino_genai", reason="needs pip install 'fastdraft[openvino]'")
-    from fastdraft.export.openvino import export_openvino
+    from fastdraft.exporters.openvino import export_openvino
 
     made = tmp_path_factory.mktemp("exported")
     for folder in fitting:

@@ -9,7 +9,7 @@ from fastdraft.system.errors import MissingExtra
 
 WORDS = [name for name, quality_filter in FILTERS.items() if quality_filter.needs_spacy]
 PROSE = """The old fox lived by the river, and she had never seen the sea.
-One morning in spring a heron let her know that it was only a day's walk from there, beyond the hills with the white stones.
+One morning in spring a heron let her know that it was only a day's walk from there, beyond the hills with white stones.
 She did not believe him, for herons are known to say more than they have looked at.
 But the thought of so much water stayed with her until the leaves fell.
 Then she packed two mice into a leaf, said good-bye to her neighbour the badger, and went where the sun goes down.

@@ -13,12 +13,12 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from fastdraft.bench import engines as bench_engines
-from fastdraft.bench.engine import NONE, Arm, BenchRequest, PairFiles
+from fastdraft.benchmark import engines as bench_engines
+from fastdraft.benchmark.engine import NONE, Arm, BenchRequest, PairFiles
 from fastdraft.config import DraftPart, TargetPart
 from fastdraft.config.resolve import digest, resolve
-from fastdraft.evaluate import tasks
-from fastdraft.export import formats
+from fastdraft.evaluation import tasks
+from fastdraft.exporters import formats
 from fastdraft.maths import acceptance, divergence
 from fastdraft.models.pretrained import open_model, open_tokenizer
 from fastdraft.models.run_context import RunContext
@@ -97,8 +97,8 @@ def test_an_engine_that_runs_the_target(tiny_files, tmp_path, monkeypatch):
 
 def test_an_engine_to_time(tiny_files, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_engines, "ENGINES", dict(bench_engines.ENGINES))
-    eager = run("fastdraft.bench.engine_eager")["EagerTransformers"]
-    engine = run("fastdraft.bench.engines", EagerTransformers=eager)["ENGINES"]["transformers-eager"]
+    eager = run("fastdraft.benchmark.engine_eager")["EagerTransformers"]
+    engine = run("fastdraft.benchmark.engines", EagerTransformers=eager)["ENGINES"]["transformers-eager"]
     shutil.copytree(tiny_files / "target", tmp_path / "draft")
     files = PairFiles(
         target=tiny_files / "target",
@@ -116,7 +116,7 @@ def test_an_engine_to_time(tiny_files, tmp_path, monkeypatch):
 
 
 def test_a_task(tiny_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "TASKS", run("fastdraft.evaluate.tasks")["TASKS"])
+    monkeypatch.setattr(tasks, "TASKS", run("fastdraft.evaluation.tasks")["TASKS"])
     records = tmp_path / "records.jsonl"
     records.write_text("".join(json.dumps({"question": f"river {n}?"}) + "\n" for n in range(3)))
     tokenizer = open_tokenizer(TargetPart(path=str(tiny_files / "target")))
@@ -127,8 +127,8 @@ def test_a_task(tiny_files, tmp_path, monkeypatch):
 
 def test_an_export_format(tiny_files, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
-    export_sharded = run("fastdraft.export.sharded")["export_sharded"]
-    sharded = run("fastdraft.export.formats", export_sharded=export_sharded)["FORMATS"]["sharded"]
+    export_sharded = run("fastdraft.exporters.sharded")["export_sharded"]
+    sharded = run("fastdraft.exporters.formats", export_sharded=export_sharded)["FORMATS"]["sharded"]
     notes = sharded.write(tiny_files / "target", tmp_path / "out", "fp32")
     assert notes == ["The weights are in files of at most 100 MB."]
     prompt = np.arange(5) * 7 % 300 + 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdraft.export.gguf_families import FAMILIES as GGUF_FAMILIES
+from fastdraft.exporters.gguf_families import FAMILIES as GGUF_FAMILIES
 from fastdraft.models.shape.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ NAMES = [stage.name for stage in STAGES]
 LONG = ["pretrain.train_tokens=20_000", "continue.train_tokens=20_000", "align.train_tokens=10_000"]
 LONG += [f"{phase}.checkpoint_seconds=0.2" for phase in ("pretrain", "continue", "align")]
 # With 11 sampled prompts the intervals of the verification are unreliable, and one such run failed (see
-# evaluate/verification.py).
+# evaluation/verification.py).
 VERIFIED = ["evaluate.prompts=23", "evaluate.verify_prompts=23"]
 # Real decoding takes four fifths of the time of a tiny pipeline.
 NOT_VERIFIED = ["evaluate.verify_prompts=0"]

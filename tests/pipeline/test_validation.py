@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastdraft.config.resolve import resolve
-from fastdraft.evaluate import one_pass
-from fastdraft.evaluate.run_recording import evaluation_prompts
+from fastdraft.evaluation import one_pass
+from fastdraft.evaluation.run_recording import evaluation_prompts
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.run_context import RunContext
 from fastdraft.pipeline.stage_result import Note

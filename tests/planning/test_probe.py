@@ -14,12 +14,12 @@ from fastdraft.planning.probe import (
     MIDDLE,
     SHALLOW,
     SMALL,
-    usable_cores,
-    probe_torch,
     matmul_rate,
     probe_cpu,
+    probe_torch,
     readings,
     timed,
+    usable_cores,
 )
 from fastdraft.planning.step_times import step_seconds
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastdraft.config import TargetPart
-from fastdraft.evaluate.marked_tokens import mark_tokens
+from fastdraft.evaluation.marked_tokens import mark_tokens
 from fastdraft.models import pretrained
 from fastdraft.play.blocks import PLAIN, Block, Request, Transcript, Writer, decode_both, marks
 from fastdraft.play.engine_transformers import Transformers

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fastdraft.config import TargetPart
-from fastdraft.export.export_draft import accepted
+from fastdraft.exporters.export_draft import accepted
 from fastdraft.play.open_pair import ENGINES, packaged_draft
 
 

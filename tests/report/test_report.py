@@ -12,7 +12,7 @@ pytest.importorskip("plotly", reason="plotly is not installed: pip install 'fast
 
 from fastdraft.config import TargetPart
 from fastdraft.config.resolve import resolve
-from fastdraft.evaluate.marked_tokens import read_acceptances
+from fastdraft.evaluation.marked_tokens import read_acceptances
 from fastdraft.models.pretrained import digest
 from fastdraft.models.run_context import RunContext
 from fastdraft.pipeline.stages import STAGES

@@ -133,8 +133,8 @@ def evaluate(
         return
     _refuse(context, OF_RECIPES, subject, "a draft", "a recipe")
     _check(context, data, compare, subject, top_p, precision)
-    from fastdraft.evaluate import score
-    from fastdraft.evaluate.inputs import EvaluateOptions, open_inputs
+    from fastdraft.evaluation import score
+    from fastdraft.evaluation.inputs import EvaluateOptions, open_inputs
     from fastdraft.report import terminal_run, terminal_scores
     from fastdraft.synthesize.completions import SamplingParams
     from fastdraft.system.torch_device import usable_device

@@ -58,8 +58,8 @@ def push(folder: Folder, repo: Repo, public: Public = False, yes: Yes = False) -
     """Upload an export to the hub. Without --yes: print what would be uploaded, and upload nothing."""
     from huggingface_hub import HfApi
 
-    from fastdraft.export.upload import planned
-    from fastdraft.export.upload import push as upload
+    from fastdraft.exporters.upload import planned
+    from fastdraft.exporters.upload import push as upload
 
     plan = planned(folder, repo, private=not public)
     screen.print(plan.summary(), markup=False, highlight=False)

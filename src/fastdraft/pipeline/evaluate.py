@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from fastdraft.config import EvaluatePart
-from fastdraft.evaluate import marked_tokens, one_pass, verification
-from fastdraft.evaluate.run_recording import evaluation_requests
+from fastdraft.evaluation import marked_tokens, one_pass, verification
+from fastdraft.evaluation.run_recording import evaluation_requests
 from fastdraft.models import pretrained
 from fastdraft.models.run_context import RunContext
 from fastdraft.pipeline.stage_result import StageResult

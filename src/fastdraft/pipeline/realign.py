@@ -14,8 +14,8 @@ import xxhash
 import yaml
 
 from fastdraft.config.resolve import Resolved, resolve
-from fastdraft.evaluate.inputs import EvaluateOptions, open_inputs
-from fastdraft.evaluate.score import Scores, score
+from fastdraft.evaluation.inputs import EvaluateOptions, open_inputs
+from fastdraft.evaluation.score import Scores, score
 from fastdraft.models import pretrained
 from fastdraft.models.draft_origin import origin_of
 from fastdraft.pipeline.run import open_run

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from fastdraft.bench import engine_transformers
-from fastdraft.export.openvino import export_openvino
+from fastdraft.benchmark import engine_transformers
+from fastdraft.exporters.openvino import export_openvino
 from fastdraft.models.openvino import EXTRA, step_seconds
 from fastdraft.models.pretrained import open_model
 from fastdraft.system import precision

@@ -14,7 +14,7 @@ import numpy as np
 from fastdraft.config import SynthesizePart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.shards import Tokens
-from fastdraft.evaluate.tasks import tasks_of
+from fastdraft.evaluation.tasks import tasks_of
 from fastdraft.models import pretrained
 from fastdraft.models.run_context import RunContext
 from fastdraft.pipeline.stage_result import StageResult

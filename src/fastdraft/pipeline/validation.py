@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from fastdraft.config import EvaluatePart
 from fastdraft.data.shards import Tokens
-from fastdraft.evaluate.one_pass import acceptances
-from fastdraft.evaluate.run_recording import evaluation_prompts
+from fastdraft.evaluation.one_pass import acceptances
+from fastdraft.evaluation.run_recording import evaluation_prompts
 from fastdraft.maths.acceptance import chain
 from fastdraft.models.run_context import RunContext
 from fastdraft.pipeline.stage_result import Note, StageResult

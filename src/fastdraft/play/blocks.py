@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.data.shards import Tokens
-from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED
+from fastdraft.evaluation.marked_tokens import ACCEPTED, BONUS, CORRECTED
 from fastdraft.synthesize.completions import SamplingParams
 
 # The mark of a target token in a block without drafted tokens.

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.bench.engine import Arm, BenchRequest
-from fastdraft.bench.engine_openvino import OpenedOpenVino
-from fastdraft.bench.engine_openvino import OpenVino as OpenVinoEngine
+from fastdraft.benchmark.engine import Arm, BenchRequest
+from fastdraft.benchmark.engine_openvino import OpenedOpenVino
+from fastdraft.benchmark.engine_openvino import OpenVino as OpenVinoEngine
 from fastdraft.models.openvino import EXTRA
 from fastdraft.play.blocks import SIDES, Block, Request, Side
 from fastdraft.synthesize.completions import SamplingParams

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from fastdraft.bench.bench_pair import context_tokens, engine_folder
-from fastdraft.bench.engine import PairFiles, Setting
-from fastdraft.bench.engine_openvino import OpenedOpenVino
-from fastdraft.bench.engines import device_named, engine_named, weights_named
+from fastdraft.benchmark.bench_pair import context_tokens, engine_folder
+from fastdraft.benchmark.engine import PairFiles, Setting
+from fastdraft.benchmark.engine_openvino import OpenedOpenVino
+from fastdraft.benchmark.engines import device_named, engine_named, weights_named
 from fastdraft.config import TargetPart
-from fastdraft.export.export_draft import accepted
+from fastdraft.exporters.export_draft import accepted
 from fastdraft.models import draft, draft_origin, pretrained
 from fastdraft.models.draft_origin import Origin
 from fastdraft.models.openvino import F32

@@ -6,7 +6,7 @@ from html import escape
 
 from rich.text import Text
 
-from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED
+from fastdraft.evaluation.marked_tokens import ACCEPTED, BONUS, CORRECTED
 from fastdraft.play.blocks import MARK_NAMES, PLAIN, Transcript
 from fastdraft.report.formatting import visible
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastdraft.evaluate.comparison import ScoredDraft, compare
-from fastdraft.evaluate.marked_tokens import read_acceptances
+from fastdraft.evaluation.comparison import ScoredDraft, compare
+from fastdraft.evaluation.marked_tokens import read_acceptances
 from fastdraft.report.run_data import RunData
 from fastdraft.results.evaluation import Comparison, TaskResult
 

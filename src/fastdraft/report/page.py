@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from fastdraft.evaluate.marked_tokens import ACCEPTED, BONUS, CORRECTED, MarkedTask, MarkedText
+from fastdraft.evaluation.marked_tokens import ACCEPTED, BONUS, CORRECTED, MarkedTask, MarkedText
 from fastdraft.report import comparison, figures
 from fastdraft.report.charts import plotly
 from fastdraft.report.costs import costs, energy_note, total_energy, total_seconds

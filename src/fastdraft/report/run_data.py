@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdraft.evaluate.marked_tokens import Marked, read_marked
+from fastdraft.evaluation.marked_tokens import Marked, read_marked
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.pretrained import digest
 from fastdraft.models.run_context import PHASES

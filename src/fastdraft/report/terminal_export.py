@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastdraft.export.licence_terms import in_a_line
-from fastdraft.export.usage import USAGE
+from fastdraft.exporters.licence_terms import in_a_line
+from fastdraft.exporters.usage import USAGE
 from fastdraft.results.export import ExportCard, Proof
 from fastdraft.results.formatting import interval, sampling_text
 

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastdraft.evaluate.rate_names import RATE_NAMES
-from fastdraft.evaluate.score import Scores
+from fastdraft.evaluation.rate_names import RATE_NAMES
+from fastdraft.evaluation.score import Scores
 from fastdraft.report.terminal_run import PAPER_GAMMA
 from fastdraft.results.evaluation import Comparison, Gap, TaskResult
 from fastdraft.results.formatting import interval, sampling_text, signed_interval

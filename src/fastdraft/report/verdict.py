@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from fastdraft.export.model_card_sections import best_gamma
+from fastdraft.exporters.model_card_sections import best_gamma
 from fastdraft.maths import acceptance
 from fastdraft.report.run_data import RunData
 from fastdraft.results.evaluation import Estimate, GammaResult, TaskResult

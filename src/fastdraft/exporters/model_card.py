@@ -1,0 +1,138 @@
+"""The model card: what was measured of a draft, and how to use it. Everything in it comes from the run's cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from fastdraft.exporters import licence_terms, model_card_sections
+from fastdraft.exporters.evidence import Evidence
+from fastdraft.exporters.usage import USAGE
+from fastdraft.models.hub import is_hub_id, name_of
+from fastdraft.results.export import ExportCard
+from fastdraft.results.formatting import interval, sampling_text
+
+FILE = "README.md"
+LIBRARIES = {"huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
+SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+def model_card(evidence: Evidence, export: ExportCard) -> str:
+    """The text of README.md, with its front matter."""
+    metadata = ModelCardData(
+        base_model=evidence.part.path if is_hub_id(evidence.part.path) else None,
+        library_name=LIBRARIES[export.format],
+        pipeline_tag="text-generation",
+        tags=["speculative-decoding", "draft-model", "fastdraft"],
+        **licence_terms.metadata(export.target_licence),
+    )
+    measured = [section(evidence) for section in model_card_sections.SECTIONS]
+    licence = licence_terms.section(export.target_licence, export.files)
+    sections = [
+        *(_summary(evidence, export), licence, _proof(export), _shape(evidence), *measured),
+        *(_use(evidence, export), _reproduction(evidence)),
+    ]
+    body = "\n\n".join("\n".join(lines) for lines in sections)
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _summary(evidence: Evidence, export: ExportCard) -> Iterator[str]:
+    fraction = evidence.parameters / evidence.target.parameters
+    revision = f", revision `{export.target_revision}`" if export.target_revision else ""
+    terms = licence_terms.terms_of(export.target_licence)
+    kind = f"{terms.begins} draft" if terms and terms.begins else "A draft"
+    yield f"# {kind} for {name_of(evidence.part.path)}"
+    yield ""
+    yield (
+        f"{evidence.parameters:,} parameters, {fraction:.3f} of its target's {evidence.target.parameters:,}, for "
+        f"speculative decoding: it proposes tokens, and the target accepts or replaces them, so the "
+        f"output is the target's own. It is of no use by itself."
+    )
+    yield ""
+    yield f"- Target: `{name_of(evidence.part.path)}`{revision}, files' digest `{export.target_digest}`"
+    yield f"- This folder: {export.format}, weights {export.weights}"
+    yield f"- Vocabulary: {evidence.target.vocab_rows:,} rows, the target's padded one, with its very tokenizer files"
+    if evidence.phases:
+        paper = "[arXiv:2411.11055](https://arxiv.org/abs/2411.11055)"
+        yield f"- Trained by FastDraft ({paper}): {', '.join(evidence.phases)}"
+    for note in export.notes:
+        yield f"- Note: {note}"
+
+
+def _proof(export: ExportCard) -> Iterator[str]:
+    proof = export.proof
+    yield "## This file says what the draft says"
+    yield ""
+    yield (
+        f"Opened in {proof.engine} and held against the original (transformers, float32): {proof.equal_prompts} of "
+        f"{proof.prompts} greedy texts equal to the last token, {proof.agreement:.1%} of {proof.tokens:,} tokens put "
+        f"first."
+    )
+    if proof.widest_gap is not None:
+        yield (f"Where texts part, the original preferred its own token by {proof.widest_gap:.2g} of a logit, at most.")
+    yield f"{proof.texts - len(proof.unlike_texts)} of {proof.texts} probe texts are cut into the target's own ids."
+    if proof.kept:
+        yield ""
+        rows = [
+            [
+                sampling_text(kept.temperature),
+                str(kept.prompts),
+                interval(kept.original),
+                interval(kept.exported),
+            ]
+            for kept in proof.kept
+        ]
+        gamma = proof.kept[0].gamma
+        names = ["sampling", "prompts", f"block efficiency at gamma {gamma}, original", "this file"]
+        yield from model_card_sections.table(names, rows)
+    yield ""
+    yield "Accepted as a draft of this target by the rule of"
+    yield ""
+    yield from (f"- {accepted.engine}: {accepted.why}" for accepted in export.accepted)
+
+
+def _shape(evidence: Evidence) -> Iterator[str]:
+    yield "## Shape"
+    yield ""
+    sizes = [
+        (name, evidence.config[name])
+        for name in (*SIZES, "intermediate_size", "vocab_size", "tie_word_embeddings")
+        if name in evidence.config
+    ]
+    yield from model_card_sections.table([name for name, _ in sizes], [[str(value) for _, value in sizes]])
+
+
+def _use(evidence: Evidence, export: ExportCard) -> Iterator[str]:
+    gamma = model_card_sections.best_gamma(evidence.last)
+    hub_id = evidence.part.path if is_hub_id(evidence.part.path) else "TARGET"
+    file_name = export.path_for_engine(Path()).name
+    yield "## Use"
+    yield ""
+    yield (
+        "DRAFT is this folder where it is the form that the engine reads, or what `fastdraft export` makes for it; "
+        "llama.cpp reads the file in it. TARGET is the target in the form of the draft."
+    )
+    for engine, snippet in USAGE.items():
+        source = f"`{file_name}` in this folder" if file_name else "this folder"
+        source = source if snippet.format == export.format else f"`fastdraft export DRAFT --format {snippet.format}`"
+        target = hub_id if snippet.format == "huggingface" else "TARGET"
+        yield f"\n{engine} ({source}):\n\n```{snippet.language}\n{snippet.filled(target, 'DRAFT', gamma)}```"
+
+
+def _reproduction(evidence: Evidence) -> Iterator[str]:
+    yield "## How to make it again"
+    yield ""
+    if evidence.recipe is None:
+        yield "Not recorded."
+        return
+    versions = evidence.commands[-1].get("versions", {}) if evidence.commands else {}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
+    commit = next((str(c["commit"]) for c in reversed(evidence.commands) if c.get("commit")), "not recorded")
+    yield "`recipe.yaml` lies beside this card; every value says where it came from."
+    yield ""
+    yield "```bash\nfastdraft run recipe.yaml\n```"
+    yield ""
+    seed = evidence.commands[-1].get("seed") if evidence.commands else "not recorded"
+    yield f"Seed {seed}, commit {commit}; {packages}."
