@@ -10,9 +10,10 @@ CHROMIUM := command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get 
 # weights. On x86 GGML_NATIVE=OFF means AVX2, FMA, F16C and BMI2.
 LLAMA_CPP := CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE="$(CURDIR)/.ci/llama-cpp.cmake"' $(INSTALL) -e '.[llamacpp]'
-# A worker for each core, with one thread each: most tests wait for processes, or multiply matrices of a few rows.
-# Each worker takes 2 GiB.
-PYTEST := -m pytest -q -n logical --maxprocesses 8 --dist worksteal --durations 30
+# Two workers for each core, with one thread each: many tests wait for processes, the others multiply small matrices. Each
+# worker takes 2 GiB, so there are at most eight.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(2 * os.cpu_count(), 8))")
+PYTEST := -m pytest -q -n $(WORKERS) --dist worksteal --durations 30
 test test-fast test-newest test-lowest: export OMP_NUM_THREADS = 1
 
 .PHONY: setup setup-dev setup-engines demo test test-fast test-engines test-newest test-lowest check docs
@@ -69,10 +70,9 @@ test-lowest: .venv-lowest/dev
 	touch $@
 
 check: setup-dev
-	$(BIN)/ruff format --check -q src tests benchmarks dev
-	$(BIN)/ruff check -q src tests benchmarks dev
-	$(BIN)/mypy src
-	$(BIN)/mypy benchmarks
+	$(BIN)/ruff format --check -q src tests benchmarks examples dev
+	$(BIN)/ruff check -q src tests benchmarks examples dev
+	$(BIN)/mypy src benchmarks examples
 
 # The two pages that are printed from the code, and the site, in site/.
 docs: setup-dev

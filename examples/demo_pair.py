@@ -2,8 +2,8 @@
 
     python examples/demo_pair.py [FOLDER]
 
-Each `# %%` begins a cell for editors that run scripts as notebooks. The target is the packaged one, `demo`; its recipe is
-cut to a hundredth of its tokens, so the draft accepts little. `fastdraft run recipes/demo.yaml` makes a useful one.
+Each `# %%` begins a cell for editors that run scripts as notebooks. The target is the packaged one, `demo`. Its recipe
+is cut to a hundredth of its tokens, so few tokens of this draft are accepted. `fastdraft run recipes/demo.yaml` makes a useful one.
 """
 
 # %% What a draft for this target would look like, what it would cost, and whether it would pay on this machine.

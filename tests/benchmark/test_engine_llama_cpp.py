@@ -27,7 +27,15 @@ def files(pair, tmp_path_factory) -> PairFiles:
     folder = tmp_path_factory.mktemp("exports")
     for name, model in pair.items():
         export_gguf(model, folder / name, "f32")
-    return PairFiles(folder / "target", folder / "draft", "f32", "f32", "cpu", 97, frozenset({8191}))
+    return PairFiles(
+        target=folder / "target",
+        draft=folder / "draft",
+        target_weights="f32",
+        draft_weights="f32",
+        device="cpu",
+        longest_tokens=97,
+        eos=frozenset({8191}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +48,13 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
     steps = [Steps(setting="", temperature=0, repeat=0, target_seconds=1, draft_seconds=EACH, block_seconds=EACH)]
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
-        asked = BenchRequest(prompt, SamplingParams(0.0), TOKENS)
-        plain = exact.complete(asked, NONE)
+        request = BenchRequest(prompt, SamplingParams(0.0), TOKENS)
+        plain = exact.complete(request, NONE)
         assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
         for arm in (LOOKUP, Arm("draft", 1), Arm("draft", 3)):
-            timed = exact.complete(asked, arm)
-            parted = first_difference(target, prompt, plain.tokens, timed.tokens, task="t", number=place, arm=arm)
-            check_near_ties("exact", [parted] if parted else [])
+            timed = exact.complete(request, arm)
+            difference = first_difference(target, prompt, plain.tokens, timed.tokens, task="t", number=place, arm=arm)
+            check_near_ties("exact", [difference] if difference else [])
             assert (timed.blocks[0], sum(timed.blocks)) == (1, TOKENS)
             assert 0 < timed.first_seconds < timed.seconds
             if arm.kind == "draft":
@@ -56,9 +64,9 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
         texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), SamplingParams(0.7)))
     known = with_logprobs(target, texts, LlamaCpp.greedy_draft)
     assert {row.sampling for row in known} == {SamplingParams(0.0)}
-    for gamma, said in predictions(draft, known, (1, 3), steps, skipped_tokens=1).items():
-        assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
-        assert said.block_efficiency > 1.05
+    for gamma, predicted in predictions(draft, known, (1, 3), steps, skipped_tokens=1).items():
+        assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(predicted.block_efficiency)
+        assert predicted.block_efficiency > 1.05
 
 
 def test_a_seed_is_a_text(exact):

@@ -32,7 +32,15 @@ def files(pair, tmp_path_factory) -> PairFiles:
     folder = tmp_path_factory.mktemp("exports")
     for name, model in pair.items():
         export_openvino(model, folder / name, "fp16")
-    return PairFiles(folder / "target", folder / "draft", "fp16", "fp16", "CPU", 97, frozenset({EOS}))
+    return PairFiles(
+        target=folder / "target",
+        draft=folder / "draft",
+        target_weights="fp16",
+        draft_weights="fp16",
+        device="CPU",
+        longest_tokens=97,
+        eos=frozenset({EOS}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +53,29 @@ def test_exact_text_is_the_same_and_blocks_are_those_of_one_pass(files, exact):
     steps = [Steps(setting="", temperature=0, repeat=0, target_seconds=1, draft_seconds=EACH, block_seconds=EACH)]
     found, texts = {1: [], 3: []}, []
     for place, prompt in enumerate(PROMPTS):
-        asked = BenchRequest(prompt, SamplingParams(0.0), TOKENS)
-        plain = exact.complete(asked, NONE)
+        request = BenchRequest(prompt, SamplingParams(0.0), TOKENS)
+        plain = exact.complete(request, NONE)
         assert (plain.blocks, plain.drafted) == ((1,) * TOKENS, 0)
         assert 0 < plain.first_seconds < plain.seconds
         for arm in (LOOKUP, Arm("draft", 1), Arm("draft", 3)):
-            timed = exact.complete(asked, arm)
-            parted = first_difference(target, prompt, plain.tokens, timed.tokens, task="t", number=place, arm=arm)
-            check_near_ties("exact", [parted] if parted else [])
+            timed = exact.complete(request, arm)
+            difference = first_difference(target, prompt, plain.tokens, timed.tokens, task="t", number=place, arm=arm)
+            check_near_ties("exact", [difference] if difference else [])
             assert (timed.blocks[0], sum(timed.blocks)) == (1, TOKENS)
             if arm.kind == "draft":
                 assert 0 < timed.drafted <= arm.gamma * (len(timed.blocks) - 1)
                 found[arm.gamma] += timed.blocks[1:]
         texts.append(Completion("", prompt, plain.tokens, np.zeros(0, np.float32), SamplingParams(0.0)))
-    for gamma, said in predictions(draft, texts, (1, 3), steps, skipped_tokens=1).items():
-        assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(said.block_efficiency)
-        assert 1.05 < said.block_efficiency < 1 + gamma
+    for gamma, predicted in predictions(draft, texts, (1, 3), steps, skipped_tokens=1).items():
+        assert sum(found[gamma]) / len(found[gamma]) == pytest.approx(predicted.block_efficiency)
+        assert 1.05 < predicted.block_efficiency < 1 + gamma
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("gamma", [1, 3, 5])
 def test_blocks_are_whole_up_to_the_end_and_the_draft_takes_a_part_of_them(exact, temperature, gamma):
-    asked = BenchRequest(PROMPTS[0], SamplingParams(temperature), TOKENS)
-    alone, timed = (exact.complete(asked, arm) for arm in (NONE, Arm("draft", gamma)))
+    request = BenchRequest(PROMPTS[0], SamplingParams(temperature), TOKENS)
+    alone, timed = (exact.complete(request, arm) for arm in (NONE, Arm("draft", gamma)))
     assert 0 <= gamma * (len(timed.blocks) - 1) - timed.drafted <= sum(range(gamma + 1))
     if timed.sizes_known:
         left = TOKENS - np.cumsum(timed.blocks)[:-1]

@@ -1,4 +1,4 @@
-"""What is measured is what one pass predicts where steps take what they take; unequal text and unused drafts stop."""
+"""With known step times, measured equals predicted; different greedy text and an ignored draft are errors."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def greedy_cells(engine, files, plan):
 
 
 def test_measured_is_predicted(counted, files, plan):
-    """The very same blocks, and with them the speed-up, to the last digit."""
+    """The same blocks, and with them the same speed-up."""
     each, cells = greedy_cells(counted, files, plan())
     assert [(cell.task, cell.temperature) for cell in cells] == [("text", 0.0), ("code", 0.0)]
     assert [(steps.setting, steps.temperature, steps.repeat) for steps in each] == [("fast", 0.0, 0), ("fast", 0.0, 1)]
@@ -53,18 +53,15 @@ def test_all_arms_take_turns_forwards_and_back(counted, files, plan):
 
 def test_an_engine_that_ignores_the_draft_is_an_error(counted, files, plan):
     counted.drafts = False
-    with pytest.raises(
-        BenchError, match="counted was given the draft at gamma ., and proposed not one token.*\n  do: "
-    ):
+    with pytest.raises(BenchError, match="counted .* gamma ."):
         greedy_cells(counted, files, plan())
 
 
-@pytest.mark.parametrize(("arm", "said"), [(NONE, "none, gamma 0"), (Arm("draft", 3), "draft, gamma 3")])
-def test_what_ends_with_its_first_forward_cannot_be_timed(counted, files, plan, arm, said):
-    """One arm is enough: a time a token of no tokens would be a speed-up out of nothing."""
+@pytest.mark.parametrize(("arm", "name"), [(NONE, "none, gamma 0"), (Arm("draft", 3), "draft, gamma 3")])
+def test_texts_that_end_with_the_first_forward_are_an_error(counted, files, plan, arm, name):
+    """One arm is enough: its time per token would be that of no tokens."""
     counted.spoils = staticmethod(lambda tokens, of: tokens[:1] if of == arm else tokens)
-    wanted = f"task text, {said}: every text ends with its first forward.*\n  do: raise --tokens"
-    with pytest.raises(BenchError, match=wanted):
+    with pytest.raises(BenchError, match=f"task text, {name}: .*\n.*--tokens"):
         greedy_cells(counted, files, plan())
 
 
@@ -82,20 +79,22 @@ def test_other_text_is_an_error_and_reports_where(counted, files, plan):
     assert texts == 9
     assert [(found.arm, found.gamma, found.position) for found in differences] == 3 * [("draft", 3, 7)]
     assert {found.task for found in differences} == {"text", "code"}
-    with pytest.raises(
-        UnequalOutput, match="exact: greedy text with draft, gamma 3.*task text, prompt 0, token 7: 1 f"
-    ):
+    with pytest.raises(UnequalOutput, match="exact: .* draft, gamma 3.*task text, prompt 0, token 7: 1 "):
         check_near_ties("exact", differences)
 
 
 def test_the_gap_is_that_of_the_targets_logits(tiny_llama):
     model, prompt = tiny_llama(3), np.array([3, 5, 7])
-    texts = Texts(prompt, np.array([2, 11, 5]), np.array([2, 13, 5]))
-    found = difference(model, "text", 0, Arm("draft", 1), texts)
+    plain, tokens, where = (
+        np.array([2, 11, 5]),
+        np.array([2, 13, 5]),
+        {"task": "text", "number": 0, "arm": Arm("draft", 1)},
+    )
+    found = first_difference(model, prompt, plain, tokens, **where)
     logits = model(input_ids=torch.tensor([[3, 5, 7, 2]])).logits[0, -1].detach()
     assert (found.position, found.tokens) == (1, (11, 13))
     assert found.gap == pytest.approx(abs(float(logits[11] - logits[13])), abs=1e-4)
-    assert first_difference(model, prompt, texts.plain, texts.plain, task="text", number=0, arm=Arm("draft", 1)) is None
+    assert first_difference(model, prompt, plain, plain, **where) is None
 
 
 def test_a_text_that_ends_early_is_no_near_tie(tiny_llama):
@@ -107,8 +106,8 @@ def test_a_text_that_ends_early_is_no_near_tie(tiny_llama):
         check_near_ties("exact", [found])
 
 
-def test_a_near_tie_is_none_of_the_engines_faults():
+def test_a_near_tie_is_no_error_of_the_engine():
     tie = Difference(task="text", prompt=0, arm="draft", gamma=3, position=7, tokens=(1, 2), gap=NEAR_TIE / 2)
     check_near_ties("exact", [tie])
-    with pytest.raises(UnequalOutput, match="1 texts differ so"):
+    with pytest.raises(UnequalOutput, match="1 texts differ"):
         check_near_ties("exact", [tie, tie.model_copy(update={"gap": NEAR_TIE})])

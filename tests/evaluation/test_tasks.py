@@ -78,7 +78,7 @@ def test_local_files_are_read_like_the_hub(tmp_path, tokenizer):
     ]
 
 
-def test_groups_of_spec_bench_share_a_file(tmp_path, tokenizer):
+def test_groups_of_spec_bench_are_in_one_file(tmp_path, tokenizer):
     rows = [
         {"category": kind, "turns": [f"{kind}?", "more?"]} for kind in ("coding", "qa", "rag", "translation", "math")
     ]

@@ -43,7 +43,7 @@ def test_hours_divide_by_rate_fraction_and_devices(plain):
     assert hours(3.6e15, plain, utilisation=0.5, devices=5) == pytest.approx(2 / 5)
 
 
-def test_writing_many_texts_at_once_is_cheaper(plain, target):
+def test_writing_a_large_batch_is_cheaper(plain, target):
     one, many = (generation_seconds(target, 1e6, plain, "bf16", n, 0) for n in (1, 8))
     assert many == pytest.approx(one / 8, rel=1e-4)
     assert generation_seconds(target, 1e6, plain, "bf16", 8, 0, devices=2) == pytest.approx(many / 2)
@@ -78,5 +78,5 @@ def test_a_checkpoint_is_as_large_as_one_that_was_written(tmp_path, optimizer):
     assert checkpoint_bytes(size, optimizer) == 3 * checkpoint_bytes(size, optimizer, kept=0)
 
 
-def test_likeliest_tokens_take_two_bytes_each_and_their_ids():
+def test_most likely_tokens_take_two_bytes_each_and_their_ids():
     assert [top_bytes(*sizes) for sizes in ((16, 65_536), (16, 65_537), (0, 7))] == [64, 96, 0]

@@ -107,7 +107,7 @@ def _byte_level(folder: Path, definition: dict[str, Any]) -> _Bpe:
         raise ExportError(
             f"the pre-tokenizer in {folder} is not known to exist in llama.cpp: {' then '.join(steps)}, "
             f"ignore_merges {ignore}\n  wanted: that of {known}\n"
-            f"  do: choose another format, or add its name in llama.cpp to PRE_TOKENIZERS in exporters/gguf_vocabulary.py"
+            f"  do: choose another format, or add it to PRE_TOKENIZERS in exporters/gguf_vocabulary.py"
         )
     notes = _normalised(folder, definition["normalizer"])
     return _Bpe("gpt2", name, None, [" ".join(pair) for pair in _merges(definition)], notes)
