@@ -3,7 +3,8 @@
     python examples/demo_pair.py [FOLDER]
 
 Each `# %%` begins a cell for editors that run scripts as notebooks. The target is the packaged one, `demo`. Its recipe
-is cut to a hundredth of its tokens, so few tokens of this draft are accepted. `fastdraft run recipes/demo.yaml` makes a useful one.
+is cut to a hundredth of its tokens, so few tokens of this draft are accepted: `fastdraft run recipes/demo.yaml` makes a
+useful one.
 """
 
 # %% What a draft for this target would look like, what it would cost, and whether it would pay on this machine.
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import fastdraft
+from fastdraft.results.evaluation import EvaluationCard
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
@@ -33,7 +35,9 @@ recipe = fastdraft.load_recipe(
 
 # %% Every stage, from the target to the evaluation. Stages that are done are skipped when this cell runs again.
 cards = fastdraft.run(recipe, folder=FOLDER / "run")
-for result in cards["evaluate"].results:
+evaluation = cards["evaluate"]
+assert isinstance(evaluation, EvaluationCard)
+for result in evaluation.results:
     print(f"{result.stage:10} {result.task:6} acceptance rate {result.alpha.value:.3f}")
 
 # %% Does the draft fit its target in every engine?

@@ -171,6 +171,7 @@ def bench(
     known.
     """
     from fastdraft.benchmark import bench_pair
+    from fastdraft.system.progress import log_line
 
     options = bench_pair.BenchOptions(
         target=target,
@@ -188,7 +189,7 @@ def bench(
     )
     result = bench_pair.bench(options)
     if save:
-        bench_pair.save(options, result)
+        log_line(f"saved in {bench_pair.save(options, result)}")
     return result
 
 

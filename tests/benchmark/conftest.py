@@ -1,4 +1,4 @@
-"""An engine whose steps take the seconds that they are said to take: speculative decoding, counted and not timed."""
+"""An engine with fixed step times: its speculative decoding counts seconds instead of measuring them."""
 
 from collections.abc import Callable
 from functools import cache
@@ -75,11 +75,11 @@ class _Counted:
     def __init__(self, engine, factor):
         self.engine, self.factor = engine, factor
 
-    def complete(self, asked, arm):
+    def complete(self, request, arm):
         self.engine.asked.append(arm)
         target, draft = self.engine.readers_of
-        ids, blocks, seconds, first, drafted, drafting = asked.prompt.tolist(), [], 0.0, 0.0, 0, 0.0
-        end = len(ids) + asked.max_new_tokens
+        ids, blocks, seconds, first, drafted, drafting = request.prompt.tolist(), [], 0.0, 0.0, 0, 0.0
+        end = len(ids) + request.max_new_tokens
         while len(ids) < end:
             count = arm.gamma if arm.kind == "draft" and blocks else 0
             proposed = list(ids)
@@ -96,7 +96,7 @@ class _Counted:
             drafting += self.factor * count * DRAFT_SECONDS
             seconds += self.factor * (count * DRAFT_SECONDS + block_seconds(count + 1))
             first = first or seconds
-        tokens = self.engine.spoils(np.array(ids[len(asked.prompt) :]), arm)
+        tokens = self.engine.spoils(np.array(ids[len(request.prompt) :]), arm)
         return TimedCompletion(tokens, seconds, first, tuple(blocks), drafted if self.engine.drafts else 0, drafting)
 
 
@@ -108,9 +108,9 @@ def one_pass_models(tiny_llama, perturbed) -> OnePassModels:
 
 
 @pytest.fixture
-def counted(readers) -> type[Engine]:
+def counted(one_pass_models) -> type[Engine]:
     """The engine of those two."""
-    return type("Counted", (Counted,), {"readers_of": readers, "asked": []})
+    return type("Counted", (Counted,), {"readers_of": one_pass_models, "asked": []})
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_a_pair_from_the_command_to_its_model_card(stages_of, fastdraft):
     ended = fastdraft("bench", "target", DRAFT, *QUICK, "--save", "--json")
     assert ended.code == 0, ended.err
     result = BenchResult.model_validate_json(ended.out)
-    assert "kept in runs/tiny/bench/bench-transformers-cpu-fp32.json" in ended.err
+    assert "saved in runs/tiny/bench/bench-transformers-cpu-fp32.json" in ended.err
     assert list(result.prompts.items()) == [("text", 2), ("rows", 2)]
     assert result.equality.equal + len(result.equality.near_ties) == result.equality.texts == 2 * 2 * 3
     assert [(cell.task, cell.temperature) for cell in result.cells] == [
@@ -78,17 +78,17 @@ def test_a_pair_from_the_command_to_its_model_card(stages_of, fastdraft):
 def test_a_bench_of_another_draft_is_left_out(stages_of, fastdraft):
     ended = fastdraft("bench", "target", "runs/tiny/pretrain/model", *QUICK, "--save", "--temperature", 0)
     assert ended.code == 0, ended.err
-    assert "tokens a forward" in ended.out
+    assert "tokens per forward" in ended.out
     assert known(stages_of).speeds == []
 
 
 @pytest.mark.slow
 def test_prompts_of_a_file(stages_of, fastdraft):
-    """One that leaves no room in the context is left out, and that is said."""
+    """A prompt that leaves no room in the context is left out and reported."""
     rows = ["river stone", "river stone walks " * 50, "yellow wolf walks"]
     (stages_of / "own.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     shutil.copytree(stages_of / DRAFT, stages_of / "bare")
-    refused(fastdraft("bench", "target", "bare", *QUICK), "nothing beside bare says which prompts", "add --tasks")
+    refused(fastdraft("bench", "target", "bare", *QUICK), "bare does not belong to a run", "add --tasks")
     ended = fastdraft("bench", "target", "bare", *QUICK, "--tasks", "own.jsonl", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["prompts"] == {"own.jsonl": 2}

@@ -5,7 +5,7 @@ distribution.
 import numpy as np
 import pytest
 
-from fastdraft.benchmark.bench_pair import in_form
+from fastdraft.benchmark.bench_pair import engine_folder
 from fastdraft.benchmark.engine import LOOKUP, NONE, Arm, BenchRequest, PairFiles
 from fastdraft.benchmark.engine_llama_cpp import LlamaCpp
 from fastdraft.benchmark.equality import check_near_ties, first_difference
@@ -81,8 +81,8 @@ def test_a_model_that_was_not_written_whole_is_not_kept(pair, tmp_path, monkeypa
     """The next bench would open it as a finished one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with full_disk(), pytest.raises(DiskFull, match="no space left while writing"):
-        in_form(LlamaCpp, pair["draft"], "f32")
+        engine_folder(LlamaCpp, pair["draft"], "f32")
     assert list(cache_folder("exports").iterdir()) == []
-    place, _ = in_form(LlamaCpp, pair["draft"], "f32")
-    assert in_form(LlamaCpp, pair["draft"], "f32") == (place, "f32")
+    place, _ = engine_folder(LlamaCpp, pair["draft"], "f32")
+    assert engine_folder(LlamaCpp, pair["draft"], "f32") == (place, "f32")
     assert [file.name for file in place.iterdir()] == ["draft-f32.gguf"]

@@ -115,7 +115,7 @@ def test_a_missing_target(tiny, fastdraft):
 
 def test_an_empty_corpus(tiny, fastdraft):
     (tiny / "empty").mkdir()
-    check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "/empty (looked for", "`text` source")
+    check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "/empty (looked for", "`path`")
     (tiny / "empty" / "blank.txt").write_text("\n\n")
     check_refused(fastdraft("run", "recipe.yaml", "corpus.text.path=empty"), "/empty) holds no doc")
 

@@ -120,7 +120,7 @@ def test_completions_of_another_revision(kept, folder, fastdraft):
         fastdraft("evaluate", DRAFT, "--data", "kept"), message, f"the card of {DRAFT} names", "--target target"
     )
     named = fastdraft("evaluate", DRAFT, "--data", "kept", "--target", "target")
-    check_refused(named, message, "target has", "do: make completions of that one")
+    check_refused(named, message, "target has", "do: record completions of that one")
     assert "name that" not in named.err, "the target that wrote them is no longer here, and was named already"
     check_refused(fastdraft("evaluate", DRAFT, *PROMPTS, "--keep", "kept"), "choose another folder with --keep")
     shutil.copytree(folder / "target", folder / "tuned")
@@ -150,7 +150,7 @@ def test_a_runs_own_evaluation_is_a_recording(folder, fastdraft):
     shutil.copytree(folder / "away", folder / "tuned")
     (folder / "tuned" / "generation_config.json").write_text('{"eos_token_id": 0, "top_k": 3}')
     check_refused(fastdraft("evaluate", DRAFT, "--data", own, "--target", "tuned"), "evaluate was written by target")
-    check_refused(fastdraft("evaluate", DRAFT, "--keep", own, "--target", "tuned", *QUICK), "nothing is added")
+    check_refused(fastdraft("evaluate", DRAFT, "--keep", own, "--target", "tuned", *QUICK), "nothing can be added")
     card = run / "target" / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"digest": "0123456789abcdef"}))
     check_refused(fastdraft("evaluate", DRAFT, "--data", own), "was not made with", "0123456789abcdef")
@@ -172,7 +172,7 @@ def test_a_draft_that_does_not_fit(kept, folder, fastdraft):
     vocabulary = swapped["model"]["vocab"]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     file.write_text(json.dumps(swapped))
-    check_refused(fastdraft("evaluate", "foreign", "--data", "kept"), "other bytes behind its ids", advice)
+    check_refused(fastdraft("evaluate", "foreign", "--data", "kept"), "stand for other bytes", advice)
 
 
 def test_invalid_arguments_are_refused(folder, fastdraft):

@@ -157,7 +157,7 @@ def test_it_is_a_command(done, capsys):
     said = CliRunner().invoke(app, ["push", place, "me/draft"])
     assert said.exit_code == 0
     assert "me/draft (private model repository)" in said.stdout
-    assert "nothing was uploaded: add --yes to do it" in said.stdout
+    assert "nothing was uploaded: add --yes" in said.stdout
 
 
 def shown(folder: Path, card: ExportCard) -> str:

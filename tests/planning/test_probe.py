@@ -96,15 +96,15 @@ def test_without_the_engine_torch_is_measured(paper):
 
 
 def test_the_rate_of_multiplication_is_that_of_its_fastest_product(monkeypatch):
-    """Of three at least, however short the time: others work here too, and slow down what they meet."""
+    """At least three products are timed, because other load slows some of them down."""
     seconds = [0.4, 0.1, 0.2]
-    monkeypatch.setattr(probe, "_squaring", lambda matrix: seconds.pop(0) if len(matrix) == probe.SIDE else 0.0)
+    monkeypatch.setattr(probe, "_square_seconds", lambda matrix: seconds.pop(0) if len(matrix) == probe.SIDE else 0.0)
     assert matmul_rate(torch.device("cpu"), torch.float32, 0) == pytest.approx(2.0 * probe.SIDE**3 / 0.1)
     assert seconds == []
 
 
 def test_a_product_takes_some_time():
-    assert 0 < probe._squaring(torch.ones(131, 131)) < 60
+    assert 0 < probe._square_seconds(torch.ones(131, 131)) < 60
 
 
 @pytest.mark.slow

@@ -78,5 +78,5 @@ def test_a_checkpoint_is_as_large_as_one_that_was_written(tmp_path, optimizer):
     assert checkpoint_bytes(size, optimizer) == 3 * checkpoint_bytes(size, optimizer, kept=0)
 
 
-def test_most likely_tokens_take_two_bytes_each_and_their_ids():
+def test_top_tokens_take_two_bytes_each_and_their_ids():
     assert [top_bytes(*sizes) for sizes in ((16, 65_536), (16, 65_537), (0, 7))] == [64, 96, 0]

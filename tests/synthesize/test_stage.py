@@ -130,7 +130,7 @@ def test_recorded_answers_need_no_weights(tiny, synthesized):
     assert (card["completions"], len(completions)) == (29, 29)
     assert card["log_probabilities"] == "unknown for 29 rows"
     assert (card["quality"]["asked"], card["quality"]["written"]) == (29, 29)
-    assert card["ids"] == "texts tokenised again, each checked to decode to its text"
+    assert card["ids"] == "retokenized text, which decodes to the same text"
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_top_tokens_are_announced_stored_and_trained_on(tiny, fastdraft):
     ]
     result = fastdraft("run", "recipe.yaml", "align.objective={forward_kl: 0.5, total_variation: 0.5}", *keys)
     assert result.code == 0, result.err
-    assert "synthesize: top_logprobs take 20 bytes a token, 1.1e-05 GB at most" in result.err
+    assert "synthesize: top_logprobs take 20 bytes per token, at most 1.1e-05 GB" in result.err
     for row in CompletionStore(tiny / RUN / "synthesize" / "completions").read():
         assert row.top is not None
         assert row.top.ids.shape == (len(row.tokens), 5)
@@ -245,7 +245,7 @@ def test_a_prompt_of_two_sets_is_used_once_and_a_short_set_is_reported(tiny, fas
     keys = ["align=null", "evaluate=null", "pretrain=null", "continue=null"]
     result = fastdraft("run", "recipe.yaml", f"synthesize={json.dumps(part | {'temperatures': {1.0: 1}})}", *keys)
     assert result.code == 0, result.err
-    assert "synthesize: two gives 4 prompts, wanted 13" in result.err
+    assert "synthesize: two has 4 prompts, wanted 13" in result.err
     report = json.loads((tiny / RUN / "synthesize" / "quality.json").read_text())
     assert (report["asked"], report["written"]) == (11, 11)
     assert report["prompts_left_out"] == {"prompts that were there before": 3}
