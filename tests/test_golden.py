@@ -73,7 +73,7 @@ def acceptances(store: CompletionStore) -> dict[str, float | str]:
     decoding = DecodingParams(max_new_tokens=31, eos=eos, seed=7, target_revision="demo", batch_size=len(PROMPTS))
     numbers: dict[str, float | str] = {}
     for temperature in (0.0, 1.0):
-        prompts = [np.array(tokenizer(text).input_ids, np.uint32) for text in PROMPTS]
+        prompts = [np.array(tokenizer(text).input_ids) for text in PROMPTS]
         requests = [Request(prompt, SamplingParams(temperature)) for prompt in prompts]
         completions = complete(target, requests, decoding, store, "golden")
         result = evaluate(draft, completions, GAMMAS, stage="demo", task="golden", c=0.1, resamples=10, seed=7)
