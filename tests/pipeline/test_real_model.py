@@ -1,4 +1,4 @@
-"""The whole pipeline on a real target: recipes/stories260k.yaml with fewer tokens, on stories like its training data."""
+"""The whole pipeline on a real target: recipes/stories260k.yaml with fewer tokens, on stories like its own."""
 
 import json
 from pathlib import Path
