@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from fastdraft.results.evaluation import Result
 from fastdraft.system.errors import CardError
-
-VERSION = 2
 
 
 class Spread(Result):
@@ -155,7 +154,7 @@ class BenchResult(Result):
     keeps_distribution: whether sampling with the draft has the same distribution as without.
     """
 
-    version: int = VERSION
+    version: Literal[3] = 3
     engine: str
     device: str
     hardware: str

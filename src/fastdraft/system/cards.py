@@ -16,7 +16,7 @@ from fastdraft.system.energy import Joules
 from fastdraft.system.errors import CardError
 from fastdraft.system.files import write_json
 
-VERSION = 2
+VERSION = 3
 FILE = "card.json"
 
 
