@@ -55,8 +55,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, so that no worker of pytest-xdist is left alone with them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Give each worker of pytest-xdist an equal block of slow tests, and then of fast ones.
+
+    `--dist worksteal` begins with equal blocks of the list. Sorted by speed alone, one worker had all slow tests, and
+    the others waited for them in the end. A block keeps the tests of a module together, which share fixtures.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = [
+        item
+        for worker in range(workers)
+        for group in (slow, fast)
+        for item in group[len(group) * worker // workers : len(group) * (worker + 1) // workers]
+    ]
 
 
 # Files that take seconds to make are made by one worker of pytest-xdist, for all workers.
