@@ -1,4 +1,4 @@
-"""From a target's name to a draft that is measured, timed and exported, in Python: about two minutes on two cores.
+"""From a target's name to a draft that is measured, timed and exported, in Python, in minutes.
 
     python examples/demo_pair.py [FOLDER]
 

@@ -71,7 +71,6 @@ def plan(
     `target` is a hub id, a folder, a config.json or `demo`. The default budget is the paper's fraction of the target;
     without a recipe, the paper's tokens are costed. The device `cpu` is measured here, others have published figures.
     """
-    from fastdraft.config import TargetPart
     from fastdraft.planning.devices import published
     from fastdraft.planning.plan import Setting, make_plan
     from fastdraft.planning.probe import probe_cpu
@@ -80,7 +79,7 @@ def plan(
     devices = {name: probe_cpu(weights=weights) if name == "cpu" else published(name) for name in names}
     resolved = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     setting = Setting(device=devices[device], training_device=devices[train_device or device], weights=weights)
-    return make_plan(TargetPart(path=target), params_millions, resolved.recipe if resolved else None, setting)
+    return make_plan(target, params_millions, resolved.recipe if resolved else None, setting)
 
 
 def check(target: str, draft: str) -> Report:
@@ -118,7 +117,8 @@ def evaluate(
 
     `target` is by default the one that the draft's run names. `data` is a folder of completions to score on without
     the target; otherwise the target writes into `keep`, by default in the user's cache. With `verify`, real
-    speculative decoding runs on the first `verify_prompts` prompts of each task: VerificationError if it disagrees.
+    speculative decoding runs on the first `verify_prompts` prompts of each task: VerificationError if it disagrees,
+    with what was measured in its `scores`.
     """
     from fastdraft.evaluation.inputs import EvaluateOptions
     from fastdraft.evaluation.score import evaluate_draft

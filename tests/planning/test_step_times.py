@@ -56,8 +56,8 @@ def test_tokens_after_are_read_and_looked_at(plain, paper):
 
 def test_several_texts_fraction_the_reading_of_weights_but_not_of_what_is_after_them(plain, paper):
     one, five = (step_seconds(paper, plain, context_tokens=100, sequences=n) for n in (1, 5))
-    behind = step_seconds(paper, plain, context_tokens=100) - step_seconds(paper, plain)
-    assert five - one == pytest.approx(4 * behind, rel=1e-2)
+    context = step_seconds(paper, plain, context_tokens=100) - step_seconds(paper, plain)
+    assert five - one == pytest.approx(4 * context, rel=1e-2)
 
 
 @settings(max_examples=30, deadline=None)

@@ -12,7 +12,7 @@ from fastdraft.cli import completion
 from fastdraft.cli.choices import DEFAULT_TASKS, KINDS, PRECISIONS, TASKS
 from fastdraft.cli.options import AsJson, Overrides, parse_gammas, parse_temperatures, screen
 from fastdraft.cli.pipeline import Folder, stage_command
-from fastdraft.system.errors import RecipeError
+from fastdraft.system.errors import RecipeError, VerificationError
 
 if TYPE_CHECKING:
     from fastdraft.system.precision import PrecisionChoice
@@ -133,45 +133,42 @@ def evaluate(
         return
     _refuse(context, OF_RECIPES, subject, "a draft", "a recipe")
     _check(context, data, compare, subject, top_p, precision)
-    from fastdraft.evaluation import score
-    from fastdraft.evaluation.inputs import EvaluateOptions, open_inputs
+    import fastdraft
     from fastdraft.report import terminal_run, terminal_scores
-    from fastdraft.synthesize.completions import SamplingParams
-    from fastdraft.system.torch_device import usable_device
 
-    if temperature is None and data is None:
-        temperature = ["0,0.6"]
-    sampling = [
-        SamplingParams(value, top_k, top_p) if value else SamplingParams(0.0)
-        for value in (parse_temperatures(temperature) if temperature else [])
-    ]
-    options = EvaluateOptions(
-        draft=subject,
-        device=usable_device(device),
-        gammas=parse_gammas(gammas),
-        tasks=tuple(tasks or (() if data else DEFAULT_TASKS)),
-        sampling_settings=tuple(dict.fromkeys(sampling)),
-        target=target,
-        data=data,
-        keep=keep,
-        compare=compare,
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        resamples=resamples,
-        seed=seed,
-        batch_size=batch_size,
-        precision=cast("PrecisionChoice", precision),  # checked by `_check`
-    )
-    inputs = open_inputs(options)
-    scores = score.score(options, inputs)
-    if not as_json:
-        screen.print(terminal_scores.scores(scores))  # before the verification, which may raise
-    verified = score.verify(options, inputs, verify_prompts, verify_gamma) if verify else {}
+    try:
+        scores = fastdraft.evaluate(
+            subject,
+            target=target,
+            tasks=tasks,
+            temperatures=parse_temperatures(temperature) if temperature else None,
+            top_k=top_k,
+            top_p=top_p,
+            gammas=parse_gammas(gammas),
+            prompts=prompts,
+            max_new_tokens=max_new_tokens,
+            compare=compare,
+            verify=verify,
+            verify_prompts=verify_prompts,
+            verify_gamma=verify_gamma,
+            data=data,
+            keep=keep,
+            batch_size=batch_size,
+            precision=cast("PrecisionChoice", precision),  # checked by `_check`
+            resamples=resamples,
+            seed=seed,
+            device=device,
+        )
+    except VerificationError as error:
+        if not as_json:
+            screen.print(terminal_scores.scores(error.scores))
+        raise
     if as_json:
-        results = {task: [result.model_dump(mode="json") for result in each] for task, each in verified.items()}
-        print(json.dumps(scores.model_dump(mode="json") | {"verified": results}, indent=2, ensure_ascii=False))
-    elif verified:
-        screen.print(terminal_run.verified(verified))
+        print(json.dumps(scores.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        return
+    screen.print(terminal_scores.scores(scores))
+    if scores.verified:
+        screen.print(terminal_run.verified(scores.verified))
 
 
 def _given(context: typer.Context) -> set[str]:

@@ -15,7 +15,7 @@ from fastdraft.models import pretrained
 from fastdraft.results.evaluation import Comparison, Result, TaskResult, VerificationResult
 from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.decoding_params import DecodingParams
-from fastdraft.system.errors import RecordingError
+from fastdraft.system.errors import RecordingError, VerificationError
 from fastdraft.system.progress import Bar
 
 
@@ -53,12 +53,19 @@ class Scores(Result):
 
 
 def evaluate_draft(options: EvaluateOptions) -> Scores:
-    """Score the drafts and, if `options.verify_prompts` is set, verify the first one; raises as `verify` does."""
+    """Score the drafts and, if `options.verify_prompts` is set, verify the first one.
+
+    Raises as `verify` does; a VerificationError has the scores, so that they are not lost.
+    """
     inputs = open_inputs(options)
     scores = score(options, inputs)
     if not options.verify_prompts:
         return scores
-    verified = verify(options, inputs, options.verify_prompts, options.verify_gamma)
+    try:
+        verified = verify(options, inputs, options.verify_prompts, options.verify_gamma)
+    except VerificationError as error:
+        error.scores = scores
+        raise
     return scores.model_copy(update={"verified": verified})
 
 

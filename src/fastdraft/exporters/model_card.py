@@ -130,7 +130,7 @@ def _reproduction(evidence: Evidence) -> Iterator[str]:
     versions = evidence.commands[-1].get("versions", {}) if evidence.commands else {}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
     commit = next((str(c["commit"]) for c in reversed(evidence.commands) if c.get("commit")), "not recorded")
-    yield "`recipe.yaml` lies beside this card; every value says where it came from."
+    yield "`recipe.yaml`, next to this card, gives the origin of each value."
     yield ""
     yield "```bash\nfastdraft run recipe.yaml\n```"
     yield ""

@@ -3,6 +3,8 @@
 A message gives what was found, what was wanted, where, and, on a last line that starts with "do:", the remedy.
 """
 
+from typing import Any
+
 
 class FastDraftError(Exception):
     """FastDraft failed."""
@@ -27,7 +29,12 @@ class CheckpointError(FastDraftError):
 
 
 class VerificationError(FastDraftError):
-    """Real speculative decoding disagrees with the one-pass evaluation."""
+    """Real speculative decoding disagrees with the one-pass evaluation.
+
+    `scores`: what `fastdraft.evaluate` had measured before (`evaluation.score.Scores`); None elsewhere.
+    """
+
+    scores: Any = None
 
 
 class MainProcessFailed(FastDraftError):
