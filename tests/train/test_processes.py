@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import signal
 import socket
 import warnings
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdraft.system.errors import Stopped
 from fastdraft.train.loop import train
 
 # Processes are forked from the forkserver of tests/conftest.py, which has imported torch and transformers.
@@ -39,8 +37,8 @@ class Interruption(Exception):
 def interrupt():
     raise Interruption
 
-def signal_rank_1(number):
-    return lambda: rank == 1 and os.kill(os.getpid(), number)
+def signal_last_rank(number):
+    return lambda: rank == count - 1 and os.kill(os.getpid(), number)
 
 torch.set_num_threads(1)
 processes.join(torch.device("cpu"))
@@ -48,8 +46,8 @@ rank = processes.rank()
 ACTIONS = {
     "": lambda: None,
     "interrupt": interrupt,
-    "term": signal_rank_1(signal.SIGTERM),
-    "kill": signal_rank_1(signal.SIGKILL),
+    "term": signal_last_rank(signal.SIGTERM),
+    "kill": signal_last_rank(signal.SIGKILL),
 }
 
 def train_phase(conftest, folder, method, checkpoints, step, action, settings):
@@ -57,9 +55,11 @@ def train_phase(conftest, folder, method, checkpoints, step, action, settings):
     model = small.small_model(tied=settings.pop("tied", True))
     phase = small.small_phase(Path(folder), model, **settings)
     phase.parallel, phase.measure = method, small.small_measure()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         train(small.interrupt(phase, set(checkpoints), step, ACTIONS[action]))
     except (Interruption, Stopped):
+        assert signal.getsignal(signal.SIGTERM) == handler
         return
     processes.on_rank0(lambda: phase.model.save_pretrained(Path(folder, "model")))
 """
@@ -339,14 +339,9 @@ def test_sigterm_to_one_of_two_ends_both_after_a_checkpoint(make_phase, tmp_path
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_sigterm_to_one_process_ends_it_after_a_checkpoint(make_phase, interrupted, tmp_path):
+def test_sigterm_to_one_process_ends_it_after_a_checkpoint(make_phase, tmp_path):
     train(make_phase(tmp_path / "whole"))
-    folder = tmp_path / "stopped"
-    phase = interrupted(make_phase(folder), set(), 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped):
-        train(phase)
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert checkpoints(folder) == [5]
-    train(make_phase(folder))
-    assert curves(folder) == curves(tmp_path / "whole")
+    run_jobs(1, job(tmp_path / "stopped", "ddp", step=5, action="term"))
+    assert checkpoints(tmp_path / "stopped") == [5]
+    train(make_phase(tmp_path / "stopped"))
+    assert curves(tmp_path / "stopped") == curves(tmp_path / "whole")
