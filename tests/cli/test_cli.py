@@ -167,7 +167,7 @@ def test_two_commands_in_one_folder(tiny, fastdraft):
 def test_a_run_folder_that_is_a_file(tiny, fastdraft):
     (tiny / "file").write_text("kept")
     for folder in ("file", "file/below"):
-        check_refused(fastdraft("run", "recipe.yaml", "--folder", folder), f"{folder} cannot be a run folder")
+        check_refused(fastdraft("run", "recipe.yaml", "--folder", folder), f"{folder} is not a writable folder")
     assert (tiny / "file").read_text() == "kept"
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk(tiny, fastdraft, kilobytes, after, where):
     before = {name: path.stat().st_mtime_ns for name in STAGES if (path := tiny / RUN / name / "card.json").exists()}
     check_all_done(fastdraft(*command), tiny / RUN)
     assert before == {name: (tiny / RUN / name / "card.json").stat().st_mtime_ns for name in before}
-    assert list((tiny / RUN).rglob("*.part")) == []
+    assert list((tiny / RUN).rglob("*.fastdraft-part")) == []
 
 
 @pytest.mark.slow

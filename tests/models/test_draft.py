@@ -111,5 +111,5 @@ def test_the_error_names_a_damaged_draft(saved, damage):
 
 
 def test_a_draft_survives_a_kill_while_it_is_replaced(saved):
-    os.rename(saved, saved.with_name("model.old"))
+    os.rename(saved, saved.with_name("model.fastdraft-old"))
     draft.open_draft(saved, CPU)

@@ -77,7 +77,12 @@ def test_each_stage_needs_only_stages_before_it():
 def test_the_files_of_a_finished_run(finished_run, fastdraft):
     run = finished_run / RUN
     assert sorted(cards(run)) == sorted(NAMES)
-    assert [*run.rglob("*.part"), *run.rglob("*.old"), *run.rglob("checkpoint-*"), *run.rglob("*.attempts")] == []
+    assert [
+        *run.rglob("*.fastdraft-part"),
+        *run.rglob("*.fastdraft-old"),
+        *run.rglob("checkpoint-*"),
+        *run.rglob("*.attempts"),
+    ] == []
     assert (run / "align/model/tokenizer.json").read_bytes() == (finished_run / "target/tokenizer.json").read_bytes()
     steps = [[row["step"] for row in rows] for rows in metrics(run).values()]
     assert len(steps) == 3
@@ -206,7 +211,7 @@ def test_kills_at_any_moment_change_nothing(tiny, fastdraft):
     for phase in ("pretrain", "continue", "align"):
         weights = Path(phase) / "model/model.safetensors"
         assert (killed / weights).read_bytes() == (calm / weights).read_bytes()
-    assert [*killed.rglob("*.part"), *killed.rglob("*.old")] == []
+    assert [*killed.rglob("*.fastdraft-part"), *killed.rglob("*.fastdraft-old")] == []
     assert not (killed / "stale").exists()
 
 

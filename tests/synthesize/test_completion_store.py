@@ -97,7 +97,7 @@ def test_a_missing_row_is_named(store: CompletionStore) -> None:
 
 def test_an_unfinished_shard_is_ignored(store: CompletionStore) -> None:
     store.write([completion("a")])
-    (store.folder / "0123.parquet.part").write_bytes(b"half")
+    (store.folder / "0123.parquet.fastdraft-part").write_bytes(b"half")
     assert stored_keys(store) == {"a"}
 
 

@@ -80,7 +80,7 @@ def test_kills_lose_nothing_and_repeat_nothing(tiny_files, tmp_path, one_thread)
     for row in stored:
         np.testing.assert_array_equal(row.tokens, undisturbed[row.key].tokens)
         np.testing.assert_array_equal(row.logp, undisturbed[row.key].logp)
-    assert [*killed.glob("*.part"), *killed.glob("*.old")] == []
+    assert [*killed.glob("*.fastdraft-part"), *killed.glob("*.fastdraft-old")] == []
 
 
 CHILD = f"""

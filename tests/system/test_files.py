@@ -1,5 +1,6 @@
 """Run folders: atomic writes, full disks, locks, and moving the results of another recipe."""
 
+import ast
 import errno
 import os
 import signal
@@ -13,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastdraft.system import files
 from fastdraft.system.errors import DiskFull, RunError
 from fastdraft.system.files import (
     atomic_write,
+    cache_folder,
     claim,
     disk_full_explained,
     locked,
@@ -71,7 +74,7 @@ def test_a_block_that_writes_nothing_keeps_the_old_version(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    write(tmp_path / "thing.part", "folder", "half")
+    write(tmp_path / "thing.fastdraft-part", "folder", "half")
     with atomic_write(tmp_path / "thing") as part:
         assert not part.exists()
         part.mkdir()
@@ -147,10 +150,10 @@ def test_a_kill_at_a_rename_keeps_the_old_version(tmp_path, renames):
 
 def test_recovery_keeps_a_complete_new_version(tmp_path):
     write(tmp_path / "thing", "folder", "new")
-    write(tmp_path / "thing.old", "folder", "old")
+    write(tmp_path / "thing.fastdraft-old", "folder", "old")
     recover(tmp_path / "thing")
     assert read(tmp_path / "thing", "folder") == "new"
-    assert not (tmp_path / "thing.old").exists()
+    assert not (tmp_path / "thing.fastdraft-old").exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -194,12 +197,83 @@ def test_json_is_written_atomically_in_utf_8(tmp_path):
     assert "狐" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
+def test_a_file_of_the_user_with_a_usual_ending_stays(tmp_path):
+    """`.old` and `.part` are endings that users give to their own files, such as a backup of a recipe."""
+    mine = [tmp_path / f"recipe.yaml{ending}" for ending in (".old", ".part", ".bak", "~")]
+    for path in mine:
+        path.write_text("mine")
+    for _ in range(2):
+        with atomic_write(tmp_path / "recipe.yaml") as part:
+            part.write_text("new")
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+
+
 def test_remove_removes_a_link_and_keeps_its_target(tmp_path):
     write(tmp_path / "kept", "folder", "old")
     (tmp_path / "link").symlink_to(tmp_path / "kept")
-    remove(tmp_path / "link")
-    remove(tmp_path / "never there")
+    remove(tmp_path / "link", tmp_path)
+    remove(tmp_path / "never there", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "run/../victim",
+            "run/stage/../../victim",
+            "run/../../{}/victim",
+            "victim",
+            "/",
+            "..",
+            ".",
+            "run/..",
+            "run/.",
+        ),
+        *("run", "run/stage/..", "run/out/victim", "run/stage/up/victim", "run-2/victim", "out/victim"),
+    ],
+)
+def test_nothing_outside_the_folder_is_removed(tmp_path, monkeypatch, path):
+    """Neither through `..`, nor through a link, nor the folder itself, nor a sibling whose name begins like it."""
+    for folder in ("run/stage", "run-2", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "victim", "folder", "precious")
+    write(tmp_path / "victim", "folder", "precious")
+    (tmp_path / "run" / "stage" / "up").symlink_to("../..")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "out").symlink_to("../elsewhere")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    for inside in (Path("run"), tmp_path / "run", Path("run/stage/..")):
+        with pytest.raises(RunError, match=r"is not within .*run.*\n  do: "):
+            remove(Path(path.format(tmp_path.name)), inside)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_another_disk_can_be_cleaned_through_its_link(tmp_path):
+    """A user may move the folder of a large stage, and leave a link to it."""
+    write(tmp_path / "disk", "folder", "old")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenize").symlink_to(tmp_path / "disk")
+    remove(tmp_path / "run" / "tokenize" / "inner", inside=tmp_path / "run" / "tokenize")
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+REMOVERS = {"rmtree", "unlink", "rmdir", "removedirs"}
+
+
+def test_only_one_module_removes_files():
+    """Everything else calls its `remove`, which refuses what is outside."""
+    sources = Path(files.__file__).parents[1]
+    calls = [
+        (path.relative_to(sources).as_posix(), node.func.attr)
+        for path in sources.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (node.func.attr in REMOVERS or ast.unparse(node.func) in ("os.remove", "os.replace", "shutil.move"))
+    ]
+    assert sorted(calls) == [("system/files.py", "rmtree"), ("system/files.py", "unlink")]
 
 
 HOLD = """
@@ -245,13 +319,58 @@ def test_the_lock_ends_with_its_block(tmp_path):
         assert process.wait() == 0
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_path_that_is_not_a_folder_cannot_be_locked(tmp_path, place):
+def spoil_file(folder):
+    folder.write_text("mine")
+
+
+def spoil_dangling(folder):
+    folder.symlink_to(folder.parent / "gone")
+
+
+def spoil_loop(folder):
+    folder.symlink_to(folder)
+
+
+def spoil_lock_folder(folder):
+    (folder / "lock").mkdir(parents=True)
+
+
+def spoil_lock_link(folder):
+    folder.mkdir()
+    (folder / "lock").symlink_to(folder / "gone" / "lock")
+
+
+def spoil_lock_of_others(folder):
+    folder.mkdir()
+    (folder / "lock").write_bytes(b"\xff\0 of another program")
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+@pytest.mark.parametrize(
+    "spoil", [spoil_file, spoil_dangling, spoil_loop, spoil_lock_folder, spoil_lock_link, spoil_lock_of_others]
+)
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path, spoil, below):
+    spoil(tmp_path / "thing")
+    if below and spoil in (spoil_lock_folder, spoil_lock_link, spoil_lock_of_others):
+        below = "lock"
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(RunError, match=r"thing.* is not .*\n  do: .*--keep"):
+        with locked(tmp_path / "thing" / below if below != "lock" else tmp_path / "thing", "--keep"):
+            pass
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("home", ["file", "file/below", "gone"])
+def test_a_cache_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, home):
     (tmp_path / "file").write_text("mine")
-    message = r"file.* is not a writable folder: .*\n  do: .*--keep"
-    with pytest.raises(RunError, match=message), locked(tmp_path / place, "--keep"):
-        pass
-    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(RunError, match=r"is not a writable folder(.|\n)*do: set XDG_CACHE_HOME"):
+        cache_folder("completions", "0123")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder("completions", "0123") == tmp_path / "cache" / "fastdraft" / "completions" / "0123"
+    assert list((tmp_path / "cache" / "fastdraft" / "completions").iterdir()) == []
 
 
 def test_claim_moves_a_folder_with_another_key_to_stale(tmp_path):
@@ -264,7 +383,7 @@ def test_claim_moves_a_folder_with_another_key_to_stale(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["key"]
     (folder / "work").write_text("of two")
     assert claim(folder, "one") == "stale/pretrain-1"
-    remove(tmp_path / "stale" / "pretrain-0")
+    remove(tmp_path / "stale" / "pretrain-0", tmp_path)
     assert claim(folder, "three") == "stale/pretrain-0", "the first free number"
     assert claim(folder, "four") == "stale/pretrain-2"
     assert (tmp_path / "stale" / "pretrain-1" / "work").read_text() == "of two"

@@ -49,7 +49,7 @@ def test_two_processes_train_the_same_drafts_as_one(tiny, fastdraft, parallel):
     assert actual["continue"] == pytest.approx(expected["continue"], rel=1e-4)
     (entry,) = commands(both)
     assert (entry["processes"], entry["outcome"]) == (2, "finished")
-    assert not [*both.rglob("*.part"), *both.rglob("checkpoint-*"), *both.glob("stale")]
+    assert not [*both.rglob("*.fastdraft-part"), *both.rglob("checkpoint-*"), *both.glob("stale")]
     assert fastdraft("run", "recipe.yaml", *ADAMW).code == 0  # one process accepts the results of two
     assert set(commands(both)[1]["stages"].values()) == {"already done"}
 

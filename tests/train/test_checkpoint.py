@@ -51,7 +51,7 @@ def test_resuming_equals_no_interruption(make_phase, train_until, make_model, tm
         torch.manual_seed(step)
         phase = make_phase(tmp_path / "stopped", make_model(dropout=0.2, seed=5), **settings)
         train_until(phase, step, checkpoints={2, 4, 6, 8})
-        assert not list((tmp_path / "stopped").glob("*.part"))
+        assert not list((tmp_path / "stopped").glob("*.fastdraft-part"))
     if list((tmp_path / "stopped").glob("checkpoint-*")):
         torch.manual_seed(99)
     train(make_phase(tmp_path / "stopped", make_model(dropout=0.2, seed=5), **settings))
@@ -109,7 +109,12 @@ def test_resuming_after_real_kills_equals_no_interruption(make_phase, make_model
     assert [train_and_kill(folder, at) for at in (4, "rename", 9)] == [-signal.SIGKILL] * 3
     train(make_phase(folder, make_model(dropout=0.2), precision="bf16"))
     assert_same_end(folder, tmp_path / "whole")
-    assert sorted(p.name for p in (tmp_path / "killed").iterdir() if p.name.endswith((".part", ".old"))) == []
+    assert (
+        sorted(
+            p.name for p in (tmp_path / "killed").iterdir() if p.name.endswith((".fastdraft-part", ".fastdraft-old"))
+        )
+        == []
+    )
 
 
 def cut(path: Path) -> None:
@@ -183,13 +188,13 @@ def test_training_stops_if_every_checkpoint_is_damaged(make_phase, stopped):
 
 def test_a_kill_during_the_replacement_of_a_checkpoint_leaves_the_old_one(make_phase, stopped, tmp_path):
     newest = stopped / "checkpoint-00000006"
-    newest.rename(stopped / "checkpoint-00000006.old")
-    (stopped / "checkpoint-00000006.part").mkdir()
-    (stopped / "checkpoint-00000009.part").mkdir()
+    newest.rename(stopped / "checkpoint-00000006.fastdraft-old")
+    (stopped / "checkpoint-00000006.fastdraft-part").mkdir()
+    (stopped / "checkpoint-00000009.fastdraft-part").mkdir()
     train(make_phase(stopped))
     train(make_phase(tmp_path / "whole"))
     assert_same_end(stopped, tmp_path / "whole")
-    assert not [path for path in stopped.iterdir() if path.suffix in (".old", ".part")]
+    assert not [path for path in stopped.iterdir() if path.suffix in (".fastdraft-old", ".fastdraft-part")]
 
 
 def test_metrics_survive_what_a_kill_or_a_full_disk_leaves_in_them(make_phase, stopped, tmp_path):

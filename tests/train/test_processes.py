@@ -314,7 +314,7 @@ def test_kill_9_of_one_of_two_ends_the_launcher_and_training_resumes(make_phase,
     assert checkpoints(folder) == [3]
     run_jobs(2, job(folder, "ddp", optimizer="adamw"))
     assert_same(folder, tmp_path / "whole")
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob("*.fastdraft-part"))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def new_attempt(attempts: Path) -> Path:
     for old in earlier:
         for mark in sorted(old.glob("*/log/completions/*")):
             _take_over(mark, attempt / mark.relative_to(old))
-        remove(old)
+        remove(old, inside=attempts)
     return attempt
 
 
@@ -31,7 +31,7 @@ def _take_over(mark: Path, new_mark: Path) -> None:
     task counts as unfinished.
     """
     pipeline, new_pipeline = mark.parents[2], new_mark.parents[2]
-    mark.unlink()
+    remove(mark, inside=pipeline)
     for file in sorted(pipeline.rglob(f"{mark.name}[._]*")):
         destination = new_pipeline / file.relative_to(pipeline)
         destination.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from datatrove.utils.logging import logger
 from fastdraft.config import TokenizePart
 from fastdraft.system import errors, ray_cluster
 from fastdraft.system.errors import RunError, UserError
-from fastdraft.system.files import write_json
+from fastdraft.system.files import remove, write_json
 from fastdraft.system.progress import Bar
 
 Step = Callable[..., Any]
@@ -49,7 +49,7 @@ def run_tasks(*steps: Step, label: str, options: TokenizePart, folder: Path) -> 
     """
     log = folder.absolute() / "log"
     for failure in log.glob("failures/*.json"):
-        failure.unlink()
+        remove(failure, inside=log)
     executor = EXECUTORS[options.executor](list(steps), options, log)
     reason = "some of them failed"
     try:

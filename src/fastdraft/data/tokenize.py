@@ -47,26 +47,33 @@ class Job(NamedTuple):
 
 
 def write_source(
-    name: str, part: SourcePart, options: TokenizePart, tokenizer: Path, folder: Path, seed: int
+    name: str,
+    part: SourcePart,
+    options: TokenizePart,
+    tokenizer: Path,
+    folder: Path,
+    seed: int,
+    inside: Path | None = None,
 ) -> SourceCard:
     """Tokenise both splits of a source into `folder`, unless that has been done before.
 
+    Nothing outside `inside`, by default the parent of `folder`, is removed.
     CorpusError if the source has no training documents, or no held-out documents although some are wanted.
     """
-    attempts = folder.with_name(f"{folder.name}.attempts")
+    attempts, inside = folder.with_name(f"{folder.name}.attempts"), inside or folder.parent
     if not (folder / CARD).is_file():
         attempt = new_attempt(attempts)
         job = Job(name, with_absolute_path(part), options, tokenizer.absolute(), seed, attempt.absolute())
         try:
             card = _write_splits(job)
         except CorpusError:
-            remove(attempts)  # the user will change the source or the recipe, so finished tasks are of no use
+            remove(attempts, inside)  # the user will change the source or the recipe, so finished tasks are of no use
             raise
         write_json(attempt / CARD, card.model_dump(mode="json"))
-        remove(folder)
+        remove(folder, inside)
         attempt.rename(folder)  # each task has already synced its files to disk
     for temporary in (attempts, folder / "census", *folder.glob("*/log"), *folder.glob("*/shingles")):
-        remove(temporary)
+        remove(temporary, inside)
     return SourceCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
 
 

@@ -179,7 +179,7 @@ def _train(run_context: RunContext, manifest: Manifest, shape: DraftShape, fract
     pilot.folder.mkdir(parents=True, exist_ok=True)
     for stage in SHARED:
         if (run_context.folder / stage).is_dir():
-            remove(pilot.folder / stage)
+            remove(pilot.folder / stage, inside=pilot.folder)
             (pilot.folder / stage).symlink_to((run_context.folder / stage).resolve(), target_is_directory=True)
     for phase in pilot.drafts():
         stages.run_stages(pilot, manifest, only=phase)

@@ -14,7 +14,7 @@ from fastdraft.pipeline.stages import run_stages
 from fastdraft.system import processes
 from fastdraft.system.cards import Card
 from fastdraft.system.errors import DiskFull
-from fastdraft.system.files import atomic_write, locked, make_folder
+from fastdraft.system.files import atomic_write, locked
 from fastdraft.system.manifest import Manifest
 from fastdraft.system.progress import log_line
 from fastdraft.system.signals import stop_on_sigterm
@@ -61,7 +61,6 @@ def open_run(resolved: Resolved, folder: Path | None = None) -> Iterator[tuple[R
 
 def _take(run_context: RunContext, resolved: Resolved, lock: ExitStack) -> None:
     """Hold a run folder until `lock` closes, and write the resolved recipe into it."""
-    make_folder(run_context.folder)
     lock.enter_context(locked(run_context.folder))
     with atomic_write(run_context.folder / "resolved.yaml") as part:
         part.write_text(resolved_yaml(resolved, run_context.automatic()), encoding="utf-8")

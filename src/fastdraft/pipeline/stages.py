@@ -121,7 +121,7 @@ def states_of(run_context: RunContext) -> dict[str, str]:
         folder = run_context.folder / stage.name
         if not (folder / "key").is_file():
             states[stage.name] = "not begun"
-        elif (folder / "key").read_text() != keys[stage.name]:
+        elif (folder / "key").read_text(errors="replace") != keys[stage.name]:
             states[stage.name] = "of another recipe"
         else:
             states[stage.name] = "done" if card_key(folder) == keys[stage.name] else "begun"
@@ -161,7 +161,7 @@ def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -
 def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:
     write_card(folder, card)
     for left in leftovers:
-        remove(left)
+        remove(left, inside=folder)
 
 
 @contextmanager

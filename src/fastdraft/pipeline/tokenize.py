@@ -17,7 +17,7 @@ def make_tokens(run_context: RunContext, folder: Path) -> StageResult:
     tokenizer = pretrained.open_tokenizer(recipe.target).backend_tokenizer
     write_tokenizer(tokenizer, tokenizer_file, card.bos_id if card.adds_bos else None, card.eos_ids[0])
     sources = {
-        name: write_source(name, part, recipe.tokenize, tokenizer_file, folder / name, recipe.seed)
+        name: write_source(name, part, recipe.tokenize, tokenizer_file, folder / name, recipe.seed, folder)
         for name, part in recipe.corpus.items()
     }
     return StageResult({"sources": sources}, sum(card.train.tokens + card.held_out.tokens for card in sources.values()))

@@ -1,4 +1,4 @@
-"""Run folders: atomic writes, locks, and clear errors on full disks."""
+"""Run folders: atomic writes, removal, locks, and clear errors on full disks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 
 from fastdraft.system.errors import DiskFull, RunError
 
-PART, OLD = ".part", ".old"
+# Names that no user gives a file: what has them is FastDraft's own, and is removed. A user's backup `recipe.yaml.old`
+# stays.
+PART, OLD = ".fastdraft-part", ".fastdraft-old"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|iostream error")
 
@@ -30,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     If the block fails, `path` stays as it was. DiskFull if there is no space left.
     """
     part = path.with_name(path.name + PART)
-    remove(part)
+    remove(part, inside=path.parent)
     recover(path)
     try:
         with disk_full_explained(path):
@@ -47,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 part.replace(path)
             _fsync(path.parent)
     finally:
-        remove(part)
+        remove(part, inside=path.parent)
         recover(path)
 
 
@@ -55,14 +57,24 @@ def recover(path: Path) -> None:
     """Finish a replacement of `path` that was interrupted: keep the new version if it is complete, else the old one."""
     old = path.with_name(path.name + OLD)
     if path.exists():
-        remove(old)
+        remove(old, inside=path.parent)
     elif old.exists():
         old.rename(path)
 
 
 def cache_folder(*names: str) -> Path:
-    """A folder below the user's cache folder, for files that can be generated again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("fastdraft", *names)
+    """A path below the user's cache folder, for files that can be generated again. The folder that holds it is made.
+
+    RunError if that is impossible.
+    """
+    remedy = "set XDG_CACHE_HOME to a writable folder"
+    try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("fastdraft", *names)
+    except RuntimeError as error:
+        raise RunError(f"the cache folder is unknown: {error}\n  do: {remedy}") from error
+    with _writable_or_refused(path.parent, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextmanager
@@ -109,7 +121,7 @@ def claim(folder: Path, key: str) -> str | None:
     """
     key_file, moved = folder / "key", None
     if folder.exists():
-        if key_file.is_file() and key_file.read_text() == key:
+        if key_file.is_file() and key_file.read_text(errors="replace") == key:
             return None
         names = (f"stale/{folder.name}-{number}" for number in count())
         moved = next(name for name in names if not (folder.parent / name).exists())
@@ -120,51 +132,68 @@ def claim(folder: Path, key: str) -> str | None:
     return moved
 
 
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+def remove(path: Path, inside: Path) -> None:
+    """Remove a file, a link or a folder, if it exists. Whatever FastDraft removes is removed here.
+
+    RunError, and nothing is removed, unless `path` is within the folder `inside` after links and `..` are followed. Of
+    a link the link itself is removed.
+    """
+    place = Path(os.path.realpath(path.parent), path.name)
+    if path.name in ("", "..") or Path(os.path.realpath(inside)) not in place.parents:
+        raise RunError(f"{path} is not within {inside}, so it is not removed\n  do: remove it yourself if you want to")
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
     else:
-        path.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, option: str = "--folder") -> None:
-    """Make a run folder if it does not exist. RunError, which names the option for another folder, if that fails."""
-    try:
+    """Make a folder if it does not exist. RunError, which names the option for another folder, if that fails."""
+    with _writable_or_refused(folder, f"choose another folder with {option}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be a run folder: {error.strerror}\n  do: choose another one with {option}"
-        ) from error
 
 
 @contextmanager
 def locked(folder: Path, option: str = "--folder") -> Iterator[None]:
-    """Lock a folder. RunError, which names the option for another folder, if another process holds it.
+    """Make a folder if it does not exist, and lock it. The lock ends with the process, even if it is killed.
 
-    The lock ends with the process, even if it is killed.
+    RunError, which names the option for another folder, if it cannot be made or written, if another process holds it,
+    or if its file `lock` is not FastDraft's.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RunError(
-            f"{folder} is not a writable folder: {error.strerror}\n  do: choose another one with {option}"
-        ) from error
+    remedy = f"choose another folder with {option}"
+    make_folder(folder, option)
+    with _writable_or_refused(folder, remedy):
+        lock = (folder / "lock").open("a+", errors="replace")
     with lock as file:
+        file.seek(0)
+        holder = file.read(100).strip()
+        if not re.fullmatch(r"\d*", holder):
+            raise RunError(f"{folder / 'lock'} is not a lock of FastDraft, so it is not overwritten\n  do: {remedy}")
         try:
             # Not flock: forked children inherit it, and those of datatrove can outlive a killed run.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise RunError(
-                f"{folder} is in use by process {file.read().strip() or 'unknown'}\n"
-                f"  do: wait for it, stop it, or choose another folder with {option}"
+                f"{folder} is in use by process {holder or 'unknown'}\n  do: wait for it, stop it, or {remedy}"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with _writable_or_refused(folder, remedy):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
+
+
+@contextmanager
+def _writable_or_refused(folder: Path, remedy: str) -> Iterator[None]:
+    """Raise RunError instead of the system's error if a folder cannot be made or written."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = Path(error.filename or folder), error.strerror
+        if place.is_symlink() and not place.exists():
+            reason = f"it is a link to {os.readlink(place)}, which does not exist"
+        where = "" if place == folder else f"{place}: "
+        raise RunError(f"{folder} is not a writable folder: {where}{reason}\n  do: {remedy}") from error
 
 
 def _fsync(path: Path) -> None:

@@ -78,7 +78,7 @@ def _write(
     last = existing[: existing.index(path) + 1][-KEPT:]  # one after `path` is damaged: training resumed before it
     best = [_path(folder, _best_step(path)) for path in last]
     for old in set(existing) - {*last, *best}:
-        remove(old)
+        remove(old, inside=folder)
 
 
 def load_weights(folder: Path, step: int, model: nn.Module) -> None:
@@ -121,7 +121,7 @@ def _newest(folder: Path) -> Path | None:
     """The newest undamaged checkpoint, after leftovers of a kill are removed."""
     for leftover in [*folder.glob(f"checkpoint-*{PART}"), *folder.glob(f"checkpoint-*{OLD}")]:
         recover(leftover.with_suffix(""))
-        remove(leftover.with_suffix(PART))
+        remove(leftover.with_suffix(PART), inside=folder)
     existing = _checkpoints(folder)
     for path in reversed(existing):
         if (problem := _damage(path)) is None:
