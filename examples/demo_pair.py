@@ -26,7 +26,7 @@ for candidate in plan.drafts:
 recipe = fastdraft.load_recipe(
     RECIPE,
     [
-        *("corpus.code.sample_fraction=0.003", "corpus.text.sample_fraction=0.02"),
+        *("corpus.code.max_documents=2000", "corpus.text.max_documents=2000"),
         *("pretrain.train_tokens=8000", "continue.train_tokens=8000", "align.train_tokens=15000"),
         *("synthesize.prompts=64", "synthesize.max_new_tokens=32", "evaluate.prompts=8", "evaluate.max_new_tokens=32"),
         *("evaluate.validation_prompts=0", "evaluate.verify_prompts=2", "evaluate.temperatures=[0.0]"),

@@ -203,9 +203,10 @@ PROCESSES.set_forkserver_preload(
     ]
 )
 COMMAND = """
-import os, resource, sys
+import os, resource, signal, sys
 os.chdir(folder)
 os.environ.update(environment)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in background jobs, with all they start
 for path, handle in ((out, 1), (err, 2)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
 if file_bytes:

@@ -33,7 +33,7 @@ def test_a_user_mistake_is_one_class_of_errors(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_and_the_example_run(tmp_path: Path) -> None:
-    """In one process: both read the same Python files, which takes half a minute."""
+    """In one process, which imports torch and transformers once."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     example = ROOT / "examples" / "demo_pair.py"
