@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastdraft.config import Recipe, TrainPart
+from fastdraft.config.part import NAME, as_name
 from fastdraft.config.resolve import Resolved, digest, resolve, resolved_yaml
 from fastdraft.config.schema import schema_json, schema_markdown
 from fastdraft.system.errors import RecipeError
@@ -103,22 +105,90 @@ def test_an_override_may_be_a_flow_collection(resolve_text: ResolveText) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "5e5", "true", "7", "null", "~", "a: b # c", "a\nb\u2028c", "é '\"\\", " ", ""]
+    "text", ["plain", "5e5", "true", "7", "null", "~", "a: b # c", "a\nb\u2028c", "é '\"\\", " ", ""]
 )
-def test_resolved_yaml_loads_back_to_an_equal_recipe(resolve_text: ResolveText, tmp_path: Path, name: str) -> None:
+def test_resolved_yaml_loads_back_to_an_equal_recipe(resolve_text: ResolveText, tmp_path: Path, text: str) -> None:
     overrides = ["continue={mix: {text: 1}, train_tokens: 3}", "synthesize={mix: {code: 1}, prompts: 3}"]
-    sources = json.dumps({name: {"source": "text"}, "code": {"source": "text"}, "text": {"source": "text"}})
-    resolved = resolve_text(*overrides, f"target.path={json.dumps(name)}", f"corpus={sources}")
+    names = [text] if re.fullmatch(NAME, text) else []
+    sources = json.dumps({name: {"source": "text", "separator": text} for name in (*names, "code", "text")})
+    resolved = resolve_text(*overrides, f"target.path={json.dumps(text)}", f"corpus={sources}")
     again = tmp_path / "resolved.yaml"
     again.write_text(resolved_yaml(resolved, {"draft.layers": "4, width first,\nthen depth"}), encoding="utf-8")
     assert resolve(again).recipe == resolved.recipe
     assert resolve(again).origins.keys() == resolved.origins.keys()
 
 
-@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden", "two words"])
-def test_a_name_that_cannot_be_a_folder_is_an_error(resolve_text: ResolveText, name: str) -> None:
-    with pytest.raises(RecipeError, match="name"):
-        resolve_text(f"name={json.dumps(name)}")
+def _places_of(kind: Any, schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every part of the JSON Schema of a recipe, with its place."""
+    kind = schema["$defs"][kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+    yield place, kind
+    inner = [*kind.get("anyOf", ()), *kind.get("patternProperties", {}).values()]
+    inner += [kind[key] for key in ("items", "additionalProperties") if kind.get(key)]
+    for each in inner:
+        yield from _places_of(each, schema, place)
+    for key, each in kind.get("properties", {}).items():
+        yield from _places_of(each, schema, f"{place}.{key}".removeprefix("."))
+
+
+def test_every_mapping_of_parts_has_names_as_keys() -> None:
+    """A key that a user invents for a part names a folder or a file."""
+    schema = schema_json()
+    places = list(_places_of(schema, schema))
+    named = {place: [*kind["patternProperties"]] for place, kind in places if "patternProperties" in kind}
+    assert named == {key: [f"^{NAME}$"] for key in ("corpus", "synthesize.prompt_sets")}
+    assert [place for place, kind in places if "$ref" in (kind.get("additionalProperties") or {})] == []
+
+
+@pytest.mark.parametrize("key", ["name", "corpus", "synthesize.prompt_sets"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "../elsewhere",
+            "../../../victim",
+            "/tmp/victim",
+            "a/b",
+            "a\\b",
+            ".hidden",
+            ".",
+            "..",
+            "two words",
+            "a\nb",
+        ),
+        *("é", "-x", "x" * 65, "key", "lock", "card.json", "tokenizer.json", "text.attempts", "a.fastdraft-old"),
+    ],
+)
+def test_a_name_that_cannot_be_a_folder_is_an_error(resolve_text: ResolveText, key: str, name: str) -> None:
+    text = json.dumps(name)
+    override = {
+        "name": f"name={text}",
+        "corpus": f"corpus={{code: {{source: text}}, text: {{source: text}}, {text}: {{source: text}}}}",
+        "synthesize.prompt_sets": f"synthesize={{mix: {{code: 1}}, prompts: 1, prompt_sets: {{{text}: "
+        "{source: jsonl, path: a}}}",
+    }[key]
+    with pytest.raises(RecipeError, match=rf"1 problem\n  {re.escape(key)}\b.*: found .*, wanted "):
+        resolve_text(override)
+
+
+@pytest.mark.parametrize("text", ["../../victim", "my logs", "", "...", "key", "狐", "x" * 300, "a.attempts", "logs-2"])
+def test_any_text_becomes_a_name(resolve_text: ResolveText, text: str) -> None:
+    assert resolve_text(f"name={as_name(text)}").recipe.name == as_name(text)
+    assert as_name("logs-2") == "logs-2"
+
+
+def test_every_whole_number_has_an_upper_limit() -> None:
+    schema = schema_json()
+    numbers = [(place, kind) for place, kind in _places_of(schema, schema) if kind.get("type") == "integer"]
+    assert len(numbers) >= 50
+    assert [place for place, kind in numbers if "maximum" not in kind] == []
+
+
+@pytest.mark.parametrize("number", ["1e8", "100000000000000000000", "0x" + "f" * 30, "1e300"])
+@pytest.mark.parametrize("key", ["pretrain.sequence_tokens", "draft.layers", "threads", "pretrain.batch_size"])
+def test_a_number_above_its_limit_is_explained(resolve_text: ResolveText, key: str, number: str) -> None:
+    with pytest.raises(RecipeError, match=rf"1 problem\n  {key}: found .*, wanted .* \(command line\)\n  do: "):
+        resolve_text(f"{key}={number}")
 
 
 def test_resolved_yaml_comments_each_value_with_its_origin_or_derivation(resolve_text: ResolveText) -> None:
@@ -145,7 +215,7 @@ def test_resolved_yaml_comments_each_value_with_its_origin_or_derivation(resolve
         ("synthesize.temperatures.0.6=2", "no such key, synthesize.temperatures is set as a whole"),
         ("seed=many", "seed: found many, wanted a whole number (command line)"),
         ("seed=1.5", "seed: found 1.5, wanted a whole number"),
-        ("seed=-1", "seed: found -1, wanted greater than or equal to 0"),
+        ("seed=-1", "seed: found -1, wanted 0 or more"),
         ("threads=true", "threads: found 'true', wanted a whole number"),
         ("pretrain.learning_rate=fast", "pretrain.learning_rate: found fast, wanted a number"),
         ("pretrain.compile=5", "pretrain.compile: found 5, wanted true or false"),
@@ -160,7 +230,6 @@ def test_resolved_yaml_comments_each_value_with_its_origin_or_derivation(resolve
         ("corpus={1: {source: text}}", "corpus.1: found 1, wanted text"),
         ("draft={1: 2}", "draft.1: found 1, wanted text as a key"),
         (f"seed={'9a' * 99}", f"seed: found {'9a' * 50} ..., wanted a whole number"),
-        ("draft.params_millions=null", "draft: give params_millions, or both hidden_size and layers"),
         ("pretrain.mix.news=1", "recipe: pretrain.mix names news; this recipe has code, text"),
         ("synthesize.prompts=3", "synthesize.mix: missing, wanted: Fraction of the prompts from each source"),
         ("seed", "command line: found `seed`, wanted key=value with a dotted key\n  do: write it like"),
@@ -236,5 +305,5 @@ def test_the_reference_page_has_every_key_as_users_write_it() -> None:
     assert sum(line.startswith("| `") for line in page.splitlines()) == sum(len(part["properties"]) for part in parts)
     assert "## `pretrain`, `continue`, `align`" in page
     assert "continue_" not in page
-    assert "| `seed` | whole number >= 0 | `7` | Seed of all random generators. |" in page
+    assert "| `seed` | whole number >= 0 and <= 4,294,967,295 | `7` | Seed of all random generators. |" in page
     assert schema["properties"].keys() == {field.alias or name for name, field in Recipe.model_fields.items()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from fastdraft.config.part import Fraction, Mark, Part
+from fastdraft.config.part import Count, Fraction, Mark, Parallel, Part, Total
 
 
 class SourcePart(Part):
@@ -37,7 +37,7 @@ class SourcePart(Part):
         description="File with content hashes. Held-out documents that are not in it are dropped. `demo:code` and "
         "`demo:text` name the lists of the packaged target.",
     )
-    max_documents: PositiveInt | None = Field(
+    max_documents: Total | None = Field(
         None, description="Number of documents to read; each task reads an equal part of them."
     )
     quality: tuple[Literal["gopher_quality", "gopher_repetition", "fineweb", "c4", "c4_paragraphs"], ...] = Field(
@@ -49,8 +49,8 @@ class SlurmPart(Part):
     """Resources requested from Slurm; each datatrove task is one task of a job array."""
 
     partition: str = Field(description="Slurm partition.")
-    hours: PositiveFloat = Field(24.0, description="Time limit of a task, in hours.")
-    gigabytes: PositiveInt = Field(4, description="Memory of a task, in GB.")
+    hours: PositiveFloat = Field(24.0, le=10**5, description="Time limit of a task, in hours.")
+    gigabytes: Count = Field(4, description="Memory of a task, in GB.")
     options: dict[str, str] = Field(
         default_factory=dict, description="Other options of sbatch by their long names, such as `account`."
     )
@@ -59,8 +59,8 @@ class SlurmPart(Part):
 class TokenizePart(Part):
     """Tokenization of the corpus into token shards."""
 
-    tasks: PositiveInt = Field(1, description="Number of datatrove tasks per source; each writes its own shards.")
-    workers: Annotated[PositiveInt, Mark.NO_RESULT] = Field(1, description="Number of tasks that run concurrently.")
+    tasks: Count = Field(1, description="Number of datatrove tasks per source; each writes its own shards.")
+    workers: Annotated[Parallel, Mark.NO_RESULT] = Field(1, description="Number of tasks that run concurrently.")
     executor: Annotated[Literal["local", "slurm", "ray"], Mark.NO_RESULT] = Field(
         "local",
         description="Where tasks run: on this machine, on Slurm, or on Ray (the cluster at RAY_ADDRESS; without it, a "

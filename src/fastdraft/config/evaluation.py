@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
-from fastdraft.config.part import Mark, Part
+from fastdraft.config.part import BatchSize, Gamma, Mark, Part, SampleSize, SequenceTokens
+from fastdraft.system import limits
 
 
 class EvaluatePart(Part):
@@ -15,16 +16,16 @@ class EvaluatePart(Part):
     tasks: Annotated[tuple[str, ...], Mark.VALIDATION] = Field(
         min_length=1, description="Sources of the corpus; the held-out documents of each give the prompts of one task."
     )
-    prompts: Annotated[PositiveInt, Mark.VALIDATION] = Field(64, description="Prompts per task.")
-    max_prompt_tokens: Annotated[PositiveInt, Mark.VALIDATION] = Field(64, description="Length of a prompt.")
-    max_new_tokens: Annotated[PositiveInt, Mark.VALIDATION] = Field(128, description="Maximum length of a completion.")
+    prompts: Annotated[SampleSize, Mark.VALIDATION] = Field(64, description="Prompts per task.")
+    max_prompt_tokens: Annotated[SequenceTokens, Mark.VALIDATION] = Field(64, description="Length of a prompt.")
+    max_new_tokens: Annotated[SequenceTokens, Mark.VALIDATION] = Field(
+        128, description="Maximum length of a completion."
+    )
     temperatures: Annotated[tuple[NonNegativeFloat, ...], Mark.VALIDATION] = Field(
         (0.0, 0.6), min_length=1, description="Sampling temperatures; 0 is greedy."
     )
-    gammas: tuple[PositiveInt, ...] = Field(
-        (1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Drafted tokens per block."
-    )
-    batch_size: PositiveInt = Field(64, description="Prompts per batch of generation.")
+    gammas: tuple[Gamma, ...] = Field((1, 2, 3, 4, 5, 6, 7, 8), min_length=1, description="Drafted tokens per block.")
+    batch_size: BatchSize = Field(64, description="Prompts per batch of generation.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="Precision of the target while it generates; `auto` as in `synthesize`. Scoring of the draft and "
@@ -33,16 +34,18 @@ class EvaluatePart(Part):
     validation_prompts: Annotated[int, Mark.NO_RESULT, Mark.VALIDATION] = Field(
         16,
         ge=0,
+        le=limits.SAMPLE,
         description="Prompts per task for measuring block efficiency at `verify_gamma` during training, disjoint from "
         "`prompts`; the temperatures take turns. 0 disables it.",
     )
-    bootstrap_resamples: PositiveInt = Field(
+    bootstrap_resamples: SampleSize = Field(
         1000, description="Bootstrap resamples of the prompts for each confidence interval."
     )
     verify_prompts: int = Field(
         16,
         ge=0,
+        le=limits.SAMPLE,
         description="Prompts per task for verification by real speculative decoding; 0 disables it. With fewer than 16 "
         "prompts a correct pair can fail at temperatures above 0, because the confidence interval is too narrow.",
     )
-    verify_gamma: PositiveInt = Field(4, description="Drafted tokens per block in the verification.")
+    verify_gamma: Gamma = Field(4, description="Drafted tokens per block in the verification.")

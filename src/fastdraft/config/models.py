@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator
 
-from fastdraft.config.part import Mark, Part
+from fastdraft.config.part import Heads, Mark, Part, Width
+from fastdraft.system import limits
 
 
 class TargetPart(Part):
@@ -37,21 +38,22 @@ class DraftPart(Part):
         "target's vocabulary). MODEL is a hub id, a folder or `demo`, and gives the sizes that are not set below.",
     )
     params_millions: PositiveFloat | None = Field(
-        None, description="Number of parameters in millions, embeddings included."
+        None,
+        le=limits.PARAMETERS_MILLIONS,
+        description="Number of parameters in millions, embeddings included; by default 1/60 of the target's, but "
+        "enough for a draft that learns to copy. `fastdraft plan` recommends the same.",
     )
-    hidden_size: PositiveInt | None = Field(None, description="Width; by default derived from `params_millions`.")
-    layers: PositiveInt | None = Field(None, description="Depth; by default derived from `params_millions`.")
-    head_size: PositiveInt | None = Field(None, description="Size of an attention head; by default as in the target.")
-    heads: PositiveInt | None = Field(
-        None, description="Number of attention heads; by default hidden_size / head_size."
+    hidden_size: Width | None = Field(None, description="Width; by default derived from `params_millions`.")
+    layers: int | None = Field(
+        None, gt=0, le=limits.LAYERS, description="Depth; by default derived from `params_millions`."
     )
-    kv_heads: PositiveInt | None = Field(
-        None, description="Number of key-value heads; by default in the target's ratio."
+    head_size: Heads | None = Field(None, description="Size of an attention head; by default as in the target.")
+    heads: Heads | None = Field(None, description="Number of attention heads; by default hidden_size / head_size.")
+    kv_heads: Heads | None = Field(None, description="Number of key-value heads; by default in the target's ratio.")
+    intermediate_size: Width | None = Field(None, description="Width of the MLP; by default in the target's ratio.")
+    context_tokens: int | None = Field(
+        None, gt=0, le=limits.CONTEXT, description="Maximum context length; by default the target's."
     )
-    intermediate_size: PositiveInt | None = Field(
-        None, description="Width of the MLP; by default in the target's ratio."
-    )
-    context_tokens: PositiveInt | None = Field(None, description="Maximum context length; by default the target's.")
 
     @property
     def init_model(self) -> str | None:
@@ -67,9 +69,8 @@ class DraftPart(Part):
             raise ValueError(f"found `{init}`, wanted {', '.join(wanted[:-1])} or {wanted[-1]}")
         return init
 
-    @model_validator(mode="after")
-    def _budget_or_shape(self) -> DraftPart:
+    @property
+    def needs_budget(self) -> bool:
+        """Whether its size follows from neither its keys nor the MODEL of `init`."""
         has_shape = self.init_model is not None or (self.hidden_size is not None and self.layers is not None)
-        if self.params_millions is None and not has_shape:
-            raise ValueError("give params_millions, or both hidden_size and layers")
-        return self
+        return self.params_millions is None and not has_shape

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from fastdraft.config.corpus import SourcePart, TokenizePart
 from fastdraft.config.evaluation import EvaluatePart
 from fastdraft.config.models import DraftPart, TargetPart
-from fastdraft.config.part import Part
+from fastdraft.config.part import Name, Parallel, Part
 from fastdraft.config.synthesis import SynthesizePart
 from fastdraft.config.training import SAMPLE_OBJECTIVES, TrainPart
+from fastdraft.system import limits
 
 
 class Recipe(Part):
     """The recipe of a run."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    name: Name = Field(
         description="Name of the run: letters, digits, `.`, `_`, `-`. Its folder is runs/NAME by default.",
     )
-    seed: int = Field(7, ge=0, description="Seed of all random generators.")
-    threads: PositiveInt | None = Field(None, description="Number of CPU threads; by default all cores.")
+    seed: int = Field(7, ge=0, le=limits.SEED, description="Seed of all random generators.")
+    threads: Parallel | None = Field(None, description="Number of CPU threads; by default all cores.")
     device: str = Field("auto", description="cpu, cuda, xpu, hpu, or `auto` (the first accelerator, else cpu).")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="With several processes: `ddp` replicates the draft, `fsdp` (FSDP2) shards it."
@@ -32,7 +32,7 @@ class Recipe(Part):
     )
     target: TargetPart
     draft: DraftPart
-    corpus: dict[str, SourcePart] = Field(default_factory=dict, description="Sources of documents, by name.")
+    corpus: dict[Name, SourcePart] = Field(default_factory=dict, description="Sources of documents, by name.")
     tokenize: TokenizePart = Field(default_factory=TokenizePart)
     pretrain: TrainPart | None = Field(None, description="Pretraining (PT), on natural language.")
     continue_: TrainPart | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +18,12 @@ from fastdraft.config import Recipe
 from fastdraft.config.schema import Keys, description_of, fields_of, type_at
 from fastdraft.config.yaml_syntax import flow, parse
 from fastdraft.system.errors import RecipeError
+from fastdraft.system.validation import explain, explain_problem, shortened
 
 COMMAND_LINE, DEFAULT = "command line", "default"
 
-# Plain words for pydantic's error types, whose messages name Python types.
-WANTED = {
-    "string_type": "text (in quotes where it looks like a number)",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    **dict.fromkeys(("model_type", "dict_type"), "a mapping of keys to values"),
-    "tuple_type": "a list",
-    "too_short": "at least one entry",
-    "invalid_key": "text as a key",
-}
+# The largest shipped recipe has 5 KB. PyYAML reads some 100 KB in a second.
+MAX_BYTES = 2**18
 
 
 class Resolved(NamedTuple):
@@ -42,7 +35,9 @@ class Resolved(NamedTuple):
 
 def resolve(path: Path, overrides: Sequence[str] = ()) -> Resolved:
     """The recipe of a YAML file with overrides applied in order. RecipeError lists every problem at once."""
-    tree, overridden, problems = _load(path), [], []
+    tree = _load(path)
+    overridden: list[Keys] = []
+    problems: list[str] = []
     for override in overrides:
         keys, value = _parse_override(override)
         if type_at(keys) is None:
@@ -53,7 +48,7 @@ def resolve(path: Path, overrides: Sequence[str] = ()) -> Resolved:
     try:
         recipe = Recipe.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += [_problem(details, overridden) for details in error.errors()]
+        problems += explain(error, partial(_problem, overridden=overridden))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         remedy = "do: correct these keys; `fastdraft recipe schema` lists all of them"
@@ -93,7 +88,9 @@ def digest(part: BaseModel | None) -> str:
 
 def _load(path: Path) -> dict[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         names = sorted(p.name for p in path.parent.glob("*.y*ml"))
         near = ", ".join(get_close_matches(path.name, names) or names)
@@ -104,9 +101,11 @@ def _load(path: Path) -> dict[Any, Any]:
         raise RecipeError(f"{found}\n  do: save the file as UTF-8") from None
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}, wanted a YAML file\n  do: give a readable file") from None
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{path}: found more than {MAX_BYTES:,} bytes, wanted a recipe\n  do: give another file")
     tree = _parse(text, str(path), "correct the file there")
     if not isinstance(tree, dict):
-        found = f"found {flow(tree)}, wanted a mapping of keys to values"
+        found = f"found {shortened(flow(tree))}, wanted a mapping of keys to values"
         raise RecipeError(f"{path}: {found}\n  do: start from `fastdraft recipe schema`, or from a file in recipes/")
     return tree
 
@@ -116,18 +115,20 @@ def _parse(text: str, where: str, remedy: str) -> Any:
         return parse(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{where}{line}: {error.problem}, wanted YAML\n  do: {remedy}") from None
+        raise RecipeError(f"{where}{line}: {shortened(str(error.problem))}, wanted YAML\n  do: {remedy}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{where}: {' '.join(str(error).split())}, wanted YAML\n  do: {remedy}") from None
+        raise RecipeError(f"{where}: {shortened(' '.join(str(error).split()))}, wanted YAML\n  do: {remedy}") from None
 
 
 def _parse_override(override: str) -> tuple[Keys, Any]:
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.split("."))
     if not equals or not all(keys):
-        found = f"{COMMAND_LINE}: found `{override}`, wanted key=value with a dotted key"
+        found = f"{COMMAND_LINE}: found `{shortened(override)}`, wanted key=value with a dotted key"
         raise RecipeError(f"{found}\n  do: write it like pretrain.train_tokens=5e5")
-    return keys, _parse(text, f"{COMMAND_LINE}, `{override}`", f"put the value into quotes: {dotted}='\"...\"'")
+    return keys, _parse(
+        text, f"{COMMAND_LINE}, `{shortened(override)}`", f"put the value into quotes: {shortened(dotted)}='\"...\"'"
+    )
 
 
 def _replaced(tree: Any, keys: Keys, value: Any) -> Any:
@@ -165,24 +166,22 @@ def _origin(keys: Keys, overridden: list[Keys], tree: Any, path: Path) -> str:
 def _unknown_key(keys: Keys) -> str:
     depth = next(depth for depth in range(len(keys)) if type_at(keys[: depth + 1]) is None)
     part, known = ".".join(keys[:depth]), list(fields_of(type_at(keys[:depth])))
+    dotted = ".".join(map(shortened, keys))
     if not known:
-        return f"{'.'.join(keys)}: no such key, {part} is set as a whole"
+        return f"{dotted}: no such key, {part} is set as a whole"
     near = get_close_matches(keys[depth], known, 1)
     wanted = f"the nearest is {'.'.join((*keys[:depth], *near))}" if near else f"wanted one of {', '.join(known)}"
-    return f"{'.'.join(keys)}: no such key{f' in {part}' if part else ''}, {wanted}"
+    return f"{dotted}: no such key{f' in {part}' if part else ''}, {wanted}"
 
 
 def _problem(details: ErrorDetails, overridden: list[Keys]) -> str:
     """One line on one error of pydantic."""
     keys = tuple(str(key) for key in details["loc"] if key != "[key]")
-    dotted, error = ".".join(keys) or "recipe", details["type"]
     where = f" ({COMMAND_LINE})" if any(o[: len(keys)] == keys[: len(o)] for o in overridden) else ""
-    if error == "extra_forbidden":
+    if details["type"] == "extra_forbidden":
         return _unknown_key(keys) + where
-    if error == "missing":
-        return f"{dotted}: missing, wanted: {description_of(fields_of(type_at(keys[:-1]))[keys[-1]])}"
-    if error == "value_error":
-        return f"{dotted}: {details['msg'].removeprefix('Value error, ')}"
-    wanted = WANTED.get(error, details["msg"].removeprefix("Input should be "))
-    found = flow(details["input"])
-    return f"{dotted}: found {found if len(found) < 100 else found[:100] + ' ...'}, wanted {wanted}{where}"
+    if details["type"] == "missing":
+        return f"{'.'.join(keys)}: missing, wanted: {description_of(fields_of(type_at(keys[:-1]))[keys[-1]])}"
+    if details["type"] == "value_error" and not keys:
+        return f"recipe: {explain_problem(details)}"
+    return explain_problem(details, flow) + ("" if details["type"] == "value_error" else where)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fastdraft.config import Recipe
+from fastdraft.config.part import Name
 from fastdraft.config.yaml_syntax import flow
 
 Keys = tuple[str, ...]
@@ -64,7 +65,10 @@ def _inner_type(kind: Any, key: str) -> Any:
     """The type at a key of a part, or of a mapping with text keys; None if there is no such key."""
     if key in (fields := fields_of(kind)):
         return fields[key].annotation
-    return get_args(kind)[1] if get_origin(kind) is dict and get_args(kind)[0] is str else None
+    if get_origin(kind) is not dict:
+        return None
+    key_type, inner = get_args(kind)
+    return inner if key_type in (str, Name) else None
 
 
 def type_at(keys: Keys) -> Any:
@@ -97,8 +101,11 @@ def _default(field: FieldInfo) -> str:
 def _type_text(kind: Any, limits: Sequence[Any] = ()) -> str:
     """A type in plain words, with the limits of its values."""
     origin, inner = get_origin(kind), get_args(kind)
+    if kind == Name:
+        return "name"
     if origin is Annotated:
-        return _type_text(inner[0], inner[1:])
+        own = [limit for data in inner[1:] for limit in getattr(data, "metadata", (data,))]
+        return _type_text(inner[0], [*own, *limits])
     if origin in (Union, UnionType):
         return _type_text(_without_none(kind), limits)
     if origin is Literal:
@@ -108,7 +115,7 @@ def _type_text(kind: Any, limits: Sequence[Any] = ()) -> str:
     if origin is dict:
         return f"mapping of {_type_text(inner[0])} to {_type_text(inner[1])}"
     signs = [
-        f"{sign} {getattr(limit, name)}"
+        f"{sign} {getattr(limit, name):,.15g}"
         for limit in limits
         for name, sign in LIMIT_SIGNS.items()
         if hasattr(limit, name)

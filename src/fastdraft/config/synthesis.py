@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
-from fastdraft.config.part import Mark, Part
+from fastdraft.config.part import BatchSize, Count, Mark, Name, Parallel, Part, SampleSize, Seconds, SequenceTokens
+from fastdraft.system import limits
 
 
 class ServerPart(Part):
@@ -17,10 +18,10 @@ class ServerPart(Part):
         min_length=1, description="Base URLs, each with its `/v1`. All servers work on one queue."
     )
     model: str = Field(description="Name of the model on the servers; if a server reports another name, the run stops.")
-    concurrent_requests: PositiveInt = Field(32, description="Concurrent requests per server.")
-    timeout_seconds: PositiveFloat = Field(600.0, description="Timeout of a request.")
-    attempts: PositiveInt = Field(8, description="Times that a request is sent before its prompt is given up.")
-    backoff_seconds: PositiveFloat = Field(
+    concurrent_requests: Parallel = Field(32, description="Concurrent requests per server.")
+    timeout_seconds: Seconds = Field(600.0, description="Timeout of a request.")
+    attempts: Count = Field(8, description="Times that a request is sent before its prompt is given up.")
+    backoff_seconds: Seconds = Field(
         0.5, description="Wait after the first failure; it doubles with each further one, up to 30 s."
     )
     key_variable: str | None = Field(None, description="Environment variable with the API key of the servers.")
@@ -90,15 +91,15 @@ class SynthesizePart(Part):
     )
     server: ServerPart | None = Field(None, description="Required by `engine: server`.")
     recorded: RecordedPart | None = Field(None, description="Required by `engine: recorded`.")
-    prompt_sets: dict[str, PromptSetPart] = Field(default_factory=dict, description="Named sets of instructions.")
+    prompt_sets: dict[Name, PromptSetPart] = Field(default_factory=dict, description="Named sets of instructions.")
     mix: dict[str, PositiveFloat] = Field(
         min_length=1,
         description="Fraction of the prompts from each source: training documents of a corpus source, one of "
         "`prompt_sets`, `magpie` (the target also writes the instruction) or `recorded`.",
     )
-    prompts: PositiveInt = Field(description="Number of prompts.")
-    samples_per_prompt: PositiveInt = Field(1, description="Completions per prompt; a greedy one is generated once.")
-    max_instruction_tokens: PositiveInt = Field(
+    prompts: int = Field(gt=0, le=limits.PROMPTS, description="Number of prompts.")
+    samples_per_prompt: SampleSize = Field(1, description="Completions per prompt; a greedy one is generated once.")
+    max_instruction_tokens: SequenceTokens = Field(
         512, description="Longer instructions are dropped and counted. Prompts from corpus documents are not affected."
     )
     rescore: bool = Field(
@@ -111,7 +112,7 @@ class SynthesizePart(Part):
         description="Precision of the target in this process and in vLLM. auto: bf16 if the weights are stored in "
         "16 bits and the device multiplies matrices faster in bf16, else fp32; always fp32 with engine openvino.",
     )
-    ray_workers: Annotated[PositiveInt | None, Mark.NO_RESULT] = Field(
+    ray_workers: Annotated[Parallel | None, Mark.NO_RESULT] = Field(
         None,
         description="Number of Ray workers that generate (on the cluster at RAY_ADDRESS; without it, on a cluster "
         "started on this machine). Only for engine transformers.",
@@ -119,6 +120,7 @@ class SynthesizePart(Part):
     top_logprobs: int = Field(
         0,
         ge=0,
+        le=limits.TOP_LOGPROBS,
         description="Number of most likely tokens to store for each token, for `teacher_logits: offline`. Their "
         "log-probabilities are at temperature 1, before top-k and top-p. Each takes 2 bytes, its id 2 or 4.",
     )
@@ -129,7 +131,7 @@ class SynthesizePart(Part):
         "llama-server and vLLM with its default --logprobs-mode do. See docs/synthesis.md.",
     )
     drop_loops: bool = Field(False, description="Drop completions that loop; by default they are only counted.")
-    leak_tokens: PositiveInt = Field(
+    leak_tokens: Count = Field(
         13, description="n of the token n-grams: a prompt is a leak if one evaluation prompt has half of its n-grams."
     )
     leak_tasks: tuple[str, ...] = Field(
@@ -137,18 +139,18 @@ class SynthesizePart(Part):
         description="Further evaluation tasks to search for leaks, written as for `fastdraft evaluate --tasks`: "
         "`humaneval=FILE`, or `gsm8k` (on the hub). Prompts from corpus sources are then searched too.",
     )
-    max_prompt_tokens: PositiveInt = Field(32, description="Length of a prompt from a corpus source.")
-    max_new_tokens: PositiveInt = Field(128, description="Maximum length of a completion.")
+    max_prompt_tokens: SequenceTokens = Field(32, description="Length of a prompt from a corpus source.")
+    max_new_tokens: SequenceTokens = Field(128, description="Maximum length of a completion.")
     temperatures: dict[NonNegativeFloat, PositiveFloat] = Field(
         min_length=1,
         default_factory=lambda: {0.0: 1.0, 0.6: 1.0, 0.8: 1.0, 1.0: 1.0},
         description="Weight of each sampling temperature; 0 is greedy.",
     )
-    top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens; 0 means all.")
+    top_k: int = Field(0, ge=0, le=limits.COUNT, description="Sample from the k most likely tokens; 0 means all.")
     top_p: float = Field(
         1.0, gt=0.0, le=1.0, description="Sample from the smallest set of tokens with this probability."
     )
-    batch_size: PositiveInt | None = Field(
+    batch_size: BatchSize | None = Field(
         None,
         description=f"Prompts per batch; by default as many as fit a KV cache of {CACHE_BYTES >> 30} GiB, up to "
         f"{MAX_BATCH_SIZE}.",

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from fastdraft.config.part import Fraction, Mark, Part
+from fastdraft.config.part import (
+    BatchSize,
+    Count,
+    Fraction,
+    Gamma,
+    Mark,
+    Part,
+    SampleSize,
+    Seconds,
+    SequenceTokens,
+    Total,
+)
+from fastdraft.system import limits
+from fastdraft.system.validation import shortened
 
 
 def _positive(value: Any) -> bool:
@@ -33,12 +46,12 @@ class TrainPart(Part):
     """One phase of training. All phases run the same loop."""
 
     mix: dict[str, PositiveFloat] = Field(min_length=1, description="Weight of each source.")
-    train_tokens: PositiveInt = Field(description="Number of tokens to train on.")
-    batch_size: PositiveInt = Field(16, description="Sequences per optimizer step, over all processes.")
-    micro_batch_size: Annotated[PositiveInt | None, Mark.NO_RESULT] = Field(
+    train_tokens: Total = Field(description="Number of tokens to train on.")
+    batch_size: BatchSize = Field(16, description="Sequences per optimizer step, over all processes.")
+    micro_batch_size: Annotated[BatchSize | None, Mark.NO_RESULT] = Field(
         None, description="Sequences per forward pass of a process; by default all sequences of that process."
     )
-    sequence_tokens: PositiveInt = Field(512, description="Length of a training sequence.")
+    sequence_tokens: SequenceTokens = Field(512, description="Length of a training sequence.")
     objective: ObjectiveName | dict[ObjectiveName, PositiveFloat] = Field(
         "cross_entropy",
         description="Loss per token, or a weighted sum such as `{forward_kl: 0.5, total_variation: 0.5}`. "
@@ -72,7 +85,7 @@ class TrainPart(Part):
         description="Fraction of the sequences that the draft continues itself, for on-policy distillation from the "
         "online teacher.",
     )
-    block_gamma: PositiveInt = Field(5, description="Drafted tokens per block in the objective `block_length`.")
+    block_gamma: Gamma = Field(5, description="Drafted tokens per block in the objective `block_length`.")
     block_decay: float = Field(
         1.0,
         gt=0.0,
@@ -89,7 +102,7 @@ class TrainPart(Part):
     schedule: Literal["warmup_stable_decay", "cosine"] = Field(
         "warmup_stable_decay", description="Learning-rate schedule."
     )
-    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: int = Field(50, ge=0, le=limits.TOTAL, description="Steps of linear warm-up.")
     decay_fraction: Fraction = Field(
         0.4, description="Fraction of the steps, at the end, over which the learning rate decays to zero."
     )
@@ -105,17 +118,17 @@ class TrainPart(Part):
     on_nonfinite: Annotated[Literal["stop", "skip"], Mark.NO_RESULT] = Field(
         "stop", description="If the loss is NaN or infinite, or explodes: stop, or skip the step and count it."
     )
-    head_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits are in memory at a time.")
-    checkpoint_seconds: Annotated[PositiveFloat, Mark.NO_RESULT] = Field(60, description="Seconds between checkpoints.")
-    held_out_every_tokens: PositiveInt = Field(
+    head_chunk_tokens: BatchSize = Field(1024, description="Tokens whose logits are in memory at a time.")
+    checkpoint_seconds: Annotated[Seconds, Mark.NO_RESULT] = Field(60, description="Seconds between checkpoints.")
+    held_out_every_tokens: Total = Field(
         250_000,
         description="Tokens between validations: held-out loss, and block efficiency on `evaluate.validation_prompts`.",
     )
-    held_out_sequences: PositiveInt = Field(32, description="Held-out sequences per source for the held-out loss.")
+    held_out_sequences: SampleSize = Field(32, description="Held-out sequences per source for the held-out loss.")
     keep: Literal["last", "best"] = Field(
         "last", description="Keep the last draft, or the one with the best block efficiency."
     )
-    early_stopping_patience: PositiveInt | None = Field(
+    early_stopping_patience: Count | None = Field(
         None,
         description="Number of validations without a gain in block efficiency after which the phase ends early: the "
         "learning-rate decay of `decay_fraction` starts then.",
@@ -150,14 +163,16 @@ class TrainPart(Part):
         """Check names and weights here: pydantic's error would list every type of the union."""
         weights = objective if isinstance(objective, dict) else {str(objective): 1.0}
         if not weights or not all(name in OBJECTIVES and _positive(weight) for name, weight in weights.items()):
-            raise ValueError(f"found {objective}, wanted one of {', '.join(OBJECTIVES)}, or positive weights of some")
+            raise ValueError(
+                f"found {shortened(str(objective))}, wanted one of {', '.join(OBJECTIVES)}, or positive weights of some"
+            )
         return objective
 
     @field_validator("temperature", mode="before")
     @classmethod
     def _known_temperature(cls, temperature: Any) -> Any:
         if temperature != "per_sequence" and not _positive(temperature):
-            raise ValueError(f"found {temperature}, wanted a number above 0, or per_sequence")
+            raise ValueError(f"found {shortened(str(temperature))}, wanted a number above 0, or per_sequence")
         return temperature
 
     @model_validator(mode="after")
