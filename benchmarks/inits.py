@@ -54,7 +54,7 @@ def keys(kind: str, seed: int, fraction: float) -> dict[str, Any]:
     recipe = resolve(RECIPE).recipe
     shape = init.shape_of(recipe.target, recipe.draft)
     result = demo.demo_at(fraction, seed, "inits") | {"draft.init": kind}
-    if recipe.draft.params_millions is not None and ":" in kind:
+    if ":" in kind:  # a donor would give its own sizes
         sizes = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size")
         result |= {f"draft.{size}": getattr(shape, size) for size in sizes}
     return result

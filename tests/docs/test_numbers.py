@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fastdraft import init
 from fastdraft.cli import app
 from fastdraft.config.resolve import resolve
-from fastdraft.models.pretrained import open_config
-from fastdraft.models.shape import derive
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -131,8 +130,8 @@ def test_memory_of_training():
 
 def test_the_demo_draft_has_three_layers_and_two_heads():
     recipe = resolve(ROOT / "recipes" / "demo.yaml").recipe
-    shape = derive(open_config(recipe.target), recipe.draft)
-    assert (shape.layers, shape.heads) == (3, 2)
+    shape = init.shape_of(recipe.target, recipe.draft)
+    assert (shape.layers, shape.heads, shape.parameters) == (3, 2, 672_192)
     assert "`recipes/demo.yaml` therefore has three" in page("plan.md")
     assert "three layers of two heads" in page("decisions/0007-alignment.md")
 

@@ -12,7 +12,7 @@ from fastdraft.config import DraftPart, TargetPart
 from fastdraft.config.resolve import resolve
 from fastdraft.init.target_embedding import project_rows, read_target_embedding
 from fastdraft.models import draft, pretrained
-from fastdraft.models.shape import derive
+from fastdraft.models.shape import default_budget, derive
 from fastdraft.pipeline.stages import key_of, stages_of
 from fastdraft.system.errors import RecipeError, ShapeError, TargetError, UserError, VocabularyMismatch
 
@@ -250,11 +250,16 @@ def test_a_malformed_init(kind, tiny):
         resolve(tiny / "recipe.yaml", [f'draft.init="{kind}"'])
 
 
-def test_only_an_init_with_a_donor_needs_no_size():
-    assert DraftPart(init="prune:demo").layers is None
-    for kind in ("random", "target_embedding"):
-        with pytest.raises(ValueError, match="give params_millions, or both hidden_size and layers"):
-            DraftPart(init=kind)
+@pytest.mark.parametrize("given", [{}, {"hidden_size": 64}, {"layers": 2}, {"context_tokens": 31}])
+@pytest.mark.parametrize("target", ["demo", "pair"])
+def test_without_a_budget_the_draft_is_the_recommended_one(pair, target, given):
+    """An ordinary target needs no size in the recipe; a size that is given is kept."""
+    target = TargetPart(path=str(pair["target"]) if target == "pair" else target)
+    config = pretrained.open_config(target)
+    budget = default_budget(config)
+    shape = init.shape_of(target, DraftPart(init="random", **given))
+    assert shape == derive(config, DraftPart(params_millions=budget, **given))
+    assert shape.parameters <= budget * 1e6
 
 
 def test_the_files_of_a_donor_are_part_of_the_stage_key(tiny, pair, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from fastdraft import init
 from fastdraft.config import DraftPart, Recipe
 from fastdraft.maths.acceptance import speedup
 from fastdraft.models import pretrained
@@ -139,7 +140,7 @@ def pilot_shapes(recipe: Recipe, count: int) -> list[DraftShape]:
     or the size of the draft that the recipe describes.
     """
     config = pretrained.open_config(recipe.target)
-    budget = recipe.draft.params_millions or derive(config, recipe.draft).parameters / 1e6
+    budget = recipe.draft.params_millions or init.shape_of(recipe.target, recipe.draft).parameters / 1e6
     shapes: list[DraftShape] = []
     for step in WIDTH_STEPS:
         widest = (_widest(config, recipe.draft, budget, depth, step) for depth in DEPTHS)
