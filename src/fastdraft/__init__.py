@@ -68,18 +68,23 @@ def plan(
 ) -> Plan:
     """Which draft a target should have, what it will cost, and whether it will pay; nothing is trained.
 
-    `target` is a hub id, a folder, a config.json or `demo`. The default budget is the paper's fraction of the target;
-    without a recipe, the paper's tokens are costed. The device `cpu` is measured here, others have published figures.
+    `target` is a hub id, a folder, a config.json or `demo`. The draft is that of `params_millions`, otherwise that of
+    the recipe, otherwise the paper's fraction of the target. Without a recipe the paper's tokens are costed. The device
+    `cpu` is measured here, others have published figures.
     """
+    from fastdraft import init
+    from fastdraft.config import TargetPart
     from fastdraft.planning.devices import published
     from fastdraft.planning.plan import Setting, make_plan
     from fastdraft.planning.probe import probe_cpu
 
+    resolved = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    chosen = resolved.recipe if resolved else None
+    of_recipe = init.shape_of(TargetPart(path=target), chosen.draft) if chosen and params_millions is None else None
     names = dict.fromkeys((device, train_device or device))
     devices = {name: probe_cpu(weights=weights) if name == "cpu" else published(name) for name in names}
-    resolved = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     setting = Setting(device=devices[device], training_device=devices[train_device or device], weights=weights)
-    return make_plan(target, params_millions, resolved.recipe if resolved else None, setting)
+    return make_plan(target, of_recipe or params_millions, chosen, setting)
 
 
 def check(target: str, draft: str) -> Report:

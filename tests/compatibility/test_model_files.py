@@ -147,5 +147,5 @@ def test_a_tokenizer_that_cannot_encode(tmp_path, fitting):
     shutil.copytree(fitting[0], folder)
     words = {"seven": 0, "wolves": 1, "walk": 2}
     edit(folder / "tokenizer.json", model={"type": "WordLevel", "vocab": words, "unk_token": "<nowhere>"})
-    with pytest.raises(TargetError, match=f"the tokenizer in {folder} cannot encode a text: .*\n  do: copy all"):
+    with pytest.raises(TargetError, match=f"(?s)tokenizer .*{folder}: .*\n  do: copy all"):
         read(folder)

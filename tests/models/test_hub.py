@@ -15,7 +15,8 @@ from fastdraft.config import TargetPart
 from fastdraft.models import pretrained, target
 from fastdraft.system.errors import TargetError
 
-CONFIG = json.dumps({"model_type": "llama", "vocab_size": 131}).encode()
+SIZES = {"vocab_size": 131, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONFIG = json.dumps({"model_type": "llama", **SIZES}).encode()
 COMMIT = "1" * 40
 FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
 # Status and headers by a word in the path, as https://huggingface.co returns them.

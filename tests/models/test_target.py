@@ -114,7 +114,7 @@ BROKEN_CONFIGS = {
     "gone": (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json cannot be read"),
-    "no family": (lambda folder: edit(folder / "config.json", model_type=None), "config.json cannot be read"),
+    "no family": (lambda folder: edit(folder / "config.json", model_type=None), "config.json: model_type is None"),
     "unknown family": (
         lambda folder: edit(folder / "config.json", model_type="riddle"),
         r"config.json is of family `riddle`, which transformers [\d.]+ cannot run\n  wanted: a family",

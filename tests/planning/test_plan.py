@@ -39,7 +39,7 @@ def bare(tmp_path):
 def test_figures_agree_with_one_another(bare):
     made = make_plan(bare, 50, None, SETTING)
     assert 3 <= len(made.drafts) <= 6
-    assert [draft.recommended for draft in made.drafts].count(True) == 1
+    assert [draft.costed for draft in made.drafts].count(True) == 1
     for draft in made.drafts:
         assert draft.embedding_parameters + draft.other_parameters == draft.parameters
         assert draft.embedding_parameters == draft.hidden_size * LLAMA["vocab_size"]
@@ -63,7 +63,7 @@ def test_speedup_is_that_of_the_step_times(bare):
 
 def test_the_budget_is_the_papers_fraction_of_the_target(bare):
     made = make_plan(bare, None, None, SETTING)
-    best = next(draft for draft in made.drafts if draft.recommended)
+    best = next(draft for draft in made.drafts if draft.costed)
     assert 1 / 75 <= best.c <= 1 / 50 or best.parameters < 2 * best.embedding_parameters
 
 
@@ -148,7 +148,7 @@ def test_of_experts_only_those_that_a_token_meets_count_for_the_default_budget(b
     experts = {"num_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "decoder_sparse_step": 1}
     Path(bare.path).write_text(json.dumps(LLAMA | {"model_type": "qwen3_moe", "architectures": None} | experts))
     made = make_plan(bare, None, None, SETTING)
-    best = next(draft for draft in made.drafts if draft.recommended)
+    best = next(draft for draft in made.drafts if draft.costed)
     assert best.family == "qwen3"
     assert best.parameters < made.target.parameters / 200
 

@@ -14,11 +14,12 @@ from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import DraftPart
 from fastdraft.models import architecture, named_model
+from fastdraft.models.config_checks import SPECIAL_IDS
 from fastdraft.models.model_files import ModelFiles
 from fastdraft.models.shape import FAMILIES, DraftShape
 from fastdraft.models.shape.derive import PER_LAYER
-from fastdraft.models.shape.target_sizes import OF_TARGET_ONLY, SPECIAL_IDS, sizes
-from fastdraft.system.errors import ShapeError
+from fastdraft.models.shape.target_sizes import OF_TARGET_ONLY, sizes
+from fastdraft.system.errors import ShapeError, TargetError
 
 # The recipe key that names a donor.
 KEY = "draft.init"
@@ -121,9 +122,10 @@ def _counted(config: dict[str, Any]) -> DraftShape:
     shape = DraftShape(config=config, parameters=0, embedding_parameters=0)
     try:
         count = architecture.counts(shape.open_config())
-    except (ValueError, TypeError, RuntimeError) as error:
+    except TargetError as error:
         raise ShapeError(
-            f"no {shape.family} can be {shape.hidden_size} wide with {shape.heads} heads: {error}\n"
+            f"no {shape.family} can be {shape.hidden_size} wide with {shape.heads} heads: "
+            f"{str(error).splitlines()[0]}\n"
             f"  do: set draft.hidden_size and draft.heads so that they fit"
         ) from error
     embedding = count.embedding + (0 if count.tied else count.output)

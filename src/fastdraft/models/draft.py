@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from fastdraft.models.pretrained import TOKENIZER_FILES, load
+from fastdraft.models.pretrained import TOKENIZER_FILES, load, open_generation_config
 from fastdraft.models.shape import DraftShape
 from fastdraft.models.target import TargetCard
 from fastdraft.system.cards import Card
@@ -58,9 +58,8 @@ def save(model: PreTrainedModel, target_folder: Path, card: TargetCard, destinat
 
 def _pad_id(model: PreTrainedModel, target_folder: Path, card: TargetCard) -> int:
     """The padding id of the target's generation_config.json, of its config.json, otherwise its first end-of-text id."""
-    stated = [getattr(model.config, "pad_token_id", None), card.eos_ids[0]]
-    if (target_folder / "generation_config.json").is_file():
-        stated.insert(0, GenerationConfig.from_pretrained(target_folder).pad_token_id)
+    generation = open_generation_config(target_folder)
+    stated = (generation.pad_token_id, getattr(model.config, "pad_token_id", None), card.eos_ids[0])
     return next(pad_id for pad_id in stated if pad_id is not None)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import TargetPart
 from fastdraft.models import pretrained, token_bytes
 from fastdraft.models.architecture import is_runnable, vocabulary_tensors
+from fastdraft.models.file_errors import errors_explained, read_json
 from fastdraft.system.errors import TargetError
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -123,13 +123,12 @@ def read(model: pretrained.Model, weights: bool = True) -> ModelFiles:
     """
     folder, config = pretrained.folder_of(model, weights), pretrained.open_config(model)
     tokenizer = pretrained.open_tokenizer(model)
-    _check_encodes(tokenizer, folder)
     files = weight_files(folder) if is_runnable(config) else []
     return ModelFiles(
         name=model.path if isinstance(model, TargetPart) else str(model),
         folder=folder,
         config=config,
-        generation=_generation(folder),
+        generation=pretrained.open_generation_config(folder),
         tokenizer=tokenizer,
         shapes={name: shape for file in files for name, shape in _tensor_shapes(file).items()},
     )
@@ -142,7 +141,13 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if not (folder / INDEX).is_file():
         return [folder / WHOLE] if (folder / WHOLE).is_file() else []
-    names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    weight_map = read_json(folder / INDEX, "copy the model's own file again").get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise TargetError(
+            f"{folder / INDEX} has no usable weight_map\n"
+            f"  wanted: the name of a file in this folder for each tensor\n  do: copy the model's own file again"
+        )
     present = [folder / name for name in names if (folder / name).is_file()]
     if present and len(present) < len(names):
         missing = sorted(set(names) - {path.name for path in present})
@@ -160,40 +165,14 @@ def _ids(stated: int | list[int] | None) -> list[int]:
 
 def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Shape by tensor name, from the file's header."""
-    try:
-        with safe_open(file, framework="pt") as handle:  # type: ignore[no-untyped-call]
-            return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TargetError(
-            f"the header of {file} cannot be read: {error}\n  do: check that the download is complete"
-        ) from error
+    with (
+        errors_explained(f"the header of {file} cannot be read", "check that the download is complete"),
+        safe_open(file, framework="pt") as handle,  # type: ignore[no-untyped-call]
+    ):
+        return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
 
 
 def _stored(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
     """A weight's name in the files: a model saved without its head, or inside a larger one, has another prefix."""
     with_other_prefix = (stored for stored in shapes if name.endswith(f".{stored}") or stored.endswith(f".{name}"))
     return name if name in shapes else next(with_other_prefix, None)
-
-
-def _generation(folder: Path) -> GenerationConfig:
-    """generation_config.json; an empty one if there is none."""
-    if not (folder / "generation_config.json").is_file():
-        return GenerationConfig()
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise TargetError(
-            f"{folder / 'generation_config.json'} cannot be read: {error}\n  do: fix it, or remove it"
-        ) from error
-
-
-def _check_encodes(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """TargetError if transformers has built a tokenizer that cannot encode."""
-    try:
-        tokenizer("a")
-    except Exception as error:  # tokenizers raises Exception itself
-        raise TargetError(
-            f"the tokenizer in {folder} cannot encode a text: {error}\n"
-            f"  do: copy all of the model's tokenizer files there, tokenizer_config.json included: "
-            f"without it transformers uses the family's default tokenizer"
-        ) from error

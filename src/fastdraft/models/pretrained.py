@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import TargetPart
-from fastdraft.models.architecture import class_of, read_config, writes_text
+from fastdraft.models import gguf_file
+from fastdraft.models.architecture import class_of, read_config
+from fastdraft.models.config_checks import SPECIAL_IDS
+from fastdraft.models.file_errors import errors_explained, read_json
 from fastdraft.models.hub import download
 from fastdraft.system.errors import TargetError
 from fastdraft.system.progress import suppressed_logs
@@ -35,6 +37,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    gguf_file.VOCABULARY,
 )
 
 # transformers 5 warns about "an incorrect regex pattern" for every local tokenizer of more than 100,000 ids, unless
@@ -53,19 +56,22 @@ def as_part(model: Model) -> TargetPart:
 def folder_of(model: Model, weights: bool = True) -> Path:
     """The local folder with the model's files; a hub model is downloaded, without its weights if `weights` is False.
 
-    A path to a config.json stands for its folder. Raises TargetError if there is no such folder, or if it has only
-    pickled weights and `allow_pickle` is off.
+    A path to a config.json stands for its folder; the model in a GGUF file has a folder in the cache. Raises
+    TargetError if there is no such folder, or if it has only pickled weights and `allow_pickle` is off.
     """
     part = as_part(model)
     if part.path == "demo":
         return Path(str(resources.files("fastdraft.demo").joinpath("target")))
-    local = Path(part.path).expanduser()
-    folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _download(part, weights)
-    folder = folder.parent if folder.name == "config.json" else folder
-    if not (folder / "config.json").is_file():
-        raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
-    # openvino_model.bin of an OpenVINO export is not a pickle.
-    files = [file for file in folder.iterdir() if not file.name.startswith("openvino_")]
+    with errors_explained(f"{part.path!a} cannot be read", "check the path and its permissions"):
+        local = Path(part.path).expanduser()
+        if local.suffix == ".gguf":
+            return gguf_file.folder_of(local, weights)
+        folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _download(part, weights)
+        folder = folder.parent if folder.name == "config.json" else folder
+        if not (folder / "config.json").is_file():
+            raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
+        # openvino_model.bin of an OpenVINO export is not a pickle.
+        files = [file for file in folder.iterdir() if not file.name.startswith("openvino_")]
     weight_files = [file for file in files if file.suffix in (".safetensors", *PICKLED)]
     if weight_files and not part.allow_pickle and all(file.suffix in PICKLED for file in weight_files):
         raise TargetError(
@@ -80,64 +86,63 @@ def digest(model: Model, weights: bool = True) -> str:
 
     Reading gigabytes of weights would take minutes.
     """
-    digest_state = xxhash.xxh3_64()
-    for file in sorted(folder_of(model, weights).iterdir()):
-        if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
-            digest_state.update(file.name.encode() + file.read_bytes())
-        elif file.suffix in (".safetensors", *PICKLED):
-            with file.open("rb") as handle:
-                head = handle.read(1 << 20)
-                handle.seek(max(file.stat().st_size - (1 << 20), 0))
-                digest_state.update(f"{file.name}:{file.stat().st_size}".encode() + head + handle.read(1 << 20))
+    folder, digest_state = folder_of(model, weights), xxhash.xxh3_64()
+    with errors_explained(f"the files in {folder} cannot be read", "check their permissions"):
+        for file in sorted(file for file in folder.iterdir() if file.is_file()):
+            if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+                digest_state.update(file.name.encode() + file.read_bytes())
+            elif file.suffix in (".safetensors", *PICKLED):
+                with file.open("rb") as handle:
+                    head = handle.read(1 << 20)
+                    handle.seek(max(file.stat().st_size - (1 << 20), 0))
+                    digest_state.update(f"{file.name}:{file.stat().st_size}".encode() + head + handle.read(1 << 20))
     return str(digest_state.hexdigest())
 
 
 def open_config(model: Model) -> PretrainedConfig:
-    """The model's configuration; TargetError if it cannot be read or is not that of a causal language model.
+    """The model's configuration; TargetError if it is damaged or is not that of a causal language model.
 
     A family unknown to transformers gives a plain PretrainedConfig, which is enough to derive a draft's shape.
     """
-    folder = folder_of(model, weights=False)
-    try:
-        config = read_config(folder, as_part(model).trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).partition(" Should have a `model_type`")[0]  # the rest lists 400 family names
-        raise TargetError(f"{folder / 'config.json'} cannot be read: {reason}\n  do: check the file") from error
-    if not writes_text(config):
-        raise TargetError(
-            f"{folder / 'config.json'} describes a `{config.model_type}`, which does not generate text left to right\n"
-            f"  wanted: a causal language model (decoder only)\n  do: choose another target"
-        )
-    return config
+    return read_config(folder_of(model, weights=False), as_part(model).trust_remote_code)
+
+
+def open_generation_config(folder: Path) -> GenerationConfig:
+    """generation_config.json, an empty one if there is none; TargetError if it is damaged."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return GenerationConfig()
+    do = "fix it, or remove it"
+    for key, value in read_json(file, do).items():
+        ids = value if isinstance(value, list) else [value]
+        if key in SPECIAL_IDS and not all(i is None or (type(i) is int and i >= 0) for i in ids):
+            raise TargetError(f"{file}: {key} is {value!a}\n  wanted: a token id, or a list of them\n  do: {do}")
+    with errors_explained(f"{file} cannot be read", do):
+        return GenerationConfig.from_pretrained(folder)
 
 
 def open_tokenizer(model: Model) -> PreTrainedTokenizerFast:
-    """The model's tokenizer; TargetError if there is none, or it is not a fast one."""
+    """The model's tokenizer; TargetError if there is none, it is damaged, or it is not a fast one."""
     folder = folder_of(model, weights=False)
-    try:
-        with suppressed_logs("transformers", *false_alarms(folder)):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=as_part(model).trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        # Without any tokenizer file, transformers' last attempt fails with an ImportError for an optional package.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TargetError(
-            f"no tokenizer can be read in {folder}: {reason}\n"
-            f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
-        ) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # Without tokenizer files transformers 5 builds the family's default tokenizer with an empty vocabulary.
-        raise TargetError(
-            f"the tokenizer in {folder} has special tokens only: {', '.join(tokenizer.all_special_tokens)}\n"
-            f"  wanted: {', '.join(TOKENIZER_FILES[:3])}\n  do: copy the model's tokenizer files there"
-        )
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise TargetError(f"the tokenizer in {folder} is not a fast tokenizer\n  do: convert it to tokenizer.json")
+    do, wanted = "copy all of the model's tokenizer files there", ", ".join(TOKENIZER_FILES[:3])
+    with (
+        errors_explained(f"no tokenizer can be read in {folder}", do, wanted),
+        suppressed_logs("transformers", *false_alarms(folder)),
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=as_part(model).trust_remote_code)
+        # Without tokenizer files transformers 5 builds the family's default tokenizer with an empty vocabulary, and
+        # without tokenizer_config.json one that may be unable to encode.
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise ValueError(f"it has special tokens only: {', '.join(tokenizer.all_special_tokens)}")
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ValueError("it is not a fast tokenizer")
+        tokenizer("a")
     return tokenizer
 
 
 def false_alarms(folder: Path) -> tuple[str, ...]:
     """Spurious tokenizer warnings of transformers for the model in a folder."""
-    family = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+    family = read_json(folder / "config.json").get("model_type")
     return () if family in MISTRAL else (MISTRAL_WARNING,)
 
 
@@ -150,8 +155,9 @@ def open_model(model: Model, device: torch.device | str, dtype: torch.dtype = to
 def load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the CPU; TargetError if its weights are missing, damaged or do not fit its configuration."""
     part, folder = as_part(model), folder_of(model)
-    try:
-        config = read_config(folder, part.trust_remote_code)
+    config = read_config(folder, part.trust_remote_code)
+    do = "check that the download is complete, and that config.json belongs to it"
+    with errors_explained(f"the weights in {folder} cannot be loaded", do):
         loaded: Any = class_of(config).from_pretrained(
             folder,
             config=config,
@@ -160,15 +166,10 @@ def load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
             use_safetensors=None if part.allow_pickle else True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise TargetError(
-            f"the weights in {folder} cannot be loaded: {error}\n  do: check that the download is complete"
-        ) from error
     opened: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise TargetError(
-            f"the weights in {folder} lack {len(missing)} of the model's tensors, first {missing[0]}\n"
-            f"  do: check that the download is complete, and that config.json belongs to it"
+            f"the weights in {folder} lack {len(missing)} of the model's tensors, first {missing[0]}\n  do: {do}"
         )
     return opened
 

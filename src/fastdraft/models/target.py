@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast, __version__
+from transformers import PreTrainedTokenizerFast, __version__
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import TargetPart
 from fastdraft.models.architecture import is_runnable, parameters
 from fastdraft.models.hub import commit_of, licence_of
-from fastdraft.models.pretrained import digest, folder_of, open_config, open_tokenizer
+from fastdraft.models.pretrained import digest, folder_of, open_config, open_generation_config, open_tokenizer
 from fastdraft.system import precision
 from fastdraft.system.cards import Card
 from fastdraft.system.errors import TargetError, VocabularyMismatch
@@ -40,6 +40,11 @@ class TargetCard(Card):
     digest: str
     licence: str | None = None
     commit: str | None = None
+
+    @property
+    def added_bos_id(self) -> int | None:
+        """The begin-of-text id that the tokenizer adds to a text; None if it adds none."""
+        return self.bos_id if self.adds_bos else None
 
 
 def card(part: TargetPart, weights: bool = True) -> dict[str, object]:
@@ -112,9 +117,7 @@ def _context_tokens(folder: Path, text: PretrainedConfig) -> int:
 
 def _eos_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Every end-of-text id, the tokenizer's own first; chat models name more of them in generation_config.json."""
-    sources: list[Any] = [tokenizer, config.get_text_config()]
-    if (folder / "generation_config.json").is_file():
-        sources.append(GenerationConfig.from_pretrained(folder))
+    sources: list[Any] = [tokenizer, config.get_text_config(), open_generation_config(folder)]
     ids: list[int | None] = []
     for source in sources:
         ids += source.eos_token_id if isinstance(source.eos_token_id, list) else [source.eos_token_id]

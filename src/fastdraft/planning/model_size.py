@@ -7,12 +7,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fastdraft.models.architecture import counts
+from fastdraft.models.config_checks import read
 from fastdraft.models.shape.draft_shape import DraftShape
-from fastdraft.models.shape.target_sizes import countable, read, sizes
+from fastdraft.models.shape.target_sizes import countable, expert_fraction, sizes
 
-# Configuration keys of the families: the number of routed experts, and the number per token.
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 # Bits per weight: the value plus its part of the group's scale (fp16) and zero point. int8 has one scale per output
 # channel of hundreds of weights, which is negligible. int4 has one per 64 weights in FastDraft's exports (128 in many
 # others), and keeps the embedding and the head in int8 (nncf's default, `backup_mode`).
@@ -55,7 +53,7 @@ class ModelSize(BaseModel):
             kv_width=dimensions.kv_heads * dimensions.head_size,
             vocab_rows=dimensions.vocab_rows,
             expert_parameters=counted.experts,
-            expert_fraction=_expert_fraction(text) if counted.experts else 1.0,
+            expert_fraction=expert_fraction(text) if counted.experts else 1.0,
         )
 
     @classmethod
@@ -92,12 +90,3 @@ def read_bytes(size: ModelSize, weights: str, tokens: int = 1) -> float:
 def kv_bytes(size: ModelSize, context_tokens: int, bytes_per_value: float = 2) -> float:
     """Bytes of the keys and values of a context, also in layers with a sliding window, which would hold fewer."""
     return 2.0 * size.layers * size.kv_width * context_tokens * bytes_per_value
-
-
-def _expert_fraction(text: Any) -> float:
-    """The fraction of the routed experts that a token uses."""
-    experts, per_token = (
-        next((value for name in names if (value := getattr(text, name, None))), 1)
-        for names in (EXPERTS, EXPERTS_PER_TOKEN)
-    )
-    return min(1.0, float(per_token / experts))

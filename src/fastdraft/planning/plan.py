@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from fastdraft.config import DraftPart, Recipe, SynthesizePart, TargetPart, TrainPart
 from fastdraft.maths.acceptance import alpha_of_block_efficiency
 from fastdraft.models import pretrained
-from fastdraft.models.shape import DraftShape, default_budget_millions, derive, nearby_shapes, smallest
+from fastdraft.models.shape import DraftShape, default_budget, derive, nearby_shapes
 from fastdraft.models.shape.target_sizes import sizes
 from fastdraft.planning import step_times, training_cost
 from fastdraft.planning.devices import DEVICES, Device
 from fastdraft.planning.model_size import BITS, ModelSize, weight_bytes
 from fastdraft.planning.step_times import GAMMAS, StepTimes
 from fastdraft.planning.training_cost import PAPER_DEVICE, PAPER_DEVICES
+from fastdraft.system.errors import ShapeError
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# The largest draft that a recipe may have, in millions of parameters.
+MOST_MILLIONS = 10**6
 # Tokens in the context while the pair decodes: an instruction and half an answer.
 CONTEXT_TOKENS = 512
 
@@ -52,7 +55,10 @@ class Pays(Figures):
 
 
 class Candidate(Figures):
-    """A possible draft. c = its parameters / the target's. `break_even_alpha` None: it never pays."""
+    """A possible draft. c = its parameters / the target's. `break_even_alpha` None: it never pays.
+
+    costed: the stages of the plan are those of this draft.
+    """
 
     family: str
     hidden_size: int
@@ -69,7 +75,7 @@ class Candidate(Figures):
     step_seconds: float
     break_even_alpha: float | None
     pays: tuple[Pays, ...]
-    recommended: bool
+    costed: bool
     notes: tuple[str, ...]
 
 
@@ -99,7 +105,10 @@ class Guide(Figures):
 
 
 class Plan(Figures):
-    """A plan, printed as tables or as JSON."""
+    """A plan, printed as tables or as JSON.
+
+    draft_from: where the size of the draft that is costed comes from: the recipe, a budget, or the default budget.
+    """
 
     target: PlannedTarget
     device: Device
@@ -107,6 +116,7 @@ class Plan(Figures):
     weights: str
     context_tokens: int
     drafts: tuple[Candidate, ...]
+    draft_from: Literal["recipe", "budget", "default"]
     guide: tuple[Guide, ...]
     recipe: str
     stages: tuple[StageCost, ...]
@@ -132,30 +142,39 @@ class Setting(NamedTuple):
     weights: str
 
 
-def make_plan(target: str | TargetPart, params_millions: float | None, recipe: Recipe | None, setting: Setting) -> Plan:
+def make_plan(
+    target: str | TargetPart, draft: float | DraftShape | None, recipe: Recipe | None, setting: Setting
+) -> Plan:
     """The plan for a target; its config.json is enough.
 
-    Defaults: the paper's draft size as a fraction of the target, and the paper's recipe. ShapeError if no draft fits
-    the budget.
+    `draft`: its millions of parameters, or the shape that the recipe gives it (`init.shape_of`). Defaults: the paper's
+    size as a fraction of the target, and the paper's recipe. ShapeError if no draft fits the budget.
     """
     part = TargetPart(path=target) if isinstance(target, str) else target
     config = pretrained.open_config(part)
-    size, recipe = ModelSize.of_config(config), recipe or paper_recipe(part)
-    # Counts only the experts that a token uses: 1/60 of all 671B of DeepSeek-V3 would be too large for a draft.
-    active = size.parameters - size.body_parameters + round(size.read_body_parameters(1))
-    budget = params_millions or default_budget_millions(active, smallest(config).parameters)
-    shapes = nearby_shapes(config, DraftPart(params_millions=budget))
-    best = derive(config, DraftPart(params_millions=budget))
+    size, costed_recipe = ModelSize.of_config(config), recipe or paper_recipe(part)
+    if isinstance(draft, DraftShape):
+        budget, best = draft.parameters / 1e6, draft
+    else:
+        budget = default_budget(config) if draft is None else draft
+        if not 0 < budget <= MOST_MILLIONS:
+            raise ShapeError(
+                f"a draft of {budget:g}M parameters was asked for\n  wanted: more than 0M, at most {MOST_MILLIONS:,}M\n"
+                f"  do: choose another size with --params"
+            )
+        best = derive(config, DraftPart().model_copy(update={"params_millions": budget}))
+    shapes = nearby_shapes(config, DraftPart().model_copy(update={"params_millions": budget}), best)
     return Plan(
         target=_planned_target(part.path, config, size, setting),
         device=setting.device,
         training_device=setting.training_device,
         weights=setting.weights,
         context_tokens=CONTEXT_TOKENS,
-        drafts=tuple(_candidate(shape, size, setting, shape == best) for shape in shapes),
+        drafts=tuple(_candidate(shape, size, setting, shape is best) for shape in shapes),
+        draft_from="recipe" if isinstance(draft, DraftShape) else "default" if draft is None else "budget",
         guide=PAPER,
-        recipe=recipe.name,
-        stages=tuple(_stages(ModelSize.of_shape(best), size, recipe, setting)),
+        recipe=costed_recipe.name,
+        stages=tuple(_stages(ModelSize.of_shape(best), size, costed_recipe, setting)),
     )
 
 
@@ -199,7 +218,7 @@ def _planned_target(name: str, config: Any, size: ModelSize, setting: Setting) -
     )
 
 
-def _candidate(shape: DraftShape, target: ModelSize, setting: Setting, recommended: bool) -> Candidate:
+def _candidate(shape: DraftShape, target: ModelSize, setting: Setting, costed: bool) -> Candidate:
     size = ModelSize.of_shape(shape)
     times = step_times.step_times(size, target, setting.device, setting.weights, setting.weights, CONTEXT_TOKENS)
     return Candidate(
@@ -218,7 +237,7 @@ def _candidate(shape: DraftShape, target: ModelSize, setting: Setting, recommend
         step_seconds=times.draft_seconds,
         break_even_alpha=step_times.break_even_alpha(times),
         pays=tuple(_pays(alpha, times) for alpha in ALPHAS),
-        recommended=recommended,
+        costed=costed,
         notes=shape.notes,
     )
 

@@ -20,7 +20,7 @@ def plan(result: Plan) -> RenderableType:
         _target(result),
         _drafts(result),
         _speedups(result),
-        _speedups_of_recommended(result),
+        _speedups_of_costed(result),
         _guide(result.guide),
         _stages(result),
         *_notes(result.drafts),
@@ -46,14 +46,16 @@ def _target(result: Plan) -> Table:
 
 
 def _drafts(result: Plan) -> Table:
-    table = Table(title=f"Drafts for it, {result.weights}, on {result.device.name}; > marks the recommended one")
+    marked = {"recipe": f"that of the recipe `{result.recipe}`", "budget": "that of this budget"}
+    mark = f"> marks {marked.get(result.draft_from, 'the recommended one')}"
+    table = Table(title=f"Drafts for it, {result.weights}, on {result.device.name}; {mark}")
     for name in ("", "width x depth", "heads", "MLP", "parameters", "embedding", "rest", "c", *result.target.bytes_at):
         table.add_column(name, justify="left" if name in ("", "width x depth", "heads") else RIGHT)
     for name in ("a step", "break-even alpha"):
         table.add_column(name, justify=RIGHT)
     for draft in result.drafts:
         table.add_row(
-            ">" if draft.recommended else "",
+            ">" if draft.costed else "",
             f"{draft.hidden_size} x {draft.layers}",
             f"{draft.heads}/{draft.kv_heads}",
             str(draft.intermediate_size),
@@ -62,7 +64,7 @@ def _drafts(result: Plan) -> Table:
             *(_bytes(size) for size in draft.bytes_at.values()),
             _seconds(draft.step_seconds),
             "never pays" if draft.break_even_alpha is None else f"{draft.break_even_alpha:.2f}",
-            style="bold" if draft.recommended else "",
+            style="bold" if draft.costed else "",
         )
     return table
 
@@ -74,12 +76,12 @@ def _speedups(result: Plan) -> Table:
         table.add_column(f"{pays.alpha:g}", justify=RIGHT)
     for draft in result.drafts:
         cells = (f"{pays.speedup:.2f}x ({pays.best_gamma})" for pays in draft.pays)
-        table.add_row(f"{draft.hidden_size} x {draft.layers}", *cells, style="bold" if draft.recommended else "")
+        table.add_row(f"{draft.hidden_size} x {draft.layers}", *cells, style="bold" if draft.costed else "")
     return table
 
 
-def _speedups_of_recommended(result: Plan) -> Table:
-    draft = next(draft for draft in result.drafts if draft.recommended)
+def _speedups_of_costed(result: Plan) -> Table:
+    draft = next(draft for draft in result.drafts if draft.costed)
     table = Table(title=f"The same for {draft.hidden_size} x {draft.layers} at every gamma")
     table.add_column("alpha")
     for gamma in draft.pays[0].speedup_at:
@@ -101,7 +103,9 @@ def _guide(guides: tuple[Guide, ...]) -> Table:
 
 
 def _stages(result: Plan) -> Table:
-    table = Table(title=f"What the draft would cost with the recipe `{result.recipe}`")
+    draft = next(draft for draft in result.drafts if draft.costed)
+    size = f"{draft.hidden_size} x {draft.layers}"
+    table = Table(title=f"What the draft of {size} would cost with the recipe `{result.recipe}`")
     table.add_column("stage")
     device = result.training_device
     training_device = device.name if device.kind == "cpu" else f"one {device.name}"

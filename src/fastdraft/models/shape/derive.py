@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import DraftPart
-from fastdraft.models.architecture import parameters
+from fastdraft.models.architecture import counts, parameters
 from fastdraft.models.shape.draft_shape import K_QUANT_STEP, KERNEL_STEP, DraftShape
 from fastdraft.models.shape.families import FAMILIES, Family
-from fastdraft.models.shape.target_sizes import Sizes, base_config, sizes
-from fastdraft.system.errors import ShapeError
+from fastdraft.models.shape.target_sizes import Sizes, base_config, countable, expert_fraction, sizes
+from fastdraft.system import limits
+from fastdraft.system.errors import ShapeError, TargetError
 
 # The width over depth to aim for: the paper's 50M draft for Phi-3-mini is 512 wide and 10 deep.
 ASPECT = 51.0
@@ -31,6 +32,13 @@ NEAR_ASPECT_FULL_CONTEXT = 2.0
 HEAD_SIZES = (64, 128)
 # A draft this many times slimmer than ASPECT gets a note.
 SLIM = 8
+# The paper's drafts have 1/76 and 1/32 of the parameters of Phi-3-mini and 1/54 of Llama-3.1-8B's; its
+# text says 1/50 to 1/75.
+TARGET_FRACTION = 1 / 60
+# A draft narrower than this fraction of its target learns little more than bigrams (the paper's have 1/6 to 1/4).
+NARROWEST_FRACTION = 1 / 8
+# A draft with two layers did not learn to copy repetitions from its context (docs/shapes.md).
+FEWEST_LAYERS = 3
 # Configuration keys with one entry per layer.
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
@@ -38,8 +46,11 @@ PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 def derive(target: PretrainedConfig, part: DraftPart, aspect: float = ASPECT) -> DraftShape:
     """The draft for a target: sizes that the recipe leaves out follow from the target and the budget.
 
-    ShapeError if the budget is too small for one layer of the narrowest draft, or if sizes do not divide.
+    Without a budget it is `default_budget`. ShapeError if the budget is too small for one layer of the narrowest draft,
+    or if sizes do not divide.
     """
+    if part.needs_budget:
+        part = part.model_copy(update={"params_millions": default_budget(target)})
     budget = math.inf if part.params_millions is None else part.params_millions * 1e6
     if part.hidden_size is not None and part.layers is not None:
         shape = shape_of(target, part, part.hidden_size, part.layers)
@@ -52,6 +63,36 @@ def derive(target: PretrainedConfig, part: DraftPart, aspect: float = ASPECT) ->
             f"  wanted: {part.params_millions:g}M at most\n  do: leave out draft.params_millions, or one of the two"
         )
     return shape
+
+
+def default_budget(target: PretrainedConfig) -> float:
+    """The millions of parameters of a draft for this target, if nobody sets them.
+
+    Only the experts that a token uses count: 1/60 of all 671B of DeepSeek-V3 would be too large for a draft.
+    """
+    counted = counts(countable(target))
+    unused = counted.experts * (1 - expert_fraction(target.get_text_config())) if counted.experts else 0.0
+    return default_budget_millions(round(counted.parameters - unused), smallest(target).parameters)
+
+
+def default_budget_millions(target_parameters: int, smallest: int) -> float:
+    """The paper's fraction of the target, to two digits, but at least `smallest`, the size of the smallest draft."""
+    fraction, floor = target_parameters * TARGET_FRACTION / 1e6, smallest / 1e6
+    digits = 1 - math.floor(math.log10(max(fraction, floor)))
+    rounded = round(fraction, digits)
+    return rounded if rounded >= floor else math.ceil(floor * 10**digits) / 10**digits
+
+
+def smallest(target: PretrainedConfig) -> DraftShape:
+    """The smallest useful draft: an eighth of the target's width (64 to 256), at least 3 layers.
+
+    Its depth follows the usual aspect, and suffices to have a layer that sees the whole context and to learn to copy
+    (docs/shapes.md, "A draft that copies"). A smaller draft is possible, but is little more than its embedding.
+    """
+    part = DraftPart(params_millions=1e6)
+    least_width = min(max(sizes(target).hidden_size * NARROWEST_FRACTION, KERNEL_STEP), K_QUANT_STEP)
+    width = next((width for width in widths(target, part) if width >= least_width), widths(target, part)[-1])
+    return shape_of(target, part, width, max(FEWEST_LAYERS, round(width / ASPECT), layers_to_full_attention(target)))
 
 
 class Candidate(NamedTuple):
@@ -123,14 +164,10 @@ def layers_to_full_attention(target: PretrainedConfig) -> int:
 
 def _deepest(target: PretrainedConfig, part: DraftPart, width: int, budget: float) -> Candidate | None:
     """The draft of this width with the recipe's layers, or with as many as fit; None if the budget is too small."""
-    few = layers_to_full_attention(target)
-    parameters_of_few = shape_of(target, part, width, few).parameters
-    layer_parameters = shape_of(target, part, width, few + 1).parameters - parameters_of_few
-    most_layers = few + math.floor((budget - parameters_of_few) / layer_parameters)
-    layers = part.layers or most_layers
-    if not 1 <= layers <= most_layers:
-        return None
-    return Candidate(width, layers, parameters_of_few + (layers - few) * layer_parameters)
+    one, two = (shape_of(target, part, width, layers).parameters for layers in (1, 2))
+    fitting = 1 + math.floor((budget - one) / (two - one))
+    layers = part.layers or min(fitting, limits.LAYERS)
+    return Candidate(width, layers, one + (layers - 1) * (two - one)) if 1 <= layers <= fitting else None
 
 
 def _too_small(target: PretrainedConfig, part: DraftPart) -> ShapeError:
@@ -185,10 +222,11 @@ def _count(config: str, heads: str) -> int:
     shape = DraftShape(config=json.loads(config), parameters=0, embedding_parameters=0)
     try:
         return parameters(shape.open_config())
-    except (ValueError, TypeError, RuntimeError) as error:
+    except TargetError as error:
         raise ShapeError(
             f"a {shape.family} cannot be {shape.hidden_size} wide with {heads} and {shape.layers} layers: "
-            f"{error}\n  do: set draft.hidden_size, draft.heads and draft.head_size so that they fit"
+            f"{str(error).splitlines()[0]}\n"
+            f"  do: set draft.hidden_size, draft.heads and draft.head_size so that they fit"
         ) from error
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
+from fastdraft.models.file_errors import errors_explained
 from fastdraft.models.shape.families import FAMILIES, Names
 
 # Row lengths that quantisation needs: kernels use groups of 64 weights, GGUF's k-quants blocks of 256.
@@ -83,7 +84,8 @@ class DraftShape(BaseModel):
         return FAMILIES[self.family].names
 
     def open_config(self) -> PretrainedConfig:
-        """The configuration as an object of transformers."""
+        """The configuration as an object of transformers; TargetError if it has none of these sizes."""
         values = dict(self.config)
-        config: PretrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
+        with errors_explained(f"no {self.family} has the sizes of this draft", "change those that the recipe sets"):
+            config: PretrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
         return config

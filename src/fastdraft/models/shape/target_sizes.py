@@ -9,26 +9,17 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.models.architecture import is_countable
+from fastdraft.models.config_checks import ROPE_THETA, SPECIAL_IDS, read
 from fastdraft.models.shape.families import FAMILIES, stand_in
 from fastdraft.system.errors import ShapeError
 
-# The names of the same size in different families; transformers uses the first for most families that it knows.
-ALIASES = {
-    "vocab_rows": ("padded_vocab_size", "vocab_size", "n_vocab"),
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "model_dim", "dim"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "multi_query"),
-    "head_size": ("head_dim", "attention_head_dim", "kv_channels"),
-    "intermediate": ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim", "d_ff"),
-    "context_tokens": ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "n_ctx"),
-    "rope_theta": ("rope_theta", "rotary_emb_base", "rope_base"),
-}
 # Used if the configuration does not state a size. An MLP of 2 to 6 widths is dense; others are an expert's, or missing.
 HIDDEN_SIZE, LAYERS, CONTEXT_TOKENS, MLP_RATIO, DENSE_MLP = 4096, 32, 2048, 3.0, (2.0, 6.0)
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys about how the target's files are stored or opened: a draft is not quantised and needs no remote code.
 OF_TARGET_ONLY = ("quantization_config", "compression_config", "auto_map", "_name_or_path")
+# Configuration keys of the families: the number of routed experts, and the number per token.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 # Kinds of rotary positions that every engine computes alike, and their keys.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 ROPE_KEYS = (
@@ -78,14 +69,13 @@ def sizes(target: PretrainedConfig) -> Sizes:
     )
 
 
-def read(text: PretrainedConfig, size: str) -> int | None:
-    """A size under any of its ALIASES; the first layer's if each layer has its own."""
-    for name in ALIASES[size]:
-        value = getattr(text, name, None)
-        value = value[0] if isinstance(value, list | tuple) and value else value
-        if isinstance(value, int | float) and value > 0:
-            return int(value)
-    return None
+def expert_fraction(text: PretrainedConfig) -> float:
+    """The fraction of the routed experts that a token uses; 1 if the configuration does not state both numbers."""
+    experts, per_token = (
+        next((value for name in names if isinstance(value := getattr(text, name, None), int) and value > 0), 1)
+        for names in (EXPERTS, EXPERTS_PER_TOKEN)
+    )
+    return min(1.0, per_token / experts)
 
 
 def base_config(target: PretrainedConfig) -> tuple[dict[str, Any], list[str]]:
@@ -161,7 +151,7 @@ def _take_positions(text: PretrainedConfig, config: dict[str, Any]) -> list[str]
         return []  # Gemma 3: one for each kind of layer, the same in all related families
     rope = _rope(text)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    theta = rope.get("rope_theta") or read(text, "rope_theta")
+    theta = rope.get("rope_theta") or next((theta for key in ROPE_THETA if (theta := getattr(text, key, None))), None)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta or own.get("rope_theta", 10000.0)}
     if kind not in ROPE_TYPES:
         return [f"positions of type `{kind}` are not copied: the draft has plain rotary positions"]
