@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastdraft.config import SourcePart
-from fastdraft.data.census import Census, count_portion, merge_portions, train_documents
+from fastdraft.data.census import DUPLICATE, Census, count_portion, merge_portions, train_documents
 from fastdraft.data.document import Portion, Rejected
 from fastdraft.data.sources import documents
 from fastdraft.data.split import split_of
@@ -53,13 +53,13 @@ def test_every_text_once_in_its_split_for_any_number_of_tasks(tmp_path_factory, 
     assert Counter(trained(part, folder / "work", tasks)) == Counter(
         d.text for d in once if split_of(part, d.key) == "train"
     )
-    assert census.duplicates == sum(map(len, texts)) - len(once)
+    assert census.counts[DUPLICATE] == sum(map(len, texts)) - len(once)
 
 
 def test_one_task_keeps_the_order_and_the_first_of_equal_documents(tmp_path):
     (tmp_path / "source").mkdir()
     part = source(tmp_path / "source", ["b", "a", "b"], ["c", "a", "d"], held_out_fraction=0)
-    assert counted(part, tmp_path / "work", 1).duplicates == 2
+    assert counted(part, tmp_path / "work", 1).counts[DUPLICATE] == 2
     assert trained(part, tmp_path / "work", 1) == ["b", "a", "c", "d"]
     assert [d.text for d in train_documents(part, tmp_path / "work", Portion())] == ["b", "a", "c", "d"]
 
@@ -114,7 +114,7 @@ def test_filters_drop_and_rewrite_documents_and_are_counted(tmp_path, tasks):
     census = counted(part, tmp_path / "work", tasks)
     assert census.rejected.filtered == Counter(reason for reason in PAGES.values() if reason)
     assert census.rejected.counts == {}
-    assert (census.duplicates, len(census.held_out)) == (1, 0)
+    assert (census.counts[DUPLICATE], len(census.held_out)) == (1, 0)
     (text,) = trained(part, tmp_path / "work", tasks)
     assert text.splitlines() == [line.strip() for line in GOOD.splitlines()]
 
@@ -127,5 +127,5 @@ def test_filtered_documents_are_not_unusable_and_hide_no_duplicate(tmp_path):
     part = source(tmp_path / "source", [line, line, page], held_out_fraction=0, quality=["c4_paragraphs", "c4"])
     census = counted(part, tmp_path / "work", 1)
     assert census.rejected.filtered == {"quality: c4_paragraphs, < 3 paragraphs": 2}
-    assert (census.rejected.fraction, census.duplicates) == (0, 0)
+    assert (census.rejected.fraction, census.counts[DUPLICATE]) == (0, 0)
     assert trained(part, tmp_path / "work", 1) == [line]

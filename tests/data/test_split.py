@@ -92,5 +92,5 @@ def test_an_allow_list_has_one_key_per_line(tmp_path, zipped):
 
 
 def test_a_missing_allow_list(tmp_path):
-    with pytest.raises(CorpusError, match=f"no allow-list at {tmp_path}/list\n  do: .*`held_out_list`"):
+    with pytest.raises(CorpusError, match=f"no allow-list at {tmp_path}/list\n[^\0]*  do: .*`held_out_list`"):
         allowed_keys(str(tmp_path / "list"))

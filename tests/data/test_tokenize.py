@@ -148,15 +148,29 @@ def test_held_out_documents_outside_an_allow_list_are_dropped(tales, tokenizer, 
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("texts", "change", "message"),
     [
-        ({"sample_fraction": 0.0}, r"`tales` .* no document to train on\n  do: .*sample_fraction` \(now 0.0\)"),
-        ({"held_out_fraction": 1e-9}, r"`tales` .* no document to measure a draft on: 0 were held out.*\n  do: "),
+        (
+            [f"tale {i}" for i in range(7)],
+            {"sample_fraction": 0.0},
+            r"no document to train on; \d+ .*left out.*\n  do: raise `sample_fraction`",
+        ),
+        (["a"] * 7, {"held_out_fraction": 1.0}, r"train on; 7 rows.* 6 duplicates, 1 held out\n  do: give more"),
+        (
+            ["a"],
+            {},
+            r"no document to measure a draft on; 1 rows or files were read: 1 to train on; .*\n  do: give more",
+        ),
+        (["a"] * 7, {}, r"no document to measure a draft on; 7 rows .*: 6 duplicates, 1 to train on; .*\n  do: give"),
+        ([""], {}, r"no document to train on; 1 rows or files were read: none has a text\n  do: correct `path`"),
+        ([], {}, r"no document to train on; 0 rows .* none has a text\n  do: correct `path`"),
     ],
 )
-def test_an_empty_split_is_an_error(tales, tokenizer, tmp_path, change, message):
-    with pytest.raises(CorpusError, match=message):
-        tokenised(tales.model_copy(update=change), tokenizer, tmp_path / "out")
+def test_an_empty_split_is_an_error(tokenizer, tmp_path, texts, change, message):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    part = SourcePart(source="jsonl", path=str(tmp_path / "a.jsonl"), **change)
+    with pytest.raises(CorpusError, match=f"`tales` .*{message}"):
+        tokenised(part, tokenizer, tmp_path / "out")
 
 
 def test_datatrove_prints_nothing(tales, tokenizer, tmp_path, capfd):

@@ -34,11 +34,24 @@ Decisions = npt.NDArray[np.uint8]
 
 
 class Census(NamedTuple):
-    """The held-out documents, each text once; the rejected records; the number of duplicates."""
+    """The held-out documents, each text once; the rejected records; the number of documents for each decision."""
 
     held_out: list[Document]
     rejected: Rejected
-    duplicates: int
+    counts: dict[int, int]
+
+    def __str__(self) -> str:
+        """What became of the records, for an error message."""
+        counts = {
+            "unusable": sum(self.rejected.counts.values()),
+            "dropped by quality filters": self.counts[FILTERED],
+            "duplicates": self.counts[DUPLICATE],
+            "held out": self.counts[HELD_OUT],
+            "left out by `sample_fraction`": self.counts[SAMPLED_OUT],
+            "to train on": self.counts[TRAIN],
+        }
+        parts = [f"{count:,} {name}" for name, count in counts.items() if count]
+        return f"{self.rejected.records:,} rows or files were read: {', '.join(parts) or 'none has a text'}"
 
 
 def count_portion(part: SourcePart, folder: Path, _data: Any, rank: int, world_size: int) -> Iterator[None]:
@@ -82,7 +95,8 @@ def merge_portions(part: SourcePart, folder: Path, tasks: int) -> Census:
         for number, *document in portion["held_out"]
         if of_portion[number] == HELD_OUT
     ]
-    return Census(held_out, rejected, sum(int((of_portion == DUPLICATE).sum()) for of_portion in decisions))
+    counts = np.bincount(np.concatenate(decisions), minlength=DUPLICATE + 1)
+    return Census(held_out, rejected, dict(enumerate(counts.tolist())))
 
 
 def train_documents(part: SourcePart, folder: Path, portion: Portion) -> Iterator[Document]:

@@ -30,7 +30,7 @@ def python_code(part: SourcePart, rejected: Rejected, portion: Portion) -> Itera
     if portion.rank == 0:
         rejected.records += len(_python_files())
         for origin in unreadable:
-            rejected.add("files in an unknown encoding", origin)
+            rejected.add("files in an unknown encoding or without permission", origin)
     yield from files[portion.rank :: portion.world_size]
 
 
@@ -45,13 +45,13 @@ def python_docstrings(part: SourcePart, rejected: Rejected, portion: Portion) ->
 # stay in memory: 150 MB.
 @lru_cache(maxsize=1)
 def _wanted_code(part: SourcePart) -> tuple[list[Document], list[str]]:
-    """The files that are in a split, and the origins of the files that cannot be decoded."""
+    """The files that are in a split, and the origins of the files that cannot be read."""
     files, unreadable = [], []
     for path, origin in _python_files():
         try:
             with tokenize.open(path) as file:
                 document = Document.of(file.read(), origin)
-        except (SyntaxError, UnicodeDecodeError):
+        except (SyntaxError, UnicodeDecodeError, OSError):
             unreadable.append(origin)
             continue
         if split_of(part, document.key) is not None:

@@ -18,16 +18,21 @@ from fastdraft.data.python_code import python_code, python_docstrings
 from fastdraft.data.record_files import (
     JSONL_SUFFIXES,
     LONE_SURROGATE,
+    MAX_ROW_BYTES,
     PARQUET_SUFFIXES,
     UTF8,
     Record,
+    UnusableRow,
     check_field,
+    checked_row,
     find_files,
-    open_binary,
+    hub_rows,
+    local_path,
     open_hub_dataset,
+    open_text,
     read_jsonl,
     read_parquet,
-    undamaged,
+    readable,
 )
 from fastdraft.system.errors import CorpusError
 
@@ -68,7 +73,7 @@ def with_absolute_path(part: SourcePart) -> SourcePart:
     """The same source for a process in any working directory."""
     if part.path is None or part.source == "hub":
         return part
-    return part.model_copy(update={"path": str(Path(part.path).expanduser().absolute())})
+    return part.model_copy(update={"path": str(local_path(part.path).absolute())})
 
 
 def text(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
@@ -77,13 +82,15 @@ def text(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Doc
     counted = rejected if pieces.rank == 0 else Rejected()  # only the first task counts a file that several tasks read
     for path in files:
         counted.records += 1
-        try:
-            with undamaged(path), open_binary(path) as file, io.TextIOWrapper(file, encoding=UTF8) as lines:
+        with readable(path), open_text(path) as file, io.TextIOWrapper(file, encoding=UTF8) as lines:
+            try:
                 for number, piece in enumerate(_split_at(part.separator, lines)):
                     if pieces.holds(number) and piece.strip():
                         yield Document.of(piece.strip(), f"{path.name}#{number}")
-        except UnicodeDecodeError as error:
-            counted.add(f"files that are not UTF-8 ({error.reason})", str(path))
+            except UnicodeDecodeError as error:
+                counted.add(f"files that are not UTF-8 ({error.reason})", str(path))
+            except UnusableRow as unusable:
+                counted.add(str(unusable), str(path))
 
 
 def jsonl(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Document]:
@@ -110,7 +117,7 @@ def _row_groups(files: list[Path]) -> list[tuple[Path, int | None]]:
 
     groups: list[tuple[Path, int | None]] = []
     for path in files:
-        with undamaged(path), pq.ParquetFile(path) as file:
+        with readable(path), pq.ParquetFile(path) as file:
             groups += [(path, group) for group in range(file.num_row_groups)]
     return groups
 
@@ -124,11 +131,11 @@ def hub(part: SourcePart, rejected: Rejected, portion: Portion) -> Iterator[Docu
     _, rows = portion.split(range(dataset.num_shards))
     if rows is WHOLE:
         dataset = dataset.shard(portion.world_size, portion.rank, contiguous=False)
-    for number, row in enumerate(dataset):
+    for number, row in enumerate(hub_rows(dataset, path)):
         if number == 0:
             check_field(part.field, list(row), path)
         if rows.holds(number):
-            yield from _document(Record(f"{path}, portion {portion.rank}#{number}", row), part.field, rejected)
+            yield from _document(checked_row(f"{path}, portion {portion.rank}#{number}", row), part.field, rejected)
 
 
 def _document(record: Record, field: str, rejected: Rejected) -> Iterator[Document]:
@@ -156,17 +163,25 @@ def _local_files(part: SourcePart, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _split_at(separator: str | None, file: IO[str]) -> Iterator[str]:
-    """The texts between the lines that equal `separator`; the whole file if it is None."""
-    if separator is None:
-        yield file.read()
-        return
+    """The texts between the lines that equal `separator`; the whole file if it is None.
+
+    UnusableRow at a text that is too long, or that has NUL bytes, which no text has.
+    """
     lines: list[str] = []
-    for line in file:
+    length = 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
         if line.rstrip("\n") == separator:
             yield "".join(lines)
-            lines = []
-        else:
-            lines.append(line)
+            lines, length = [], 0
+            continue
+        lines.append(line)
+        length += len(line)
+        if length > MAX_ROW_BYTES:
+            raise UnusableRow(
+                f"files with a text of more than {MAX_ROW_BYTES >> 20} MiB (`separator` sets where a text ends)"
+            )
+        if "\0" in line:
+            raise UnusableRow("files with NUL bytes, which are no text")
     yield "".join(lines)
 
 

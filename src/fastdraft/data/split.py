@@ -17,6 +17,7 @@ import xxhash
 
 from fastdraft.config import SourcePart
 from fastdraft.data.document import Document, uniform
+from fastdraft.data.record_files import local_path, readable
 from fastdraft.system.errors import CorpusError
 
 SplitName = Literal["train", "held_out"]
@@ -25,6 +26,8 @@ SHINGLE_LINES = 3
 NEAR_DUPLICATE_FRACTION = 0.5
 LINE_END = re.compile(r"\n|(?<=[.!?]) ")  # prose without line breaks is divided into sentences
 GZIP_MAGIC = b"\x1f\x8b"
+PACKAGED_LISTS = ("demo:code", "demo:text")
+CONTENT_KEY = re.compile("[0-9a-f]{16}")
 
 
 def split_of(part: SourcePart, key: str) -> SplitName | None:
@@ -57,14 +60,25 @@ def near_duplicates(held_out: list[Document], train_shingles: Set[int]) -> set[i
 
 
 def allowed_keys(path: str) -> set[str]:
-    """The content keys of an allow-list, one per line, gzipped or not.
+    """The content keys of an allow-list, 16 hex digits each, one per line, gzipped or not.
 
-    `demo:code` and `demo:text` are the lists of the packaged target. CorpusError if there is no file at the path.
+    `demo:code` and `demo:text` are the lists of the packaged target. CorpusError if the list cannot be read.
     """
-    if path.startswith("demo:"):
-        content = resources.files("fastdraft.demo").joinpath(f"held_out.{path[5:]}.txt.gz").read_bytes()
-    elif Path(path).is_file():
-        content = Path(path).read_bytes()
+    if path in PACKAGED_LISTS:
+        file = Path(str(resources.files("fastdraft.demo"))) / f"held_out.{path[5:]}.txt.gz"
     else:
-        raise CorpusError(f"no allow-list at {path}\n  do: correct `held_out_list`, or leave it out")
-    return set((gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content).decode("ascii").split())
+        file = local_path(path)
+    if not file.is_file():
+        raise CorpusError(
+            f"no allow-list at {path}\n  wanted: a file, or one of {', '.join(PACKAGED_LISTS)}\n"
+            f"  do: correct `held_out_list`, or leave it out"
+        )
+    with readable(file):
+        content = file.read_bytes()
+        keys = (gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content).decode("ascii").split()
+    if invalid := next((key for key in keys if not CONTENT_KEY.fullmatch(key)), None):
+        raise CorpusError(
+            f"the allow-list {path} has the key {invalid[:40]!r}, wanted 16 hex digits per line\n"
+            f"  do: correct `held_out_list`, or leave it out"
+        )
+    return set(keys)

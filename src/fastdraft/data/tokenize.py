@@ -23,7 +23,15 @@ from tokenizers.processors import TemplateProcessing
 
 from fastdraft.config import SourcePart, TokenizePart
 from fastdraft.data.attempts import new_attempt
-from fastdraft.data.census import count_portion, merge_portions, train_documents
+from fastdraft.data.census import (
+    DUPLICATE,
+    HELD_OUT,
+    SAMPLED_OUT,
+    Census,
+    count_portion,
+    merge_portions,
+    train_documents,
+)
 from fastdraft.data.document import Document, Portion
 from fastdraft.data.executors import run_tasks
 from fastdraft.data.shards import SourceCard, SplitCard, describe_shards
@@ -110,24 +118,32 @@ def _write_splits(job: Job) -> SourceCard:
 
     where = f"the source `{job.name}` ({job.part.path or job.part.source})"
     if train.tokens == 0:
-        raise CorpusError(
-            f"{where} holds no document to train on\n"
-            f"  do: check `path` and `field`, or raise `sample_fraction` (now {job.part.sample_fraction})"
-        )
+        raise CorpusError(f"{where} gives no document to train on; {census}\n  do: {_remedy(job.part, census)}")
     if held_out.tokens == 0 and job.part.held_out_fraction > 0:
         raise CorpusError(
-            f"{where} holds no document to measure a draft on: {len(candidates)} were held out, "
-            f"{len(dropped)} of them are near-duplicates of training documents\n"
-            f"  do: raise `held_out_fraction` (now {job.part.held_out_fraction}), or set it to 0 to hold out nothing"
+            f"{where} gives no document to measure a draft on; {census}; {len(dropped)} of the held-out documents are "
+            f"near-duplicates of training documents, {len(census.held_out) - len(candidates)} are not in "
+            f"`held_out_list`\n"
+            f"  do: give more documents, raise `held_out_fraction` (now {job.part.held_out_fraction}), or set it to 0 "
+            f"to hold out nothing"
         )
     return SourceCard(
         train=train,
         held_out=held_out,
         rejected=census.rejected.counts | census.rejected.filtered,
         near_duplicates_dropped=len(dropped),
-        duplicates_dropped=census.duplicates,
+        duplicates_dropped=census.counts[DUPLICATE],
         held_out_keys=tuple(sorted({document.key for document in kept})),
     )
+
+
+def _remedy(part: SourcePart, census: Census) -> str:
+    """What to do about a source without a training document."""
+    if census.counts[SAMPLED_OUT]:
+        return f"raise `sample_fraction` (now {part.sample_fraction}), or give more documents"
+    if census.counts[HELD_OUT]:
+        return f"give more documents, or lower `held_out_fraction` (now {part.held_out_fraction})"
+    return "correct `path` and `field`, or give a file with texts"
 
 
 def _write_split(name: str, read: partial[Iterator[PipelineDocument]], job: Job) -> SplitCard:
