@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fastdraft.synthesize.completion_store import CompletionStore
+
 ROOT = Path(__file__).parents[2]
 CORPORA = ROOT.parent / "shared" / "data" / "corpora"
 # A third of the recipe's tokens and completions. With its longer evaluation (160 tokens) this gave alpha .546 at T = 1.
@@ -39,3 +41,10 @@ def test_a_draft_for_a_real_target(stories260k, fastdraft, tmp_path):
     assert sampled["real"]["low"] < sampled["one_pass"]["high"]
     assert sampled["one_pass"]["low"] < sampled["real"]["high"]
     assert greedy["real"]["value"] > 2
+
+    # The target's tokenizer adds a begin-of-text token, which no prompt lacks.
+    card = cards["target"]
+    for folder in ("evaluate", "validation", "synthesize"):
+        prompts = [row.prompt for row in CompletionStore(tmp_path / "run" / folder / "completions").read()]
+        assert {int(prompt[0]) for prompt in prompts} == {card["bos_id"]} != {None}
+        assert not any(card["bos_id"] in prompt[1:] for prompt in prompts)

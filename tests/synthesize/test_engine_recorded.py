@@ -91,7 +91,7 @@ def test_text_with_markers_and_parquet_give_the_same_rows(read, tmp_path):
     [
         ("{", "rows that are not JSON"),
         ("[1]", "rows that are not JSON objects"),
-        ("[" * 99_999, "rows that are not JSON"),
+        ("[" * 99_999, "rows that are nested too deeply"),
         ({"answer": "a"}, "rows without a prompt in `prompt`"),
         ({"prompt": "p", "answer": ""}, "rows without an answer in `answer`"),
         ({"prompt": "p", "answer": 7}, "rows without an answer in `answer`"),

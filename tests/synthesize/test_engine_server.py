@@ -249,9 +249,10 @@ def test_answers_in_another_format_are_counted(serve, requests, decoding, change
     assert (rows, refused) == ({}, Counter({"answers that are not in OpenAI's format": 41}))
 
 
-def test_ids_beyond_int64_are_counted(serve, requests, decoding):
-    rows, refused = ask(part(serve(change=changed(token_ids=[10**30]))), requests, decoding)
-    assert (rows, refused) == ({}, Counter({"token ids that are not numbers": 41}))
+@pytest.mark.parametrize("token", [10**30, 3.0, True, None, "x", [7]], ids=str)
+def test_ids_that_are_no_whole_numbers_are_counted(serve, requests, decoding, token):
+    rows, refused = ask(part(serve(change=changed(token_ids=[token]))), requests, decoding)
+    assert (rows, refused) == ({}, Counter({"token ids that are not whole numbers": 41}))
 
 
 def test_tokens_after_an_end_of_text_are_cut(serve, requests, decoding):

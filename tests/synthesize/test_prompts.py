@@ -29,8 +29,9 @@ def shards(tmp_path: Path, documents: list[Tokens]) -> Shards:
     return shards_of(tmp_path, documents[:2], documents[2:])
 
 
-def draw(shards: Shards, count: int, seed: int = 7) -> list[list[int]]:
-    return [prompt.tolist() for prompt in document_prompts(shards, count, 5, 3, np.random.default_rng(seed))]
+def draw(shards: Shards, count: int, seed: int = 7, bos: int | None = None) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [prompt.tolist() for prompt in document_prompts(shards, count, 5, 3, rng, bos=bos)]
 
 
 def test_every_long_document_gives_one_prompt_before_any_gives_two(shards: Shards) -> None:
@@ -49,6 +50,19 @@ def test_prompts_start_anywhere_in_a_document(shards: Shards) -> None:
 def test_all_windows_inside_documents_follow_each_once(shards: Shards) -> None:
     everything = [start + i for start, places in ((1000, 4), (4000, 6), (5000, 3)) for i in range(places)]
     assert sorted(draw(shards, 13)) == [list(range(start, start + 5)) for start in everything]
+
+
+def test_each_prompt_begins_with_the_begin_of_text_token_that_the_target_adds(
+    tmp_path: Path, documents: list[Tokens]
+) -> None:
+    """It is the first token of a document in the shards, and of no prompt in addition; the length counts it."""
+    shards = shards_of(tmp_path, [np.concatenate([[1], document]) for document in documents])
+    prompts = [prompt for seed in range(5) for prompt in draw(shards, 3, seed, bos=1)]
+    assert {prompt[0] for prompt in prompts} == {1}
+    everything = [start + i for start, places in ((1000, 5), (3000, 1), (4000, 7), (5000, 4)) for i in range(places)]
+    assert sorted(draw(shards, 17, bos=1)) == [[1, *range(start, start + 4)] for start in everything]
+    with pytest.raises(CorpusError, match="17 distinct prompts of 5 tokens"):
+        draw(shards, 18, bos=1)
 
 
 def test_the_same_generator_gives_the_same_prompts(shards: Shards) -> None:

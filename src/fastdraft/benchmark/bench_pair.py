@@ -173,9 +173,10 @@ def _held_out(options: BenchOptions, origin: Origin) -> Iterator[tuple[str, Sequ
             f"  do: add --tasks, like humaneval=FILE, or a .jsonl file of `prompt` or `messages`"
         )
     part, run_context = recipe.evaluate, RunContext(recipe, origin.run, torch.device("cpu"))
+    bos = run_context.target_card().added_bos_id
     for number, task in enumerate(part.tasks):
         rng, shards = np.random.default_rng([recipe.seed, number]), run_context.shards(task, "held_out")
-        yield task, list(document_prompts(shards, options.prompts, part.max_prompt_tokens, 1, rng))
+        yield task, list(document_prompts(shards, options.prompts, part.max_prompt_tokens, 1, rng, bos=bos))
 
 
 def engine_folder(engine: type[Engine], folder: Path, weights: str) -> tuple[Path, str]:

@@ -79,7 +79,7 @@ tests and vendored code:
 
 def _quality_row(name: str, model: PreTrainedModel, shards: Shards) -> str:
     generator = np.random.default_rng(0)
-    prompts = list(document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator))
+    prompts = list(document_prompts(shards, PROMPTS, PROMPT_TOKENS, 1, generator, bos=None))
     coins_BN = torch.zeros(PROMPTS, MAX_NEW_TOKENS, dtype=torch.float64)
     completions = [
         row.tokens for row in generate(model, prompts, SamplingParams(0.0), MAX_NEW_TOKENS, frozenset({0}), coins_BN)

@@ -29,7 +29,7 @@ from fastdraft.system.errors import RecordingError
 
 RESOLVED = "resolved.yaml"
 # Raise it when evaluation would choose other prompts from the same documents.
-VERSION = 1
+VERSION = 2
 
 
 def evaluation_requests(run_context: RunContext, part: EvaluatePart) -> dict[tuple[str, float], list[Request]]:
@@ -45,8 +45,8 @@ def evaluation_requests(run_context: RunContext, part: EvaluatePart) -> dict[tup
 def evaluation_prompts(run_context: RunContext, part: EvaluatePart, task: str) -> list[Tokens]:
     """The held-out prompts of a task."""
     rng = np.random.default_rng([run_context.recipe.seed, part.tasks.index(task)])
-    shards = run_context.shards(task, "held_out")
-    return list(document_prompts(shards, part.prompts, part.max_prompt_tokens, 1, rng))
+    shards, bos = run_context.shards(task, "held_out"), run_context.target_card().added_bos_id
+    return list(document_prompts(shards, part.prompts, part.max_prompt_tokens, 1, rng, bos=bos))
 
 
 def is_run_evaluation(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from the same rows: results of two versions are not compared.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import xxhash
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.data.record_files import RECORD_SUFFIXES, Record, hub_records, local_records, sound_text
+from fastdraft.data.record_files import (
+    RECORD_SUFFIXES,
+    Record,
+    UnusableRow,
+    hub_records,
+    local_records,
+    sound_text,
+)
 from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.key_set import KeySet
-from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
+from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages, text_tokens
 from fastdraft.system.errors import TaskError
 
 Content = Mapping[str, Any]
@@ -89,10 +96,17 @@ def tasks_of(
 ) -> list[TaskPrompts]:
     """The tasks of command-line arguments: `NAME`, `NAME=FILE`, or a `FILE` of own prompts, also separated by commas.
 
+    An existing FILE is taken literally, whatever characters its name contains.
+
     `prompts` and `max_new_tokens` default to each task's own. A prompt that leaves no room for its completion in the
     target's context is left out and counted. TaskError if a name is unknown, given twice, or gives no prompt.
     """
-    named = [pair for argument in arguments for each in argument.split(",") for pair in _parse(each.strip())]
+    named = [
+        pair
+        for argument in arguments
+        for each in ([argument] if _names_a_file(argument) else map(str.strip, argument.split(",")))
+        for pair in _parse(each)
+    ]
     names = [task.name for task, _ in named]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not named:
@@ -105,13 +119,18 @@ def tasks_of(
     ]
 
 
+def _names_a_file(argument: str) -> bool:
+    """Whether an existing file is the whole argument, or everything after its first `=`."""
+    return os.path.exists(argument) or os.path.exists(argument.partition("=")[2])
+
+
 def _parse(argument: str) -> list[tuple[Task, str | None]]:
     """The tasks of one argument with the file that each is read from; None for the hub."""
     name, equals, file = argument.partition("=")
     tasks = [task for task in TASKS if name in (task.name, task.name.partition(":")[0])]
     if tasks:
         return [(task, file if equals else None) for task in tasks]
-    if not equals and (argument.endswith(RECORD_SUFFIXES) or Path(argument).exists()):
+    if os.path.exists(argument) or (not equals and argument.endswith(RECORD_SUFFIXES)):
         own = Task(
             name=Path(argument).name,
             family="own",
@@ -170,10 +189,12 @@ def _prompts(
     for record in _records(task, file):
         if not record.fault and not task.group(record.content):
             continue
-        tokens = None if record.fault else _tokens(task, record.content, tokenizer)
-        if tokens is None:
-            yield record, record.fault or f"rows without {task.fields}"
-        elif len(tokens) > longest_tokens:
+        try:
+            tokens = _tokens(task, record, tokenizer)
+        except UnusableRow as unusable:
+            yield record, str(unusable)
+            continue
+        if len(tokens) > longest_tokens:
             yield record, f"prompts of more than {longest_tokens} tokens"
         elif (key := xxhash.xxh3_64_hexdigest(tokens.tobytes())) in seen:
             yield record, "repeated prompts"
@@ -184,7 +205,7 @@ def _prompts(
 
 def _records(task: Task, file: str | None) -> Iterator[Record]:
     if file is not None:
-        if not file.endswith(RECORD_SUFFIXES) and not Path(file).exists():
+        if not file.endswith(RECORD_SUFFIXES) and not os.path.exists(file):
             raise TaskError(f"task {task.name}: no file at {file}\n  do: correct the path")
         return local_records(file)
     if task.hub is None:
@@ -195,17 +216,19 @@ def _records(task: Task, file: str | None) -> Iterator[Record]:
     return hub_records(*task.hub)
 
 
-def _tokens(task: Task, content: Content, tokenizer: PreTrainedTokenizerFast) -> Tokens | None:
-    """The prompt of a record as token ids; None if it has none."""
-    if task.family == "own" and "messages" in content:
-        messages: Any = content["messages"]
-        return chat_tokens(tokenizer, messages) if is_messages(messages) else None
-    text = task.text(content)
+def _tokens(task: Task, record: Record, tokenizer: PreTrainedTokenizerFast) -> Tokens:
+    """The prompt of a record as token ids; UnusableRow if it has none."""
+    if record.fault is not None:
+        raise UnusableRow(record.fault)
+    messages: Any = record.content.get("messages")
+    if task.family == "own" and is_messages(messages):
+        return chat_tokens(tokenizer, messages)
+    text = task.text(record.content)
     if text is None:
-        return None
+        raise UnusableRow(f"rows without {task.fields}")
     if task.chat and tokenizer.chat_template is not None:
         return chat_tokens(tokenizer, [{"role": "user", "content": task.chat_format.format(text)}])
-    return np.array(tokenizer(task.plain_format.format(text)).input_ids, np.int64)
+    return text_tokens(tokenizer, task.plain_format.format(text))
 
 
 # The text of a record.
@@ -227,8 +250,8 @@ def _instruction(content: Content) -> str | None:
     if text := sound_text(content.get("instruction")):
         context = sound_text(content.get("context"))
         return f"{text}\n\n{context}" if context else text
-    turn = re.match(r"### Human:\s*(.*?)\s*### Assistant:", str(content.get("text", "")), re.DOTALL)
-    return sound_text(turn[1]) if turn else None
+    human, found, _ = (sound_text(content.get("text")) or "").partition("### Assistant:")
+    return sound_text(human.removeprefix("### Human:").strip()) if found and human.startswith("### Human:") else None
 
 
 def _first_words(words: int) -> Callable[[Content], str | None]:

@@ -211,7 +211,7 @@ def _phase(recipe: Recipe, name: str, part: TrainPart | None) -> tuple[Any, ...]
 STAGES = (
     Stage("target", (), lambda r: (r.target, digest(r.target)), make_target, TargetCard),
     Stage("tokenize", ("target",), lambda r: (r.corpus or None, r.tokenize, r.seed), make_tokens, CorpusCard),
-    Stage("validation", ("target", "tokenize"), _validation, make_validation, ValidationCard),
+    Stage("validation", ("target", "tokenize"), _validation, make_validation, ValidationCard, version=2),
     Stage(
         "pretrain",
         ("target", "tokenize"),
@@ -230,7 +230,14 @@ STAGES = (
         reads=("validation",),
         shared=True,
     ),
-    Stage("synthesize", ("target", "tokenize"), lambda r: (r.synthesize, r.seed), make_completions, CompletionsCard),
+    Stage(
+        "synthesize",
+        ("target", "tokenize"),
+        lambda r: (r.synthesize, r.seed),
+        make_completions,
+        CompletionsCard,
+        version=2,
+    ),
     Stage(
         "align",
         ("target", "tokenize", "pretrain", "continue", "synthesize"),
@@ -246,5 +253,6 @@ STAGES = (
         lambda r: (r.evaluate, r.seed),
         make_evaluation,
         EvaluationCard,
+        version=2,
     ),
 )

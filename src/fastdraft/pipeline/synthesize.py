@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from fastdraft.config import SynthesizePart
 from fastdraft.data.corpus_card import CorpusCard
+from fastdraft.data.record_files import UnusableRow
 from fastdraft.data.shards import Tokens
 from fastdraft.evaluation.tasks import tasks_of
 from fastdraft.models import pretrained
@@ -167,8 +169,8 @@ def _training_requests(
         prompts: Iterable[Tokens]
         if source in run_context.recipe.corpus:
             generator = np.random.default_rng([run_context.recipe.seed, number])
-            shards = run_context.shards(source, "train")
-            prompts = document_prompts(shards, count, part.max_prompt_tokens, 1, generator)
+            shards, bos = run_context.shards(source, "train"), run_context.target_card().added_bos_id
+            prompts = document_prompts(shards, count, part.max_prompt_tokens, 1, generator, bos=bos)
         elif source == "recorded" or not count:
             continue
         elif source in part.prompt_sets:
@@ -178,9 +180,10 @@ def _training_requests(
             prompts = magpie.magpie_prompts(magpie.user_turn(tokenizer), magpie_completions, count, left_out)
         if source not in run_context.recipe.corpus or part.leak_tasks:
             if leaks is None:
-                template = (
-                    [chat_tokens(tokenizer, [{"role": "user", "content": "?"}])] if tokenizer.chat_template else []
-                )
+                template: list[Tokens] = []
+                with suppress(UnusableRow):  # if the template refuses a user's message, no prompt is under it
+                    if tokenizer.chat_template:
+                        template = [chat_tokens(tokenizer, [{"role": "user", "content": "?"}])]
                 leaks = Leaks(_evaluation_texts(run_context, setup), part.leak_tokens, template)
             prompts = _unleaked(prompts, leaks, left_out)
         if len(part.mix) > 1:

@@ -15,7 +15,7 @@ def make_tokens(run_context: RunContext, folder: Path) -> StageResult:
     recipe, card = run_context.recipe, run_context.target_card()
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = pretrained.open_tokenizer(recipe.target).backend_tokenizer
-    write_tokenizer(tokenizer, tokenizer_file, card.bos_id if card.adds_bos else None, card.eos_ids[0])
+    write_tokenizer(tokenizer, tokenizer_file, card.added_bos_id, card.eos_ids[0])
     sources = {
         name: write_source(name, part, recipe.tokenize, tokenizer_file, folder / name, recipe.seed, folder)
         for name, part in recipe.corpus.items()

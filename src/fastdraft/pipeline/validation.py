@@ -113,10 +113,10 @@ def open_validation(run_context: RunContext) -> Validation | None:
 
 def _prompts(run_context: RunContext, part: EvaluatePart, task: str) -> Iterator[Tokens]:
     """Windows of a task's held-out documents that share no run of LEAK_TOKENS tokens with the prompts of `evaluate`."""
-    shards = run_context.shards(task, "held_out")
+    shards, bos = run_context.shards(task, "held_out"), run_context.target_card().added_bos_id
     generator = np.random.default_rng([run_context.recipe.seed, SEED_OFFSET + part.tasks.index(task)])
     taken = Leaks(evaluation_prompts(run_context, part, task), min(LEAK_TOKENS, part.max_prompt_tokens))
     with suppress(CorpusError):  # all windows have been given out
-        for prompt in document_prompts(shards, shards.tokens, part.max_prompt_tokens, 1, generator):
+        for prompt in document_prompts(shards, shards.tokens, part.max_prompt_tokens, 1, generator, bos=bos):
             if prompt not in taken:
                 yield prompt

@@ -7,7 +7,9 @@ Dimensions: N tokens of a completion, W the largest number of tokens returned fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,15 +35,13 @@ def tokenize_exactly(text: str, tokenizer: PreTrainedTokenizerFast) -> Tokens:
 
 def parse_logp(values: Any, tokens: int) -> LogProbabilities:
     """(n) one log-probability per token."""
-    try:
-        logp = np.array(values, np.float32)
-    except (TypeError, ValueError):
-        raise UnusableAnswer("log-probabilities that are not numbers") from None
-    if logp.shape != (tokens,):
+    if not isinstance(values, list | np.ndarray) or len(values) != tokens:
         raise UnusableAnswer("log-probabilities that are not one per token")
-    if not (np.isfinite(logp) & (logp <= 0)).all():
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+        raise UnusableAnswer("log-probabilities that are not numbers")
+    if not all(-math.inf < value <= 0 for value in values):  # exact for integers of any size; False for NaN
         raise UnusableAnswer("log-probabilities above zero, infinite or NaN")
-    return logp
+    return np.array([max(value, MIN_LOGP) for value in values], np.float32)
 
 
 def parse_top_logprobs(positions: Sequence[Mapping[int, float]], k: int) -> TopTokens | None:
@@ -51,6 +51,8 @@ def parse_top_logprobs(positions: Sequence[Mapping[int, float]], k: int) -> TopT
     """
     if not positions or min(map(len, positions)) < k:
         return None
+    if not all(0 <= token < 1 << 32 for position in positions for token in position):
+        raise UnusableAnswer(UNKNOWN_IDS)
     shape = len(positions), max(map(len, positions))
     ids_NW, logp_NW = np.zeros(shape, np.int64), np.full(shape, -np.inf)
     for n, position in enumerate(positions):
@@ -59,8 +61,6 @@ def parse_top_logprobs(positions: Sequence[Mapping[int, float]], k: int) -> TopT
         raise UnusableAnswer("log-probabilities of most likely tokens above zero or NaN")
     if (np.exp(logp_NW).sum(1) > 1 + ROUNDING).any():
         raise UnusableAnswer("most likely tokens whose probabilities sum to more than 1")
-    if (ids_NW < 0).any():
-        raise UnusableAnswer(UNKNOWN_IDS)
     best_NK = np.argsort(-logp_NW, axis=1, kind="stable")[:, :k]
     logp_NK = np.take_along_axis(logp_NW, best_NK, 1).clip(MIN_LOGP, 0)
     return TopTokens(np.take_along_axis(ids_NW, best_NK, 1).astype(np.uint32), logp_NK.astype(np.float16))

@@ -6,7 +6,9 @@ batch size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,21 +24,26 @@ from fastdraft.system.cards import FILE as CARD
 from fastdraft.system.errors import ShardError
 from fastdraft.system.files import atomic_write
 
+# Lists have offsets of 8 bytes: with those of 4 a shard of 2^31 top tokens (8,192 rows of 1,024 tokens with 256 each)
+# would wrap around.
 COLUMNS = {
     "key": pa.string(),
     "index": pa.int32(),
     "temperature": pa.float64(),
     "top_k": pa.int32(),
     "top_p": pa.float64(),
-    "prompt": pa.list_(pa.int32()),
-    "tokens": pa.list_(pa.int32()),
+    "prompt": pa.large_list(pa.int32()),
+    "tokens": pa.large_list(pa.int32()),
 }
+KEY = re.compile("[0-9a-f]{1,16}")
 # By the type of a log-probability.
-SCHEMAS = {kind: pa.schema(COLUMNS | {"logp": pa.list_(pa.from_numpy_dtype(kind))}) for kind in ("float32", "float16")}
+SCHEMAS = {
+    kind: pa.schema(COLUMNS | {"logp": pa.large_list(pa.from_numpy_dtype(kind))}) for kind in ("float32", "float16")
+}
 # A shard without top tokens, or with ids of two bytes or of four; the lists are flat, position after position.
 KNOWN_SCHEMAS = list(SCHEMAS.values())
 KNOWN_SCHEMAS += [
-    schema.append(pa.field("top_ids", pa.list_(ids))).append(pa.field("top_logp", pa.list_(pa.float16())))
+    schema.append(pa.field("top_ids", pa.large_list(ids))).append(pa.field("top_logp", pa.large_list(pa.float16())))
     for schema in SCHEMAS.values()
     for ids in (pa.uint16(), pa.uint32())
 ]
@@ -56,7 +63,7 @@ class CompletionStore:
         """The keys of all stored completions; ShardError if one is stored twice."""
         stored = KeySet()
         for path in self._paths():
-            keys = _read(path, ["key"])["key"].to_pylist()
+            keys = _keys(_read(path, ["key"]), path)
             if repeated := [key for key in keys if key in stored]:
                 raise _broken(path, f"{len(repeated)} of its rows are in other shards too, the first is {repeated[0]}")
             stored.add(keys)
@@ -71,7 +78,7 @@ class CompletionStore:
         """Add one shard; all of its completions have top tokens, or none has."""
         name = xxhash.xxh3_64_hexdigest("".join(completion.key for completion in completions).encode())
         with atomic_write(self.folder / f"{name}.parquet") as part:
-            pq.write_table(_table(completions, self._logp), part)
+            pq.write_table(_table(completions, self._logp), part, write_page_checksum=True)
 
     def read(self, keys: Sequence[str] | None = None) -> list[Completion]:
         """The completions with these keys, in this order; by default all, by key. ShardError if any is missing."""
@@ -102,34 +109,51 @@ def _table(completions: Sequence[Completion], logp: str) -> Any:
     if not tops:
         return table
     id_type = np.uint16 if max(int(top.ids.max()) for top in tops) < 1 << 16 else np.uint32
-    columns: dict[str, list[npt.NDArray[Any]]] = {
-        "top_ids": [top.ids.ravel().astype(id_type) for top in tops],
-        "top_logp": [top.logp.ravel() for top in tops],
-    }
-    for name, values in columns.items():
-        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
-        table = table.append_column(name, pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values))))
-    return table
+    ids = np.concatenate([top.ids.ravel().astype(id_type) for top in tops])
+    top_logp = np.concatenate([top.logp.ravel() for top in tops])
+    table = table.append_column("top_ids", list_column([top.ids.size for top in tops], ids))
+    return table.append_column("top_logp", list_column([top.logp.size for top in tops], top_logp))
+
+
+def list_column(lengths: Sequence[int], values: npt.NDArray[Any]) -> Any:
+    """A column with one list of values per row, of these lengths."""
+    return pa.LargeListArray.from_arrays(np.cumsum([0, *lengths], dtype=np.int64), pa.array(values))
 
 
 def _read(path: Path, columns: list[str] | None = None) -> Any:
     """The named columns of a shard, by default all."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not any(file.schema_arrow.equals(schema) for schema in KNOWN_SCHEMAS):
-                raise _broken(path, f"its columns are {file.schema_arrow.names}, wanted {KNOWN_SCHEMAS[0].names}")
-            return file.read(columns)
-    except (pa.ArrowException, OSError) as error:
+                found, wanted = (
+                    ", ".join(f"{field.name}: {field.type}" for field in schema)
+                    for schema in (file.schema_arrow, KNOWN_SCHEMAS[0])
+                )
+                raise _broken(path, f"its columns are {found}; wanted {wanted}")
+            table = file.read(columns)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _broken(path, str(error)) from error
+    if missing := [name for name in table.column_names if table[name].null_count]:
+        raise _broken(path, f"some of its rows have no {missing[0]}")
+    return table
+
+
+def _keys(table: Any, path: Path) -> list[str]:
+    """The keys of a shard's rows; ShardError if one is not a hash."""
+    keys: list[str] = table["key"].to_pylist()
+    if invalid := [key for key in keys if not KEY.fullmatch(key)]:
+        raise _broken(path, f"the key {invalid[0][:40]!r}, wanted hex digits")
+    return keys
 
 
 def _completions(table: Any, path: Path) -> Iterator[Completion]:
     """The completions of a shard; ShardError at the first invalid one."""
-    scalars = [table[name].to_pylist() for name in ("key", "index", "temperature", "top_k", "top_p")]
-    lists = [_arrays(table[name]) for name in ("prompt", "tokens", "logp")]
+    scalars = [table[name].to_pylist() for name in ("index", "temperature", "top_k", "top_p")]
+    lists = [row_arrays(table[name]) for name in ("prompt", "tokens", "logp")]
     has_top = "top_ids" in table.column_names
-    tops = [_arrays(table[name]) if has_top else [np.empty(0)] * len(table) for name in ("top_ids", "top_logp")]
-    for key, index, *sampling, prompt, tokens, logp, top_ids, top_logp in zip(*scalars, *lists, *tops, strict=True):
+    tops = [row_arrays(table[name]) if has_top else [np.empty(0)] * len(table) for name in ("top_ids", "top_logp")]
+    rows = zip(_keys(table, path), *scalars, *lists, *tops, strict=True)
+    for key, index, *sampling, prompt, tokens, logp, top_ids, top_logp in rows:
         if fault := _fault(prompt, tokens, logp, top_ids, top_logp):
             raise _broken(path, f"row {key} has {fault}")
         shape = len(tokens), -1
@@ -140,14 +164,18 @@ def _completions(table: Any, path: Path) -> Iterator[Completion]:
             logp=logp.astype(np.float32),
             sampling=SamplingParams(*sampling),
             index=index,
-            top=TopTokens(top_ids.reshape(shape), top_logp.reshape(shape)) if has_top else None,
+            # Copies, because torch warns of arrays that are read-only.
+            top=TopTokens(top_ids.reshape(shape).copy(), top_logp.reshape(shape).copy()) if has_top else None,
         )
 
 
-def _arrays(column: Any) -> list[npt.NDArray[Any]]:
-    """A column of lists as one array per row."""
-    lists = column.combine_chunks()
-    return np.split(np.array(lists.values), lists.offsets.to_numpy()[1:-1])  # a copy: torch warns of read-only arrays
+def row_arrays(column: Any) -> list[npt.NDArray[Any]]:
+    """A column of lists as one array per row, which are read-only views of the column."""
+    arrays: list[npt.NDArray[Any]] = []
+    for lists in column.chunks:
+        values = lists.values.to_numpy(zero_copy_only=False)  # float64 with NaN if a value is null
+        arrays += [values[start:stop] for start, stop in pairwise(lists.offsets.to_numpy())]
+    return arrays
 
 
 def _fault(
@@ -164,6 +192,10 @@ def _fault(
         return f"{len(logp)} log-probabilities for {len(tokens)} tokens"
     if len(top_ids) != len(top_logp) or len(top_ids) % len(tokens):
         return f"{len(top_ids)} top tokens and {len(top_logp)} log-probabilities for {len(tokens)} tokens"
+    for name, ids in (("prompt", prompt), ("tokens", tokens), ("top_ids", top_ids)):
+        # A null makes numpy convert the ids to float.
+        if len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0):
+            return f"a value in `{name}` that is no token id"
     for values in (logp, top_logp):
         invalid = values[~(np.isfinite(values) & (values <= 0))]
         if len(invalid):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from fastdraft.data.record_files import UnusableRow
 from fastdraft.synthesize.completions import Completion, Request, request_key
 from fastdraft.synthesize.decoding_params import DecodingParams
 from fastdraft.synthesize.key_set import KeySet
@@ -30,8 +31,8 @@ class Shard:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-class UnusableAnswer(Exception):
-    """No completion can be made of an answer; the message is the reason, under which it is counted."""
+class UnusableAnswer(UnusableRow):
+    """An engine's answer gives no completion."""
 
 
 class Engine(Protocol):

@@ -16,14 +16,14 @@ import xxhash
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.config import RecordedPart
-from fastdraft.data.record_files import Record, local_records, sound_text
+from fastdraft.data.record_files import Record, UnusableRow, local_records, sound_text
 from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.answer_parsing import NO_LOGP, UNKNOWN_IDS, parse_logp, tokenize_exactly
 from fastdraft.synthesize.completions import Completion, SamplingParams
 from fastdraft.synthesize.decoding_params import DecodingParams
-from fastdraft.synthesize.engine_interface import KeyedRequest, LogprobsMode, Shard, UnusableAnswer
+from fastdraft.synthesize.engine_interface import KeyedRequest, LogprobsMode, Shard
 from fastdraft.synthesize.key_set import KeySet
-from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
+from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages, text_tokens
 from fastdraft.synthesize.rescore import TOO_LONG
 
 DUPLICATE = "exact duplicates"
@@ -54,7 +54,7 @@ class RecordedEngine:
                 break
             try:
                 completion = self._completion(record)
-            except UnusableAnswer as unusable:
+            except UnusableRow as unusable:
                 refused[str(unusable)] += 1
                 continue
             if completion.key in seen:
@@ -69,11 +69,11 @@ class RecordedEngine:
 
     def _completion(self, record: Record) -> Completion:
         if record.fault is not None:
-            raise UnusableAnswer(record.fault)
+            raise UnusableRow(record.fault)
         prompt = self._prompt(record.content.get(self._part.prompt_field))
         tokens = self._answer(record.content.get(self._part.answer_field))
         if len(prompt) + len(tokens) > self._context_tokens:
-            raise UnusableAnswer(TOO_LONG)
+            raise UnusableRow(TOO_LONG)
         field = self._part.logp_field
         logp = NO_LOGP if field is None else parse_logp(record.content.get(field), len(tokens))
         tokens, logp = tokens[: self._decoding.max_new_tokens], logp[: self._decoding.max_new_tokens]
@@ -87,15 +87,15 @@ class RecordedEngine:
             return ids
         text = sound_text(value)
         if text is None:
-            raise UnusableAnswer(f"rows without a prompt in `{self._part.prompt_field}`")
-        return np.array(self._tokenizer(text).input_ids, np.int64)
+            raise UnusableRow(f"rows without a prompt in `{self._part.prompt_field}`")
+        return text_tokens(self._tokenizer, text)
 
     def _answer(self, value: Any) -> Tokens:
         if (ids := self._token_ids(value)) is not None:
             return ids
         text = sound_text(value)
         if text is None:
-            raise UnusableAnswer(f"rows without an answer in `{self._part.answer_field}`")
+            raise UnusableRow(f"rows without an answer in `{self._part.answer_field}`")
         tokens = tokenize_exactly(text, self._tokenizer)
         return tokens if self._decoding.end is None else np.append(tokens, self._decoding.end)
 
@@ -104,5 +104,5 @@ class RecordedEngine:
         if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
             return None
         if min(value) < 0 or max(value) >= len(self._tokenizer):
-            raise UnusableAnswer(UNKNOWN_IDS)
+            raise UnusableRow(UNKNOWN_IDS)
         return np.array(value, np.int64)

@@ -250,7 +250,7 @@ class _Client:
     async def _receive(self, server: _Server, task: _Task, response: httpx.Response) -> None:
         try:
             content = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             await self._retry_later(task, "an answer that is not JSON")
             return
         try:

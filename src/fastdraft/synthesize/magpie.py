@@ -44,7 +44,12 @@ def user_turn(tokenizer: PreTrainedTokenizerFast) -> Turn:
             "  do: leave `magpie` out of synthesize.mix, or put chat_template.jinja next to the target's tokenizer"
         )
     messages = [{"role": "user", "content": PLACEHOLDER}]
-    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program: it raises errors of its own and any of Python's
+        raise TargetError(
+            f"the target's chat template refuses a user's message: {error}\n  do: leave `magpie` out of synthesize.mix"
+        ) from error
     before, found, after = str(text).partition(PLACEHOLDER)
     opening, closing = (
         np.array(tokenizer(part, add_special_tokens=False).input_ids, np.int64) for part in (before, after)

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft.config import PromptSetPart
-from fastdraft.data.record_files import Record, hub_records, local_records, sound_text
+from fastdraft.data.record_files import Record, UnusableRow, hub_records, local_records, sound_text
 from fastdraft.data.shards import Tokens
 from fastdraft.synthesize.key_set import KeySet
 from fastdraft.synthesize.prompts import DUPLICATE_PROMPT, prompt_key
@@ -30,61 +30,91 @@ def instruction_prompts(
 
     CorpusError if more than 1 % of the records are broken, or none gives a prompt.
     """
-    seen = KeySet()
+    seen, left_out = KeySet(), Counter[str]()
     total = broken = 0
     records = hub_records(part.path, part.subset, part.split) if part.source == "hub" else local_records(part.path)
     for record in records:
         if len(seen) == count:
             break
         total += 1
-        tokens = None if record.fault else _prompt_tokens(record, part, tokenizer)
-        if tokens is None:
+        try:
+            tokens = _prompt_tokens(record, part, tokenizer)
+        except UnusableRow as unusable:
             broken += 1
-            refused[record.fault or f"rows without a prompt in `{part.field}`"] += 1
-        elif len(tokens) > max_tokens:
-            refused[f"prompts of more than {max_tokens} tokens"] += 1
+            left_out[str(unusable)] += 1
+            continue
+        if len(tokens) > max_tokens:
+            left_out[f"prompts of more than {max_tokens} tokens"] += 1
         elif (key := prompt_key(tokens)) in seen:
-            refused[DUPLICATE_PROMPT] += 1
+            left_out[DUPLICATE_PROMPT] += 1
         else:
             seen.add([key])
             yield tokens
+    refused.update(left_out)
     if broken > MAX_BROKEN_FRACTION * total or not len(seen):
-        reasons = "; ".join(f"{number:,} {reason}" for reason, number in refused.items()) or "the file is empty"
+        reasons = "; ".join(f"{number:,} {reason}" for reason, number in left_out.items())
         raise CorpusError(
-            f"{part.path}: {broken:,} of {total:,} rows give no prompt; left out are {reasons}\n"
-            f"  wanted: at most 1 % of the rows broken, and one prompt\n  do: fix the file, or name another `field`"
+            f"{part.path}: "
+            + (f"{broken:,} of {total:,} rows give no prompt; left out are {reasons}\n" if total else "it has no row\n")
+            + "  wanted: at most 1 % of the rows broken, and one prompt\n"
+            "  do: correct the file or `field`, or raise synthesize.max_instruction_tokens"
         )
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of chat messages that ends with a user's."""
-    chat = isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
-    return chat and all(sound_text(message.get("content")) for message in value) and value[-1].get("role") == "user"
+    """Whether a value is a list of chat messages, each with a role and a text, that ends with a user's."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) for message in value)
+        and all(isinstance(message.get("role"), str) and sound_text(message.get("content")) for message in value)
+        and value[-1]["role"] == "user"
+    )
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> Tokens:
+    """The tokens of a text with the special tokens that the tokenizer adds; UnusableRow if there is none."""
+    tokens = np.array(tokenizer(text).input_ids, np.int64)
+    if not len(tokens):
+        raise UnusableRow("prompts without a token")
+    return tokens
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> Tokens:
-    """Messages under the chat template, up to the beginning of the answer; TargetError if there is no template."""
+    """Messages under the chat template, up to the beginning of the answer.
+
+    TargetError if there is no template; UnusableRow if it refuses these messages.
+    """
     if tokenizer.chat_template is None:
         raise TargetError(
             "the target's tokenizer has no chat template, and the prompts are chat messages\n"
             "  do: put chat_template.jinja next to the target's tokenizer, or give prompts as texts"
         )
-    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return np.array(encoded["input_ids"], np.int64)
+    options: Any = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    try:
+        encoded: Any = tokenizer.apply_chat_template(messages, **options)
+        tokens = np.array(encoded["input_ids"], np.int64)
+    except Exception as error:  # a template is a program: it raises errors of its own and any of Python's
+        raise UnusableRow("messages that the target's chat template refuses") from error
+    if not len(tokens):
+        raise UnusableRow("prompts without a token")
+    return tokens
 
 
-def _prompt_tokens(record: Record, part: PromptSetPart, tokenizer: PreTrainedTokenizerFast) -> Tokens | None:
-    """The prompt of a record; None if it contains none."""
+def _prompt_tokens(record: Record, part: PromptSetPart, tokenizer: PreTrainedTokenizerFast) -> Tokens:
+    """The prompt of a record; UnusableRow if it contains none."""
+    if record.fault is not None:
+        raise UnusableRow(record.fault)
     value = record.content.get(part.field)
     messages: Any = value if is_messages(value) else []
     if not messages:
         text = sound_text(value)
         if text is None:
-            return None
+            raise UnusableRow(f"rows without a prompt in `{part.field}`")
         context = sound_text(record.content.get(part.context_field)) if part.context_field else None
         text = f"{text}\n\n{context}" if context else text
         if not part.chat:
-            return np.array(tokenizer(f"{part.system}\n\n{text}" if part.system else text).input_ids, np.int64)
+            return text_tokens(tokenizer, f"{part.system}\n\n{text}" if part.system else text)
         messages = [{"role": "user", "content": text}]
     system = [{"role": "system", "content": part.system}] if part.system else []
     return chat_tokens(tokenizer, [*system, *messages])

@@ -3,6 +3,10 @@
 A prompt is a window of a document: first one per document at a random place, then all other windows. It is not the
 document's beginning: source files often begin with a licence, which any draft knows by heart (2 141 of the 8 110 Python
 files of an installation begin with the same notice).
+
+If the target's tokenizer adds a begin-of-text token, each prompt begins with it, because every engine sends it with a
+text. Training sequences of `pretrain` and `continue` are cut from the shards as they are: there the token stands where
+a document begins, as in the target's own training, and a sequence may begin in mid-text.
 """
 
 from __future__ import annotations
@@ -24,18 +28,26 @@ DUPLICATE_PROMPT = "prompts that were there before"
 
 
 def document_prompts(
-    shards: Shards, count: int, max_prompt_tokens: int, min_new_tokens: int, generator: np.random.Generator
+    shards: Shards,
+    count: int,
+    max_prompt_tokens: int,
+    min_new_tokens: int,
+    generator: np.random.Generator,
+    *,
+    bos: int | None,
 ) -> Iterator[Tokens]:
     """`count` distinct windows of `max_prompt_tokens`, each followed by `min_new_tokens` more of its document.
 
+    `bos`: the `added_bos_id` of the target; unless None, every document of the shards begins with it, and every prompt.
     The documents come in random order, one window each, then all other windows. CorpusError if there are too few.
     Memory: 8 bytes per prompt.
     """
-    seen = KeySet()
-    for start in _window_starts(shards.document_starts(), max_prompt_tokens + min_new_tokens, generator):
+    seen, begin = KeySet(), np.array([] if bos is None else [bos], np.int64)
+    text_tokens = max_prompt_tokens - len(begin)
+    for start in _window_starts(shards.document_starts(), len(begin), text_tokens + min_new_tokens, generator):
         if len(seen) == count:
             return
-        prompt = shards[start : start + max_prompt_tokens]
+        prompt = np.concatenate([begin, shards[start : start + text_tokens]])
         if (key := prompt_key(prompt)) not in seen:
             seen.add([key])
             yield prompt
@@ -80,9 +92,14 @@ def repeat_samples(requests: Iterable[Request], samples_per_prompt: int) -> Iter
             yield replace(request, index=index)
 
 
-def _window_starts(documents: Tokens, window_tokens: int, generator: np.random.Generator) -> Iterator[int]:
-    """All tokens at which a window of a document may start: one of each document first, then all, scattered."""
-    first, windows = documents[:-1], np.diff(documents) - window_tokens + 1
+def _window_starts(
+    documents: Tokens, skipped_tokens: int, window_tokens: int, generator: np.random.Generator
+) -> Iterator[int]:
+    """All tokens at which a window of a document may start: one of each document first, then all, scattered.
+
+    The first `skipped_tokens` of a document are in no window.
+    """
+    first, windows = documents[:-1] + skipped_tokens, np.diff(documents) - skipped_tokens - window_tokens + 1
     first, windows = first[windows > 0], windows[windows > 0]
     if len(first):
         one_each = (first + generator.integers(0, windows))[generator.permutation(len(first))]

@@ -50,7 +50,7 @@ def parse_completion(
     """
     try:
         return _parse_completion(content, row, part, decoding, tokenizer, url)
-    except (AttributeError, TypeError, KeyError):
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError):
         raise UnusableAnswer("answers that are not in OpenAI's format") from None
 
 
@@ -113,9 +113,16 @@ def _token_ids(choice: dict[str, Any], url: str) -> Tokens:
             f"  do: use a server that returns ids (vLLM: return_token_ids), or set synthesize.server.text_only=true"
         )
     try:
-        return np.array([int(token) for token in ids], np.int64)
+        return np.array([_id(token) for token in ids], np.int64)
     except (TypeError, ValueError, OverflowError):
-        raise UnusableAnswer("token ids that are not numbers") from None
+        raise UnusableAnswer("token ids that are not whole numbers") from None
+
+
+def _id(value: Any) -> int:
+    """A token id that is given as a number or as digits; TypeError or ValueError otherwise."""
+    if type(value) not in (int, str):
+        raise TypeError(f"{value!r} is no token id")
+    return int(value)
 
 
 def _logp(choice: dict[str, Any], tokens: int, url: str) -> LogProbabilities:
@@ -152,7 +159,7 @@ def _top_tokens(choice: dict[str, Any], tokens: Tokens, k: int, url: str) -> Top
             f"  do: use a server that names ids (vLLM, llama-server), or set synthesize.top_logprobs_from=target"
         )
     try:
-        positions = [{int(token_id): float(logp) for token_id, logp in position} for position in pairs]
+        positions = [{_id(token_id): float(logp) for token_id, logp in position} for position in pairs]
     except (TypeError, ValueError, OverflowError):
         raise UnusableAnswer("most likely tokens that are not numbers") from None
     if len(positions) != len(tokens):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import xxhash
 from transformers import PreTrainedTokenizerFast
 
-from fastdraft.data.record_files import Record, local_records, sound_text
-from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages
+from fastdraft.data.record_files import Record, UnusableRow, local_records, sound_text
+from fastdraft.synthesize.prompt_sets import chat_tokens, is_messages, text_tokens
 from fastdraft.system.errors import CorpusError
 from fastdraft.system.files import atomic_write
 
@@ -49,10 +49,12 @@ def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int
     """
     rows, refused = list[LogEntry](), Counter[str]()
     for record in local_records(path):
-        entry = _log_entry(record, tokenizer)
-        if isinstance(entry, str):
-            refused[entry] += 1
-        elif entry.prompt_tokens + entry.answer_tokens >= context_tokens:
+        try:
+            entry = _log_entry(record, tokenizer)
+        except UnusableRow as unusable:
+            refused[str(unusable)] += 1
+            continue
+        if entry.prompt_tokens + entry.answer_tokens >= context_tokens:
             refused["rows longer than the target's context"] += 1
         elif entry.answer is None and entry.prompt_tokens + max_new_tokens > context_tokens:
             refused[f"rows that leave no {max_new_tokens:,} tokens for an answer in the target's context"] += 1
@@ -62,7 +64,7 @@ def read_logs(path: str, tokenizer: PreTrainedTokenizerFast, context_tokens: int
     if answered and len(answered) < len(rows):
         refused["rows without a `completion`, while others have one"] += len(rows) - len(answered)
     if not rows:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in refused.items()) or "it is empty"
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in refused.items()) or "it has no row"
         raise CorpusError(
             f"{path} has no row to align on: {reasons}\n"
             f"  wanted: rows with `prompt` or `messages`, and `completion` if there are answers\n"
@@ -78,7 +80,10 @@ def split_held_out(logs: UserLogs, held_out_fraction: float) -> tuple[list[LogEn
     """
     digests = sorted({row.digest for row in logs.rows})
     if len(digests) < 2:
-        raise CorpusError("one distinct prompt, wanted one to align on and one to measure on\n  do: give more rows")
+        raise CorpusError(
+            f"{len(logs.rows):,} rows with one distinct prompt, wanted one to align on and one to measure on\n"
+            f"  do: give rows with other prompts"
+        )
     count = min(max(round(held_out_fraction * len(digests)), 1), len(digests) - 1)
     held_out = set(digests[:count])
     train = [row for row in logs.rows if row.digest not in held_out]
@@ -95,19 +100,27 @@ def write_logs(rows: Sequence[LogEntry], file: Path, messages_field: str = "prom
             lines.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def _log_entry(record: Record, tokenizer: PreTrainedTokenizerFast) -> LogEntry | str:
-    """The entry of a record, or the reason why it gives none."""
-    if record.fault:
-        return record.fault
-    prompt: Any = record.content.get("messages", record.content.get("prompt"))
-    answer = sound_text(record.content.get("completion"))
+def _log_entry(record: Record, tokenizer: PreTrainedTokenizerFast) -> LogEntry:
+    """The entry of a record; UnusableRow if it gives none."""
+    if record.fault is not None:
+        raise UnusableRow(record.fault)
+    # A column of a parquet file is in every row, and null where a row has no value.
+    prompt: Any = record.content.get("messages") or record.content.get("prompt")
+    given: Any = record.content.get("completion")
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
-        prompt, answer = prompt[:-1], sound_text(prompt[-1].get("content"))
+        prompt, given = prompt[:-1], prompt[-1].get("content")
+    answer = sound_text(given)
+    if answer is None and given is not None and (not isinstance(given, str) or given.strip()):
+        raise UnusableRow("rows with a `completion` that is not a text")
     if is_messages(prompt):
         prompt_tokens = len(chat_tokens(tokenizer, prompt))
+        try:
+            json.dumps(prompt, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UnusableRow("messages that JSON cannot hold") from error
     elif text := sound_text(prompt):
-        prompt_tokens = len(tokenizer(text).input_ids)
+        prompt_tokens = len(text_tokens(tokenizer, text))
     else:
-        return "rows without `prompt` or `messages`"
+        raise UnusableRow("rows without `prompt` or `messages`")
     answer_tokens = len(tokenizer(answer, add_special_tokens=False).input_ids) + 1 if answer else 0
     return LogEntry(prompt, answer, prompt_tokens, answer_tokens)
