@@ -16,31 +16,20 @@ from typing import Annotated
 import typer
 
 from fastdraft import __version__
-from fastdraft.cli import align, bench, check, evaluate, export, pipeline, plan, play, recipes, report, search
+from fastdraft.cli import align, bench, boundary, check, evaluate, export, pipeline, plan, play, recipes, report, search
 from fastdraft.cli.choices import STAGES
 from fastdraft.system.dependencies import check_dependencies
-from fastdraft.system.errors import FastDraftError, MainProcessFailed, UserError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target.")
+app = typer.Typer(
+    cls=boundary.Commands, no_args_is_help=True, pretty_exceptions_enable=False, help="A draft model for any target."
+)
 
 
 def main() -> None:
     """The `fastdraft` command."""
     # Set before huggingface_hub is imported. FastDraft's own progress bars replace those of the hub and transformers.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        app()
-    except MainProcessFailed as error:
-        sys.exit(error.exit_code)
-    except FastDraftError as error:
-        process = ""
-        if "RANK" in os.environ:
-            from fastdraft.system import processes
-
-            process = "" if processes.is_main() else f"process {processes.rank()}: "
-        kind = "error" if isinstance(error, UserError) else type(error).__name__
-        print(f"{process}{kind}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    boundary.run(app, sys.argv[1:])
 
 
 @app.callback(invoke_without_command=True)

@@ -15,7 +15,8 @@ from fastdraft.system.errors import RecipeError
 
 MAX_GAMMA = 64
 
-screen = Console(width=None if sys.stdout.isatty() else 150)
+# Python has no standard output if the shell has closed it.
+screen = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 150)
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="YAML file of a recipe.", autocompletion=completion.recipes)
