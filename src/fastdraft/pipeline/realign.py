@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 import yaml
 
+from fastdraft.config.part import as_name
 from fastdraft.config.resolve import Resolved, resolve
 from fastdraft.evaluation.inputs import EvaluateOptions, open_inputs
 from fastdraft.evaluation.score import Scores, score
@@ -104,7 +105,7 @@ def _recipe(options: RealignOptions, train: list[LogEntry], file: Path) -> dict[
     steps = max(EPOCHS * labels // STEP_TOKENS, 1)
     draft = origin_of(Path(options.draft)).folder.resolve() if Path(options.draft).exists() else options.draft
     return {
-        "name": options.folder.name,
+        "name": as_name(options.folder.resolve().name),
         "target": {"path": options.target},
         "draft": {"init": f"prune:{draft}"},
         "synthesize": _recorded(len(train), answer, file) if answered else _written(len(train), answer, prompt, file),
