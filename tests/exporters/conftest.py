@@ -85,9 +85,3 @@ def spoken(tmp_path_factory) -> Path:
     model_of("llama", vocab_size=409, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
     pieces([source.read_text(encoding="utf-8")], 401).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def gguf():
-    """The gguf package; the test is skipped where it is not installed."""
-    return pytest.importorskip("gguf", reason="gguf is not installed: pip install 'fastdraft[llamacpp]'")

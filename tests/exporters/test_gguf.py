@@ -5,6 +5,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -36,12 +37,7 @@ LLAMA3 = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _needs_gguf(gguf):
-    pass
-
-
-def read(gguf, folder: Path, weights: str):
+def read(folder: Path, weights: str):
     """(keys, tensors by name) of an exported file."""
     reader = gguf.GGUFReader(folder / file_name(weights))
     return {key: field.contents() for key, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
@@ -53,11 +49,11 @@ def config_of(**more: object):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_is_in_the_file(gguf, draft_of, tmp_path, family):
+def test_every_weight_is_in_the_file(draft_of, tmp_path, family):
     """As many numbers as the draft has, their sum of squares, and nothing twice."""
     folder = draft_of(family)
     assert export_gguf(folder, tmp_path, "f32") == []
-    keys, found = read(gguf, tmp_path, "f32")
+    keys, found = read(tmp_path, "f32")
     weights = load_file(folder / "model.safetensors")
     assert sum(t.n_elements for t in found.values()) == sum(weight.numel() for weight in weights.values())
     squares = [
@@ -92,16 +88,16 @@ def test_only_llama_is_turned(draft_of):
         assert torch.equal(named["blk.1.attn_v.weight"], weights["model.layers.1.self_attn.v_proj.weight"])
 
 
-def test_an_output_layer_of_its_own_is_written(gguf, draft_of, tmp_path):
+def test_an_output_layer_of_its_own_is_written(draft_of, tmp_path):
     export_gguf(draft_of(tie_word_embeddings=False), tmp_path, "f16")
-    assert read(gguf, tmp_path, "f16")[1]["output.weight"].tensor_type.name == "F16"
+    assert read(tmp_path, "f16")[1]["output.weight"].tensor_type.name == "F16"
 
 
 @pytest.mark.parametrize(("weights", "steps"), [("q8_0", 255), ("q4_0", 15)])
-def test_quantised_weights_are_within_half_a_step(gguf, draft_of, tmp_path, weights, steps):
+def test_quantised_weights_are_within_half_a_step(draft_of, tmp_path, weights, steps):
     folder = draft_of()
     assert export_gguf(folder, tmp_path, weights) == []
-    _, found = read(gguf, tmp_path, weights)
+    _, found = read(tmp_path, weights)
     exact = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].numpy()
     down = found["blk.0.ffn_down.weight"]
     assert down.tensor_type.name == weights.upper()
@@ -114,10 +110,10 @@ def test_quantised_weights_are_within_half_a_step(gguf, draft_of, tmp_path, weig
     assert found["output_norm.weight"].tensor_type.name == "F32"
 
 
-def test_rows_that_blocks_do_not_divide_stay_f16(gguf, draft_of, tmp_path):
+def test_rows_that_blocks_do_not_divide_stay_f16(draft_of, tmp_path):
     (said,) = export_gguf(draft_of(intermediate_size=150), tmp_path, "q8_0")
     assert said.startswith("2 of [96, 150] stay f16: rows of 150 are no multiple of the 32")
-    kinds = {name: tensor.tensor_type.name for name, tensor in read(gguf, tmp_path, "q8_0")[1].items()}
+    kinds = {name: tensor.tensor_type.name for name, tensor in read(tmp_path, "q8_0")[1].items()}
     assert [name for name, kind in kinds.items() if kind == "F16"] == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
 
 
@@ -154,7 +150,7 @@ def test_what_llama_cpp_cannot_run(config, said):
         family_of(config_of(**config))
 
 
-def test_llama_3s_factors_are_those_of_transformers(gguf):
+def test_llama_3s_factors_are_those_of_transformers():
     """What llama.cpp divides a frequency by, over transformers' own scaled frequencies."""
     config = config_of(rope_parameters=LLAMA3, max_position_embeddings=512, tie_word_embeddings=True)
     ((name, factors),) = tensors(config, family_of(config), {})
@@ -165,10 +161,10 @@ def test_llama_3s_factors_are_those_of_transformers(gguf):
     torch.testing.assert_close(plain / factors, scaled)
 
 
-def test_scaled_positions_are_named(gguf, draft_of, tmp_path):
+def test_scaled_positions_are_named(draft_of, tmp_path):
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     export_gguf(draft_of("qwen2", rope_parameters=rope), tmp_path, "f16")
-    keys, _ = read(gguf, tmp_path, "f16")
+    keys, _ = read(tmp_path, "f16")
     found = {key.removeprefix("qwen2.rope.scaling."): value for key, value in keys.items() if ".scaling." in key}
     assert found == {"type": "yarn", "factor": 4.0, "original_context_length": 64}
 

@@ -3,17 +3,19 @@
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 from tokenizers import Tokenizer
 
 from fastdraft.config import TargetPart
-from fastdraft.exporters.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
+from fastdraft.exporters.gguf_vocabulary import read_vocabulary
+from fastdraft.models.gguf_pre_tokenizers import PRE_TOKENIZERS
 from fastdraft.models.pretrained import folder_of
 from fastdraft.system.errors import ExportError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 DEMO = folder_of(TargetPart(path="demo"))
-LLAMA3 = next(steps[0] for (steps, ignore), name in PRE_TOKENIZERS.items() if name == "llama-bpe" and ignore)
+LLAMA3 = PRE_TOKENIZERS["llama-bpe"].steps[0]
 
 
 def split(pattern: str, **more: object) -> dict:
@@ -35,11 +37,6 @@ def changed(folder: Path, to: Path, **parts: object) -> Path:
     parts["model"] = whole["model"] | dict(parts.get("model", {}))
     (to / "tokenizer.json").write_text(json.dumps(whole | parts))
     return to
-
-
-@pytest.fixture(autouse=True)
-def _needs_gguf(gguf):
-    pass
 
 
 def test_the_packaged_target_is_cut_as_qwen2():
@@ -109,7 +106,7 @@ def test_two_tokens_of_one_text(tmp_path):
         read_vocabulary(folder, 8194)
 
 
-def test_sentencepiece_scores_fall_in_the_order_of_merges(spoken, gguf):
+def test_sentencepiece_scores_fall_in_the_order_of_merges(spoken):
     found, kind = read_vocabulary(spoken, 409), gguf.TokenType
     assert (found.model, found.pre, found.merges) == ("llama", "default", None)
     assert found.kinds[:3] == [kind.UNKNOWN, kind.CONTROL, kind.CONTROL]
@@ -151,7 +148,7 @@ def test_spaces_marked_otherwise(spoken, tmp_path):
 
 
 @pytest.mark.slow
-def test_phi_3_is_what_llama_cpp_makes_of_it(tmp_path, gguf):
+def test_phi_3_is_what_llama_cpp_makes_of_it(tmp_path):
     """The vocabulary of llama.cpp's own test file: every text, every kind, the order of every score."""
     theirs, ours = SHARED / "tokenizers/gguf/ggml-vocab-phi-3.gguf", SHARED / "tokenizers/phi-3-mini"
     if not theirs.is_file():

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +18,7 @@ from fastdraft.data.shards import Tokens
 from fastdraft.exporters import gguf_families as families
 from fastdraft.exporters.gguf_vocabulary import Vocabulary, read_vocabulary
 from fastdraft.exporters.proof import Opened
+from fastdraft.models.gguf_file import VOCABULARY, copy_keys
 from fastdraft.models.pretrained import load
 from fastdraft.system.errors import ExportError
 from fastdraft.system.files import short_writes_explained
@@ -50,7 +52,6 @@ def export_gguf(model_folder: Path, destination: Path, weights: str) -> list[str
 
     ExportError if llama.cpp does not support the family or the tokenizer, or a weight exceeds half precision.
     """
-    gguf = need("gguf", EXTRA)
     model = load(model_folder, torch.float32)
     config = model.config.get_text_config()
     family = families.family_of(config)
@@ -78,7 +79,13 @@ def file_name(weights: str) -> str:
 
 
 def _write_vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None:
-    """Special ids and flags are read from the files as llama.cpp's converter does, which also writes the target."""
+    """The keys of the target's own file if the target is a GGUF file.
+
+    Otherwise special ids and flags are read from the files as llama.cpp's converter does, which also writes the target.
+    """
+    if (folder / VOCABULARY).is_file():
+        copy_keys(gguf.GGUFReader(folder / VOCABULARY), writer)
+        return
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -87,7 +94,7 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
-    special = need("gguf", EXTRA).SpecialVocab(folder, n_vocab=len(vocabulary.tokens))
+    special = gguf.SpecialVocab(folder, n_vocab=len(vocabulary.tokens))
     special.add_to_gguf(writer, quiet=True)
     if "bos" not in special.add_special_token:
         writer.add_add_bos_token(vocabulary.adds_bos)
@@ -99,7 +106,6 @@ def _write_tensors(
     writer: Any, config: Any, family: families.Family, weights: dict[str, Tensor], kind: str
 ) -> Iterator[str]:
     """Write the tensors, quantised; yields a note for each shape that cannot be quantised."""
-    gguf = need("gguf", EXTRA)
     unquantised: dict[tuple[int, ...], int] = {}
     for name, weight in families.tensors(config, family, weights):
         values = weight.float().numpy()
@@ -130,7 +136,7 @@ def _stored(name: str, values: npt.NDArray[np.float32], kind: Any) -> npt.NDArra
         raise ExportError(f"{name} holds {largest:.3g}, half precision at most {LARGEST_HALF:g}\n  do: --weights f32")
     if kind.name == "F32":
         return values
-    quantised: npt.NDArray[Any] = need("gguf.quants", EXTRA).quantize(values, kind)
+    quantised: npt.NDArray[Any] = gguf.quants.quantize(values, kind)
     return quantised
 
 

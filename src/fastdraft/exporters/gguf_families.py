@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import gguf
 import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
+from fastdraft.models.gguf_file import llama3_factors
 from fastdraft.system.errors import ExportError
-from fastdraft.system.optional_packages import need
 
 
 class Family(NamedTuple):
@@ -90,7 +91,7 @@ def write_sizes(writer: Any, config: PretrainedConfig, family: Family) -> None:
 
 
 def _write_scaling(writer: Any, config: PretrainedConfig) -> None:
-    gguf, rope = need("gguf", "llamacpp"), _rope(config)
+    rope = _rope(config)
     kind = rope["rope_type"]
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
@@ -113,9 +114,8 @@ def _write_scaling(writer: Any, config: PretrainedConfig) -> None:
 
 def tensors(config: PretrainedConfig, family: Family, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Each tensor with llama.cpp's name and order of rows; a tied output layer is left out, as in llama.cpp."""
-    gguf = need("gguf", "llamacpp")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.arch.upper()], config.num_hidden_layers)
-    yield from _rope_tensors(gguf, config)
+    yield from _rope_tensors(config)
     for name, weight in weights.items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
@@ -135,29 +135,19 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
-def _rope_tensors(gguf: Any, config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
+def _rope_tensors(config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
     """The factors that divide the rotary frequencies, one per pair of dimensions."""
     rope = _rope(config)
     names = {part: f"{gguf.TENSOR_NAMES[getattr(gguf.MODEL_TENSOR, part)]}.weight" for part in _ROPE_TENSORS}
     if rope["rope_type"] == "llama3":
-        yield names["ROPE_FREQS"], _llama3_factors(config)
+        original = {"original_max_position_embeddings": _original_context(config)}
+        yield names["ROPE_FREQS"], llama3_factors(rope | original, _head_size(config))
     if rope["rope_type"] == "longrope":
         yield names["ROPE_FACTORS_LONG"], torch.tensor(rope["long_factor"], dtype=torch.float32)
         yield names["ROPE_FACTORS_SHORT"], torch.tensor(rope["short_factor"], dtype=torch.float32)
 
 
 _ROPE_TENSORS = ("ROPE_FREQS", "ROPE_FACTORS_LONG", "ROPE_FACTORS_SHORT")
-
-
-def _llama3_factors(config: PretrainedConfig) -> Tensor:
-    """(d/2) plain over scaled frequency: 1 for short wavelengths, `factor` for long ones."""
-    rope, size = _rope(config), _head_size(config)
-    waves = 2 * math.pi * rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
-    low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], _original_context(config)
-    smooth = (original / waves - low) / (high - low)
-    between = 1 / ((1 - smooth) / rope["factor"] + smooth)
-    factors = torch.where(waves < original / high, 1.0, torch.where(waves > original / low, rope["factor"], between))
-    return factors.float()
 
 
 def _rope(config: PretrainedConfig) -> dict[str, Any]:

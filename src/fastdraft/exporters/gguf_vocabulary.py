@@ -8,40 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
+
+from fastdraft.models.gguf_pre_tokenizers import PRE_TOKENIZERS, name_of, steps_of
 from fastdraft.models.pretrained import open_tokenizer
 from fastdraft.system.errors import ExportError
-from fastdraft.system.optional_packages import need
 
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-SPACE = "▁"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_FIRST = r"[^\r\n\p{L}\p{N}]?"
-_SIGNS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _cased(end: str) -> str:
-    """Words whose upper-case letters, if any, come first."""
-    return rf"{_FIRST}{_UPPER}*{_LOWER}+{end}|{_FIRST}{_UPPER}+{_LOWER}*{end}"
-
-
-# (steps of the pre-tokenizer, `ignore_merges`: a whole word that is a token needs no merges) -> llama.cpp's name. Two
-# names can have the same steps and differ in `ignore_merges`.
-PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (("words",), False): "gpt-2",
-    (("digits", "words"), False): "smollm",
-    ((rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_SIGNS}", "bytes"), False): "qwen2",
-    ((rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}", "bytes"), True): "llama-bpe",
-    ((rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}", "bytes"), False): "dbrx",
-    ((rf"{_cased(_CONTRACTIONS + '?')}|\p{{N}}{{1,3}}|{_SIGNS_SLASH}", "bytes"), False): "gpt-4o",
-    ((rf"{_cased('')}|\p{{N}}|{_SIGNS_SLASH}", "bytes"), True): "tekken",
-}
 
 
 class Vocabulary(NamedTuple):
@@ -100,36 +76,16 @@ class _Bpe(NamedTuple):
 
 
 def _byte_level(folder: Path, definition: dict[str, Any]) -> _Bpe:
-    steps, ignore = tuple(_steps(folder, definition["pre_tokenizer"])), bool(definition["model"].get("ignore_merges"))
-    name = PRE_TOKENIZERS.get((steps, ignore))
+    steps, ignore = tuple(steps_of(definition["pre_tokenizer"])), bool(definition["model"].get("ignore_merges"))
+    name = name_of(steps, ignore)
     if name is None:
-        known = ", ".join(sorted(PRE_TOKENIZERS.values()))
         raise ExportError(
             f"the pre-tokenizer in {folder} is not known to exist in llama.cpp: {' then '.join(steps)}, "
-            f"ignore_merges {ignore}\n  wanted: that of {known}\n"
-            f"  do: choose another format, or add it to PRE_TOKENIZERS in exporters/gguf_vocabulary.py"
+            f"ignore_merges {ignore}\n  wanted: that of {', '.join(sorted(PRE_TOKENIZERS))}\n"
+            f"  do: choose another format, or add it to PRE_TOKENIZERS in models/gguf_pre_tokenizers.py"
         )
     notes = _normalised(folder, definition["normalizer"])
     return _Bpe("gpt2", name, None, [" ".join(pair) for pair in _merges(definition)], notes)
-
-
-def _steps(folder: Path, step: dict[str, Any] | None) -> Iterator[str]:
-    """The steps of a pre-tokenizer as PRE_TOKENIZERS writes them."""
-    kind = (step or {}).get("type")
-    if step is None or kind not in ("Sequence", "ByteLevel", "Digits", "Split"):
-        yield str(kind)
-    elif kind == "Sequence":
-        for inner in step["pretokenizers"]:
-            yield from _steps(folder, inner)
-    elif kind == "ByteLevel":
-        prefix = "space, " if step.get("add_prefix_space") else ""
-        yield prefix + ("words" if step.get("use_regex", True) else "bytes")
-    elif kind == "Digits":
-        yield "digits" if step["individual_digits"] else "numbers"
-    else:
-        # These patterns match every character, so isolating the matches and removing the rest give the same pieces.
-        whole = (step["behavior"], step["invert"]) in (("Isolated", False), ("Removed", True))
-        yield ("" if whole else f"{step['behavior']} ") + step["pattern"].get("Regex", "a string")
 
 
 def _normalised(folder: Path, normalizer: dict[str, Any] | None) -> tuple[str, ...]:
@@ -184,7 +140,7 @@ def _no_sentencepiece(folder: Path, why: str) -> ExportError:
 
 def _tokens(folder: Path, definition: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     """Text and type of each row; rows without a token get the filler of llama.cpp's converter."""
-    kind = need("gguf", "llamacpp").TokenType
+    kind = gguf.TokenType
     texts: dict[int, str] = {number: token for token, number in definition["model"]["vocab"].items()}
     kinds = {number: int(kind.BYTE if BYTE.fullmatch(token) else kind.NORMAL) for number, token in texts.items()}
     unknown = definition["model"].get("unk_token")
