@@ -1,15 +1,22 @@
 """A plan says before any training what a draft costs and whether it pays: its figures agree with one another."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from fastdraft.config import TargetPart
+import fastdraft
+from fastdraft import init
+from fastdraft.config import DraftPart, TargetPart
 from fastdraft.config.resolve import resolve
 from fastdraft.maths.acceptance import expected_block_efficiency, speedup
 from fastdraft.planning.devices import DEVICES, published
+from fastdraft.planning.model_size import ModelSize
 from fastdraft.planning.plan import ALPHAS, PAPER, Plan, Setting, make_plan
+from fastdraft.planning.training_cost import training_flops
+from fastdraft.report import terminal_plan
 from fastdraft.system.errors import ShapeError
 
 CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
@@ -87,6 +94,23 @@ def test_the_cost_is_that_of_the_chosen_recipe(bare):
     assert tokens["synthesize"] == recipe.synthesize.prompts * recipe.synthesize.max_new_tokens
 
 
+@pytest.mark.parametrize("draft", [{"hidden_size": 48, "layers": 5, "heads": 3}, {"params_millions": 0.9}, {}])
+def test_the_draft_that_is_costed_is_that_of_the_recipe(draft):
+    """Not the recommended one: the demo target's has three layers of width 64."""
+    resolved = resolve(RECIPES / "demo.yaml", [])
+    resolved = resolved._replace(recipe=resolved.recipe.model_copy(update={"draft": DraftPart(**draft)}))
+    made = fastdraft.plan("demo", device="h200", recipe=resolved)
+    shape = init.shape_of(TargetPart(path="demo"), DraftPart(**draft))
+    (costed,) = (draft for draft in made.drafts if draft.costed)
+    assert (costed.hidden_size, costed.layers, costed.heads) == (shape.hidden_size, shape.layers, shape.heads)
+    flops = training_flops(ModelSize.of_shape(shape), 750_000, 256)
+    assert next(stage.flops for stage in made.stages if stage.stage == "pretrain") == pytest.approx(flops)
+    page = Console(width=300, file=StringIO())
+    page.print(terminal_plan.plan(made))
+    assert "> marks that of the recipe `demo`" in page.file.getvalue()
+    assert f"What the draft of {shape.hidden_size} x {shape.layers} would cost" in page.file.getvalue()
+
+
 def test_training_against_the_live_target_costs_its_forwards(bare):
     """2 N of a target 22 times the draft, beside 6 n of the draft."""
     plain = resolve(RECIPES / "demo.yaml", []).recipe
@@ -125,6 +149,12 @@ def test_every_device_makes_a_plan(bare):
     for device in DEVICES.values():
         made = make_plan(bare, 50, None, Setting(device, published("h200"), "int4"))
         assert all(draft.step_seconds < made.target.step_seconds for draft in made.drafts)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, 1e300, float("nan")])
+def test_a_budget_that_no_draft_can_have(bare, budget):
+    with pytest.raises(ShapeError, match=r"no draft can have .*M parameters\n  wanted: .*1,000,000M"):
+        make_plan(bare, budget, None, SETTING)
 
 
 def test_a_budget_that_holds_nothing_reports_the_smallest(bare):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -28,6 +29,7 @@ ALIASES = {
     "context_tokens": ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "n_ctx"),
 }
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 ROPE_THETA = ("rope_theta", "rotary_emb_base", "rope_base")
 # The largest value of each size: at least three times that of any published decoder. (Llama-3.1-405B has 126 layers,
 # 16,384 wide, with 128 heads and an MLP of 53,248; Gemma 3 has 262,208 rows; Llama 4 Scout a context of 10,485,760.)
@@ -89,7 +91,7 @@ def check_values(values: dict[str, Any], file: Path) -> None:
 
 
 def check_config(config: PretrainedConfig, values: dict[str, Any], file: Path) -> None:
-    """TargetError if a size of the text part is missing, if heads do not divide, or if nothing computes its positions.
+    """TargetError if a size of the text part is missing, heads do not divide, or transformers lacks what it names.
 
     `values`: of config.json. A nested text part may leave out sizes that are its family's defaults, because
     transformers writes only those that differ; a flat configuration has to state them.
@@ -97,7 +99,9 @@ def check_config(config: PretrainedConfig, values: dict[str, Any], file: Path) -
     text, is_plain = config.get_text_config(), type(config) is PretrainedConfig
     for size, name in NEEDED.items():
         names = {*ALIASES[size], *(text.attribute_map.get(name, name) for name in ALIASES[size])}
-        stated = text is not config or any(values.get(name) is not None for name in names)
+        # Nemotron-H computes its number of layers from their kinds.
+        computed = any(isinstance(getattr(type(text), name, None), property) for name in names)
+        stated = computed or text is not config or any(values.get(name) is not None for name in names)
         found = read(text, size)
         # Families without attention have no heads; remote code and a text part may have sizes under any names.
         if (not stated and found is not None) or (found is None and (size != "heads" or is_plain)):
@@ -109,6 +113,9 @@ def check_config(config: PretrainedConfig, values: dict[str, Any], file: Path) -
     if heads and kv_heads and heads % kv_heads:
         raise _error(file, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, which is {heads}")
     if type(text).__module__.startswith("transformers.models."):
+        for key in ACTIVATIONS:
+            if isinstance(name := getattr(text, key, None), str) and name not in ACT2FN:
+                raise _error(file, key, name, f"one of {', '.join(ACT2FN)}")
         known = ("default", *ROPE_INIT_FUNCTIONS)
         for rope in _parts(getattr(text, "rope_parameters", None) or {}, ""):
             if (kind := rope[1].get("rope_type", "default")) not in known:

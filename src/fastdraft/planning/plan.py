@@ -17,11 +17,10 @@ from fastdraft.planning.devices import DEVICES, Device
 from fastdraft.planning.model_size import BITS, ModelSize, weight_bytes
 from fastdraft.planning.step_times import GAMMAS, StepTimes
 from fastdraft.planning.training_cost import PAPER_DEVICE, PAPER_DEVICES
+from fastdraft.system import limits
 from fastdraft.system.errors import ShapeError
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-# The largest draft that a recipe may have, in millions of parameters.
-MOST_MILLIONS = 10**6
 # Tokens in the context while the pair decodes: an instruction and half an answer.
 CONTEXT_TOKENS = 512
 
@@ -157,9 +156,10 @@ def make_plan(
         budget, best = draft.parameters / 1e6, draft
     else:
         budget = default_budget(config) if draft is None else draft
-        if not 0 < budget <= MOST_MILLIONS:
+        if not 0 < budget <= limits.PARAMETERS_MILLIONS:
             raise ShapeError(
-                f"a draft of {budget:g}M parameters was asked for\n  wanted: more than 0M, at most {MOST_MILLIONS:,}M\n"
+                f"no draft can have {budget:g}M parameters\n"
+                f"  wanted: more than 0M, at most {limits.PARAMETERS_MILLIONS:,}M\n"
                 f"  do: choose another size with --params"
             )
         best = derive(config, DraftPart().model_copy(update={"params_millions": budget}))

@@ -72,7 +72,8 @@ def default_budget(target: PretrainedConfig) -> float:
     """
     counted = counts(countable(target))
     unused = counted.experts * (1 - expert_fraction(target.get_text_config())) if counted.experts else 0.0
-    return default_budget_millions(round(counted.parameters - unused), smallest(target).parameters)
+    budget = default_budget_millions(round(counted.parameters - unused), smallest(target).parameters)
+    return min(budget, float(limits.PARAMETERS_MILLIONS))
 
 
 def default_budget_millions(target_parameters: int, smallest: int) -> float:
