@@ -114,9 +114,9 @@ def test_it_can_be_left_out(finished, override):
 
 def test_too_few_held_out_prompts_give_a_note(finished_run):
     run_context = context_of(finished_run, "evaluate.validation_prompts=10000", "evaluate.tasks=[text]")
-    with pytest.warns(Note, match=r"text: \d+ .* 100,?000"):
+    with pytest.warns(Note, match=r"text: \d+ .* 10,?000"):
         made = make_validation(run_context, run_context.folder / "validation")
-    assert 16 < len(made.fields["tasks"]["text"]) < 100_000
+    assert 16 < len(made.fields["tasks"]["text"]) < 10_000
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completion_store import COLUMNS, KNOWN_SCHEMAS, CompletionStore, list_column, row_arrays
 from fastdraft.synthesize.completions import Completion, Request, SamplingParams, TopTokens, request_key
 from fastdraft.system.errors import ShardError
 
@@ -165,6 +168,73 @@ def test_top_tokens_are_stored_in_the_smallest_type_that_holds_their_ids(store, 
 def test_invalid_top_tokens_are_refused(store, broken, fault) -> None:
     store.write([completion("a", top=broken)])
     with pytest.raises(ShardError, match=rf"row a has {fault}[^\0]*\n  do: "):
+        store.read()
+
+
+def test_offsets_of_lists_pass_2_to_the_31() -> None:
+    """The values are pages of zeros that nothing reads, so they take no memory."""
+    lengths = [3, 2**31, 7]
+    column = list_column(lengths, np.zeros(sum(lengths), np.uint8))
+    assert [len(row) for row in row_arrays(pa.chunked_array([column]))] == lengths
+    schemas = [field.type for schema in KNOWN_SCHEMAS for field in schema if field.name in ("top_ids", "logp")]
+    assert len(schemas) >= 8
+    assert all(pa.types.is_large_list(list_type) for list_type in schemas)
+
+
+SOUND = [completion(f"{i:02x}", 5 + i, top=top(5 + i)) for i in range(17)]
+
+
+def refused_or_read(store: CompletionStore) -> list[Completion] | None:
+    """The rows; None if both readers, or the one of rows, refuse the shard with a ShardError."""
+    try:
+        store.stored_keys()
+        return store.read()
+    except ShardError:
+        return None
+
+
+@settings(max_examples=80, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 10**9), st.integers(1, 64), st.integers(1, 255))
+def test_flipped_bytes_are_refused_or_change_no_row(tmp_path_factory, place, length, flip) -> None:
+    store = CompletionStore(tmp_path_factory.mktemp("store"))
+    store.write(SOUND)
+    (shard,) = store.folder.glob("*.parquet")
+    content = bytearray(shard.read_bytes())
+    place %= len(content)
+    content[place : place + length] = bytes(byte ^ flip for byte in content[place : place + length])
+    shard.write_bytes(content)
+    for read, row in zip(refused_or_read(store) or [], SOUND, strict=False):
+        assert (read.key, read.sampling, read.index) == (row.key, row.sampling, row.index)
+        for name in ("prompt", "tokens", "logp"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(row, name))
+        np.testing.assert_array_equal(read.top.ids, row.top.ids)
+        np.testing.assert_array_equal(read.top.logp, row.top.logp)
+
+
+@pytest.mark.parametrize("name", [*COLUMNS, "logp", "top_ids", "top_logp"])
+def test_rows_without_a_value_are_refused(store, name) -> None:
+    store.write(SOUND)
+    (shard,) = store.folder.glob("*.parquet")
+    table = pq.read_table(shard)
+    column, kind = table[name].to_pylist(), table.schema.field(name).type
+    for hole in [None] if isinstance(column[3], int | float | str) else [None, [None, *column[3][1:]]]:
+        place = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(place, name, pa.array([*column[:3], hole, *column[4:]], kind)), shard)
+        assert refused_or_read(store) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (completion("not hex"), "the key 'not hex'"),
+        (completion("1" * 17), "the key '1+'"),
+        (replace(completion("a"), tokens=np.array([1, 2, -3, 4, 5])), "`tokens` that is no token id"),
+        (completion("a", prompt=np.array([-1])), "`prompt` that is no token id"),
+    ],
+)
+def test_keys_and_ids_are_checked(store, row, fault) -> None:
+    store.write([row])
+    with pytest.raises(ShardError, match=rf"{fault}[^\0]*\n  do: "):
         store.read()
 
 
