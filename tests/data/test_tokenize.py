@@ -16,7 +16,7 @@ from fastdraft.data.shards import Shards, SourceCard
 from fastdraft.data.sources import documents
 from fastdraft.data.split import split_of
 from fastdraft.data.tokenize import write_source, write_tokenizer
-from fastdraft.system.errors import CorpusError
+from fastdraft.system.errors import CorpusError, RunError
 
 END = 256
 
@@ -183,3 +183,16 @@ def test_tokens_are_little_endian(tales, tokenizer, tmp_path):
     (file,) = card.train.files
     raw = np.fromfile(tmp_path / "out" / "train" / "shards" / file.name, "<u2")
     assert raw.tolist() == splits["train"][0 : splits["train"].tokens].tolist()
+
+
+@pytest.mark.parametrize("below", ["../../victim", "link/victim"])
+def test_a_source_removes_nothing_outside_its_stage(tales, tokenizer, tmp_path, below):
+    """A recipe cannot name such a source. If it could, the folder that it leads to would still stay."""
+    stage = tmp_path / "run" / "tokenize"
+    stage.mkdir(parents=True)
+    (stage / "link").symlink_to(tmp_path)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "precious").write_text("mine")
+    with pytest.raises(RunError, match=r"victim.* is not within .*tokenize"):
+        write_source("tales", tales, TokenizePart(), tokenizer, stage / below, 7, inside=stage)
+    assert (tmp_path / "victim" / "precious").read_text() == "mine"

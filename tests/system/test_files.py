@@ -66,6 +66,15 @@ def test_a_file_or_folder_appears_complete_or_not_at_all(tmp_path, kind, before)
     assert [p.name for p in path.parent.iterdir()] == ["thing"]
 
 
+@pytest.mark.parametrize(("before", "kind"), [("folder", "file"), ("file", "folder")])
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path, before, kind):
+    write(tmp_path / "thing", before, "precious")
+    with pytest.raises(OSError, match="directory"), atomic_write(tmp_path / "thing") as part:
+        write(part, kind, "new")
+    assert read(tmp_path / "thing", before) == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["thing"]
+
+
 def test_a_block_that_writes_nothing_keeps_the_old_version(tmp_path):
     write(tmp_path / "thing", "folder", "old")
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "thing"):
@@ -345,18 +354,19 @@ def spoil_lock_of_others(folder):
     (folder / "lock").write_bytes(b"\xff\0 of another program")
 
 
-@pytest.mark.parametrize("below", ["", "below"])
 @pytest.mark.parametrize(
-    "spoil", [spoil_file, spoil_dangling, spoil_loop, spoil_lock_folder, spoil_lock_link, spoil_lock_of_others]
+    ("spoil", "below"),
+    [
+        *((spoil, below) for spoil in (spoil_file, spoil_dangling, spoil_loop) for below in ("thing", "thing/below")),
+        *((spoil, "thing") for spoil in (spoil_lock_folder, spoil_lock_link, spoil_lock_of_others)),
+        *((lambda _: None, name) for name in ("thing" * 60, f"{'thing' * 60}/below", "thing/" * 1000)),
+    ],
 )
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path, spoil, below):
     spoil(tmp_path / "thing")
-    if below and spoil in (spoil_lock_folder, spoil_lock_link, spoil_lock_of_others):
-        below = "lock"
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(RunError, match=r"thing.* is not .*\n  do: .*--keep"):
-        with locked(tmp_path / "thing" / below if below != "lock" else tmp_path / "thing", "--keep"):
-            pass
+    with pytest.raises(RunError, match=r"thing.* is not .*\n  do: .*--keep"), locked(tmp_path / below, "--keep"):
+        pass
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

@@ -63,7 +63,8 @@ def run(commands: Callable[[], object], arguments: Sequence[str]) -> None:
     except OSError as error:
         if error.errno not in MACHINE:
             raise
-        where = f"{error.filename}: " if error.filename is not None else "standard output or a file: "
+        name = error.filename2 or error.filename  # a rename has two names
+        where = "standard output or a file: " if name is None else f"{name}: "
         _fail(RunError(f"{where}{error.strerror}\n  do: check its path, its permissions and the space on its disk"))
     except FastDraftError as error:
         _fail(error)

@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             # The contents must be on the disk before the final name is.
             for written in (part, *part.rglob("*")):
                 _fsync(written)
-            if path.is_dir():
+            if path.is_dir() and part.is_dir():  # a folder where a file belongs is the user's, and stays
                 # If the process is killed between these two lines, `recover` renames the old folder back.
                 path.rename(path.with_name(path.name + OLD))
                 part.rename(path)
@@ -190,7 +190,7 @@ def _writable_or_refused(folder: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         place, reason = Path(error.filename or folder), error.strerror
-        if place.is_symlink() and not place.exists():
+        if os.path.islink(place) and not os.path.exists(place):  # Path's own raise errors for impossible names
             reason = f"it is a link to {os.readlink(place)}, which does not exist"
         where = "" if place == folder else f"{place}: "
         raise RunError(f"{folder} is not a writable folder: {where}{reason}\n  do: {remedy}") from error
