@@ -152,6 +152,17 @@ def test_bad_arguments_are_refused(arguments, match, tokenizer):
         tasks_of(arguments, tokenizer, 1000)
 
 
+@pytest.mark.parametrize("name", ["[a]", "a*", "a,b", "a=b", "gsm8k=a", "gsm8k,dolly"])
+def test_an_existing_file_is_taken_literally(name, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    file = lines(Path(f"{name}.jsonl"), [{"prompt": "own", "question": "asked"}])
+    for folder in ("", f"{tmp_path}/"):
+        (own,) = tasks_of([f"{folder}{file}"], tokenizer, 1000)
+        assert (own.name, texts(own, tokenizer)) == (file.name, ["own"])
+        (task,) = tasks_of([f"gsm8k={folder}{file}"], tokenizer, 1000)
+        assert (task.name, texts(task, tokenizer)) == ("gsm8k", ["<s><user>asked<t><a>"])
+
+
 def test_a_missing_file_is_refused(tokenizer):
     with pytest.raises(CorpusError, match=r"no file at nowhere.jsonl"):
         tasks_of(["nowhere.jsonl"], tokenizer, 1000)

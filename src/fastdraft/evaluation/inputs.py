@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,9 +97,11 @@ def open_inputs(options: EvaluateOptions) -> EvaluationInputs:
     else:
         part, folder, recording = _read(options, options.data, origins_by_name)
     card = recording.card.target
-    opened = [
-        OpenedDraft(name, origin, _open(origin, card, options.device)) for name, origin in origins_by_name.items()
-    ]
+    opened = list[OpenedDraft]()
+    for name, origin in origins_by_name.items():
+        model = pretrained.open_model(origin.folder, options.device)
+        drafts.check_fit(model, card, origin.folder)
+        opened.append(OpenedDraft(name, origin, model))
     return EvaluationInputs(part, folder, recording, opened)
 
 
@@ -178,9 +181,10 @@ def _check_target(
     options: EvaluateOptions, card: RecordingCard, data: Path, origins_by_name: dict[str, Origin]
 ) -> None:
     """RecordingError unless the completions are of `options.target`, or else of the target each draft was made for."""
+    is_local = options.target == "demo" or os.path.exists(os.path.expanduser(options.target or ""))
     if options.target is None:
         digests = {name: digest for name, origin in origins_by_name.items() if (digest := target_digest(origin))}
-    elif options.target == card.target.name and not _is_local(options.target):
+    elif options.target == card.target.name and not is_local:
         return  # a hub model is not downloaded only to compare its digest
     else:
         digests = {options.target: pretrained.digest(options.target)}
@@ -196,10 +200,6 @@ def _check_target(
             )
 
 
-def _is_local(path: str) -> bool:
-    return path == "demo" or Path(path).expanduser().exists()
-
-
 def _check_vocabulary(name: str, origin: Origin, target_name: str, target_rows: int, vocabulary: str) -> None:
     """VocabularyMismatch unless the draft has as many rows as the target, and its ids stand for the same bytes."""
     rows = pretrained.open_config(origin.folder).get_text_config().vocab_size
@@ -211,9 +211,3 @@ def _check_vocabulary(name: str, origin: Origin, target_name: str, target_rows: 
             f"  wanted: the target's padded vocabulary and its tokenizer\n"
             f"  do: fastdraft check {target_name} {origin.folder} --repair"
         )
-
-
-def _open(origin: Origin, card: TargetCard, device: torch.device) -> PreTrainedModel:
-    model = pretrained.open_model(origin.folder, device)
-    drafts.check_fit(model, card, origin.folder)
-    return model

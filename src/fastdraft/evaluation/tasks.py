@@ -97,16 +97,14 @@ def tasks_of(
     """The tasks of command-line arguments: `NAME`, `NAME=FILE`, or a `FILE` of own prompts, also separated by commas.
 
     An existing FILE is taken literally, whatever characters its name contains.
-
     `prompts` and `max_new_tokens` default to each task's own. A prompt that leaves no room for its completion in the
     target's context is left out and counted. TaskError if a name is unknown, given twice, or gives no prompt.
     """
-    named = [
-        pair
-        for argument in arguments
-        for each in ([argument] if _names_a_file(argument) else map(str.strip, argument.split(",")))
-        for pair in _parse(each)
-    ]
+    named = list[tuple[Task, str | None]]()
+    for argument in arguments:
+        is_one = os.path.exists(argument) or os.path.exists(argument.partition("=")[2])
+        for each in [argument] if is_one else map(str.strip, argument.split(",")):
+            named += _parse(each)
     names = [task.name for task, _ in named]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not named:
@@ -119,18 +117,14 @@ def tasks_of(
     ]
 
 
-def _names_a_file(argument: str) -> bool:
-    """Whether an existing file is the whole argument, or everything after its first `=`."""
-    return os.path.exists(argument) or os.path.exists(argument.partition("=")[2])
-
-
 def _parse(argument: str) -> list[tuple[Task, str | None]]:
     """The tasks of one argument with the file that each is read from; None for the hub."""
     name, equals, file = argument.partition("=")
     tasks = [task for task in TASKS if name in (task.name, task.name.partition(":")[0])]
-    if tasks:
+    is_file = os.path.exists(argument) or (not equals and argument.endswith(RECORD_SUFFIXES))
+    if tasks and not (equals and is_file):
         return [(task, file if equals else None) for task in tasks]
-    if os.path.exists(argument) or (not equals and argument.endswith(RECORD_SUFFIXES)):
+    if is_file:
         own = Task(
             name=Path(argument).name,
             family="own",
