@@ -143,7 +143,7 @@ def test_every_decoder_that_transformers_can_write_is_read(tmp_path):
     for family in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
         try:
             config = CONFIG_MAPPING[family]()
-        except StrictDataclassError:  # it has parts without a default
+        except (StrictDataclassError, ValueError):  # it has parts without a default
             continue
         if architecture.writes_text(config):
             config.save_pretrained(tmp_path)

@@ -114,8 +114,8 @@ def check_config(config: PretrainedConfig, values: dict[str, Any], file: Path) -
         raise _error(file, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, which is {heads}")
     if type(text).__module__.startswith("transformers.models."):
         for key in ACTIVATIONS:
-            if isinstance(name := getattr(text, key, None), str) and name not in ACT2FN:
-                raise _error(file, key, name, f"one of {', '.join(ACT2FN)}")
+            if isinstance(activation := getattr(text, key, None), str) and activation not in ACT2FN:
+                raise _error(file, key, activation, f"one of {', '.join(ACT2FN)}")
         known = ("default", *ROPE_INIT_FUNCTIONS)
         for rope in _parts(getattr(text, "rope_parameters", None) or {}, ""):
             if (kind := rope[1].get("rope_type", "default")) not in known:
