@@ -173,6 +173,15 @@ def test_an_empty_split_is_an_error(tokenizer, tmp_path, texts, change, message)
         tokenised(part, tokenizer, tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 9_999, b"\xff", b'{"train": 3}', b"null"])
+def test_a_damaged_card_of_a_source_is_an_error(tokenizer, tmp_path, content):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "source.json").write_bytes(content)
+    with pytest.raises(CorpusError, match=r"out/source.json is damaged\n  do: remove .*/out, then"):
+        tokenised(SourcePart(source="jsonl", path="not read"), tokenizer, folder)
+
+
 def test_datatrove_prints_nothing(tales, tokenizer, tmp_path, capfd):
     tokenised(tales, tokenizer, tmp_path / "out")
     assert capfd.readouterr() == ("", "")

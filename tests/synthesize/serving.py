@@ -127,6 +127,13 @@ def _top_logprobs(logp_V: torch.Tensor, token: int, k: int) -> dict[str, float]:
     return {f"token_id:{i}": float(logp_V[i]) for i in [token, *best]}
 
 
+GARBAGE: dict[str | None, tuple[bytes, dict[str, str]]] = {
+    "garbage": (b"<html>", {}),
+    "nested": (b"[" * 99_999, {}),
+    "no gzip": (b"{}", {"Content-Encoding": "gzip"}),
+}
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     serving: Serving
@@ -167,8 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(4)
         elif fault is not None and fault.isdecimal():
             self._send_json(int(fault), {"error": self.serving.error}, {"Retry-After": "0"} if fault == "429" else {})
-        elif fault == "garbage":
-            self._send(200, b"<html>", {})
+        elif fault in GARBAGE:
+            self._send(200, *GARBAGE[fault])
         else:
             self._send_json(200, self.serving.change(self.serving.answer(body)))
             self.serving.answered += 1

@@ -109,7 +109,7 @@ def test_requests_set_every_option_that_has_a_default_in_servers(serve, requests
     assert len({body["seed"] for body in server.bodies}) == 3
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "cut", "half", "garbage"])
+@pytest.mark.parametrize("fault", ["500", "429", "cut", "half", "garbage", "nested", "no gzip"])
 def test_occasional_faults_lose_nothing(serve, requests, decoding, fault):
     server = serve(faults=lambda number: fault if number % 5 == 2 else None)
     rows, refused = ask(part(server), requests, decoding)

@@ -55,7 +55,7 @@ def test_every_fraction_is_counted(decoding):
 
 
 def test_no_tokens_to_train_on_is_an_error(decoding):
-    with pytest.raises(CorpusError, match=r"0 rows with 0 tokens[^\0]*HTTP 400[^\0]*\n  do: "):
+    with pytest.raises(CorpusError, match=r"0 completions with 0 tokens[^\0]*5 HTTP 400; 2 b\n[^\0]*  do: "):
         report([], decoding, {"HTTP 400": 5})
 
 

@@ -82,7 +82,12 @@ def write_source(
         attempt.rename(folder)  # each task has already synced its files to disk
     for temporary in (attempts, folder / "census", *folder.glob("*/log"), *folder.glob("*/shingles")):
         remove(temporary, inside)
-    return SourceCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    try:
+        return SourceCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"{folder / CARD} is damaged\n  do: remove {folder}, then run again: only this source is tokenised again"
+        ) from error
 
 
 def write_tokenizer(target: Tokenizer, destination: Path, bos: int | None, eos: int) -> None:

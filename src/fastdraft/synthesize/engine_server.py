@@ -186,7 +186,7 @@ class _Client:
             answer = await server.client.get(f"{server.url}/models")
             answer.raise_for_status()
             names = [str(model["id"]) for model in answer.json()["data"]]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, RecursionError) as error:
             return f"{server.url}: {type(error).__name__}: {error}"
         if self._part.model not in names:
             raise ServerError(
@@ -238,6 +238,9 @@ class _Client:
             return
         except httpx.TimeoutException:
             await self._retry_later(task, f"no answer within {self._part.timeout_seconds:g} s")
+            return
+        except httpx.DecodingError:
+            await self._retry_later(task, "an answer whose compression is damaged")
             return
         if response.status_code in TRANSIENT_STATUSES:
             await self._retry_later(task, f"HTTP {response.status_code}", response.headers.get("retry-after"))

@@ -113,10 +113,12 @@ def measure_quality(
             counts.add(row, decoding, tokenizer)
     fraction = counts.tokens / max(counts.tokens + counts.prompt_tokens, 1)
     if not 0 < fraction < 1:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in (refused + left_out).items())
         raise CorpusError(
-            f"{counts.rows} rows with {counts.tokens} tokens of answers, {counts.prompt_tokens} of prompts; "
-            f"refused: {dict(refused)}; prompts left out: {dict(left_out)}\n  wanted: some of each\n"
-            f"  do: check the prompts, the engine and the fields of the rows"
+            f"{counts.rows:,} completions with {counts.tokens:,} tokens after prompts of {counts.prompt_tokens:,} "
+            f"tokens; left out: {reasons or 'nothing, because there was no prompt or row'}\n"
+            f"  wanted: some tokens of both\n"
+            f"  do: correct the prompts, the file and fields in synthesize.recorded, or what runs the target"
         )
     return Quality(
         asked=asked,
