@@ -122,8 +122,8 @@ def evaluate(
 
     `target` is by default the one that the draft's run names. `data` is a folder of completions to score on without
     the target; otherwise the target writes into `keep`, by default in the user's cache. With `verify`, real
-    speculative decoding runs on the first `verify_prompts` prompts of each task: VerificationError if it disagrees,
-    with what was measured in its `scores`.
+    speculative decoding runs on the first `verify_prompts` prompts of each task; `verified` of the result has what it
+    found, `disagreements` included.
     """
     from fastdraft.evaluation.inputs import EvaluateOptions
     from fastdraft.evaluation.score import evaluate_draft

@@ -101,8 +101,9 @@ def test_the_verification_fails_loudly(kept, folder, fastdraft):
         shard.unlink()
     store.write(rows)
     ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify", "--verify-gamma", 2)
-    check_refused(ended, "VerificationError", "in real runs", "in one pass", code=1)
-    assert "best gamma" in ended.out, "the rates are printed before the error"
+    check_refused(ended, "VerificationError", "belong to another distribution", code=1)
+    assert "best gamma" in ended.out, "the rates are printed, and kept"
+    assert "Verification" in ended.out
     (folder / "target").rename(folder / "away")
     (folder / "target").mkdir()
     ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify")

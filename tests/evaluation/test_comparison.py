@@ -81,7 +81,7 @@ def test_prompts_are_resampled_in_pairs(scored: Callable[..., ScoredDraft]) -> N
     for picks in resampled_prompts(23, RESAMPLES, SEED).tolist():
         tokens = sum(float(lengths_B[i]) for i in picks)
         gaps.append(sum(float(sums[0][i] - sums[1][i]) for i in picks) / tokens)
-    low, high = np.quantile(gaps, [0.025, 0.975])
+    low, high = acceptance.interval(torch.tensor(gaps, dtype=torch.float64), 23)
     gap = compare(draft, baseline, RESAMPLES, SEED).alpha
     assert (gap.low, gap.high) == (pytest.approx(low), pytest.approx(high))
     unpaired = [pooled(each, lengths_B, resampled_prompts(23, RESAMPLES, SEED)) for each in sums]

@@ -1,5 +1,6 @@
 """Verification accepts correct completions, and has been seen to refuse wrong ones."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from fastdraft.evaluation.verification import Verifier, verify
+from fastdraft.evaluation.verification import LARGEST_Z, Verifier, verify
+from fastdraft.maths import acceptance
 from fastdraft.models.pretrained import cache_name
 from fastdraft.synthesize.completions import Completion, SamplingParams
+from fastdraft.synthesize.rescore import completion_logits, sampled_logp
 from fastdraft.system.errors import VerificationError
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (3, 11, 5, 7, 2, 13)]
@@ -46,7 +49,9 @@ def test_sampled_runs_agree(pair: Verifier, completed: Callable, sampling: Sampl
     prompts = [(np.arange(5) + i) % 131 for i in range(24)]
     result = verify(pair, completed(pair.target, prompts, sampling, 23, EOS))
     assert (result.prompts, result.compared, result.temperature) == (24, 24, sampling.temperature)
-    assert result.real.value == pytest.approx(result.one_pass.value, rel=0.15)
+    assert result.disagreements == ()
+    assert result.real.value == pytest.approx(result.one_pass.value, rel=0.1)
+    assert max(abs(result.forwards_z), abs(result.recorded_z)) < 2.5
 
 
 def test_models_and_random_state_are_restored(pair: Verifier, completed: Callable) -> None:
@@ -69,13 +74,15 @@ def test_a_changed_completion_is_refused(pair: Verifier, greedy: list[Completion
     tokens = greedy[2].tokens.copy()
     tokens[4] = (tokens[4] + 1) % 131
     forged = [*greedy[:2], replace(greedy[2], tokens=tokens), *greedy[3:]]
-    with pytest.raises(VerificationError, match=r"prompt 2: plain and recorded .* at token 4 "):
-        verify(pair, forged)
+    result = verify(pair, forged)
+    assert re.match(r"prompt 2: plain and recorded .* at token 4 ", "".join(result.disagreements))
+    assert (result.compared, result.real.value > 1) == (6, True), "the other results are kept"
 
 
 def test_completions_of_another_length_are_refused(pair: Verifier, greedy: list[Completion]) -> None:
-    with pytest.raises(VerificationError, match="plain and recorded greedy decoding differ"):
-        verify(replace(pair, max_new_tokens=29, eos=frozenset()), greedy)
+    result = verify(replace(pair, max_new_tokens=29, eos=frozenset()), greedy)
+    assert len(result.disagreements) == 6
+    assert all("plain and recorded greedy decoding differ" in line for line in result.disagreements)
 
 
 def test_a_near_tie_is_reported_and_left_out(pair: Verifier, tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
@@ -96,8 +103,10 @@ def test_a_near_tie_is_reported_and_left_out(pair: Verifier, tiny_llama: Callabl
     (tie,) = result.near_ties
     assert (tie.prompt, tie.position) == (1, place)
     assert tie.gap < 1e-4
-    with pytest.raises(VerificationError, match="all 1 prompts end in near ties"):
-        verify(replace(pair, target=target, eos=frozenset()), rows[1:])
+    assert result.disagreements == ()
+    nothing = verify(replace(pair, target=target, eos=frozenset()), rows[1:])
+    assert (nothing.compared, len(nothing.disagreements)) == (0, 1)
+    assert "all 1 prompts end in near ties" in nothing.disagreements[0]
 
 
 def test_a_draft_that_differs_with_its_kv_cache_is_refused(
@@ -110,8 +119,9 @@ def test_a_draft_that_differs_with_its_kv_cache_is_refused(
             output.logits = output.logits.roll(1, -1)
 
     draft.register_forward_hook(wrong_with_a_cache)
-    with pytest.raises(VerificationError, match=r"target forwards for \d+ equal tokens at gamma 3, one-pass"):
-        verify(replace(pair, draft=draft), greedy)
+    for line in verify(replace(pair, draft=draft), greedy).disagreements:
+        assert re.search(r"target forwards for \d+ equal tokens at gamma 3, one-pass", line)
+    assert verify(replace(pair, draft=draft), greedy).disagreements
 
 
 def decoded(target: LlamaForCausalLM, prompt: np.ndarray) -> np.ndarray:
@@ -127,8 +137,56 @@ def test_log_probabilities_of_another_distribution_are_refused(pair: Verifier, c
     prompts = [(np.arange(5) + i) % 131 for i in range(24)]
     completions = completed(pair.target, prompts, SamplingParams(1.0), 23, EOS)
     wrong = [replace(row, logp=row.logp - 3) for row in completions]
-    with pytest.raises(VerificationError, match=r"in real runs, .* in one pass, over 24 prompts"):
-        verify(pair, wrong)
+    (line,) = verify(pair, wrong).disagreements
+    assert "belong to another distribution" in line
+
+
+def test_texts_of_another_temperature_are_refused(pair: Verifier, completed: Callable) -> None:
+    """Their log-probabilities are right, and nothing else tells that they are no samples of the distribution."""
+    prompts = [(np.arange(5) + i) % 131 for i in range(24)]
+    cold = completed(pair.target, prompts, SamplingParams(0.5), 23, EOS)
+    rows = [replace(row, sampling=SamplingParams(1.0)) for row in cold]
+    with torch.no_grad():
+        for index, logits_NV in completion_logits(pair.target, list(rows)):
+            rows[index] = replace(rows[index], logp=sampled_logp(rows[index], logits_NV))
+    (line,) = verify(pair, rows).disagreements
+    assert "belong to another distribution" in line
+
+
+def test_a_sampled_draft_that_differs_with_its_kv_cache_is_refused(
+    pair: Verifier, perturbed: Callable[..., LlamaForCausalLM], completed: Callable
+) -> None:
+    """A tenth of the drafted tokens are replaced, which costs a few percent of block efficiency."""
+    draft = perturbed(pair.target, 0.1, 3)
+    rng = np.random.default_rng(5)
+
+    def sometimes_wrong_with_a_cache(_model: object, _inputs: object, output: CausalLMOutputWithPast) -> None:
+        if output.get(cache_name(draft)) is not None and rng.random() < 0.1:
+            output.logits = output.logits.roll(1, -1)
+
+    draft.register_forward_hook(sometimes_wrong_with_a_cache)
+    prompts = [(np.arange(5) + i) % 131 for i in range(24)]
+    rows = completed(pair.target, prompts, SamplingParams(1.0), 23, EOS)
+    assert verify(replace(pair, draft=draft), rows).disagreements
+
+
+def test_the_level_and_the_power_of_the_test_of_forwards() -> None:
+    """Simulated: texts of 16 prompts with 64 tokens, accepted as computed and with 0.9 times that probability."""
+    rng = torch.Generator().manual_seed(11)
+    accept_BN = torch.rand(16, 64, generator=rng, dtype=torch.float64) ** 0.5
+    lengths_B = torch.full((16,), 64)
+    mean = float(acceptance.chain(accept_BN, lengths_B, 4).forwards_B.sum())
+    deviation = float(acceptance.forwards_variance(accept_BN, lengths_B, 4).sum()) ** 0.5
+    refused = {}
+    for factor in (1.0, 0.9):
+        accepted_RBN = torch.rand(2000, 16, 64, generator=rng, dtype=torch.float64) < factor * accept_BN
+        state_RB, forwards_R = torch.zeros(2000, 16, dtype=torch.long), torch.zeros(2000)
+        for accepted_RB in accepted_RBN.unbind(2):
+            forwards_R += (state_RB == 0).sum(1)
+            state_RB = torch.where(accepted_RB & (state_RB < 4), state_RB + 1, 0)
+        refused[factor] = float((((forwards_R - mean) / deviation).abs() > LARGEST_Z).float().mean())
+    assert refused[1.0] < 0.01, "half of the level of 1 %"
+    assert refused[0.9] > 0.95
 
 
 def test_models_other_than_fp32_are_refused(pair: Verifier, greedy: list[Completion], tiny_llama: Callable) -> None:

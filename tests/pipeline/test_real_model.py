@@ -33,13 +33,11 @@ def test_a_draft_for_a_real_target(stories260k, fastdraft, tmp_path):
     assert alpha["align", 1.0]["low"] > alpha["pretrain", 1.0]["high"]
     assert alpha["align", 0.0]["low"] > alpha["pretrain", 0.0]["high"]
 
-    # A verification that disagrees stops the run with an error.
     greedy, sampled = cards["evaluate"]["verified"]["stories"]
     assert (greedy["prompts"], greedy["temperature"], sampled["temperature"]) == (16, 0.0, 1.0)
     assert greedy["compared"] >= 14
     assert greedy["real"] == greedy["one_pass"]
-    assert sampled["real"]["low"] < sampled["one_pass"]["high"]
-    assert sampled["one_pass"]["low"] < sampled["real"]["high"]
+    assert greedy["disagreements"] == sampled["disagreements"] == []
     assert greedy["real"]["value"] > 2
 
     # The target's tokenizer adds a begin-of-text token, which no prompt lacks.

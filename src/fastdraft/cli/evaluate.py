@@ -11,8 +11,9 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import DEFAULT_TASKS, KINDS, PRECISIONS, TASKS
 from fastdraft.cli.options import AsJson, Overrides, parse_gammas, parse_temperatures, screen
-from fastdraft.cli.pipeline import Folder, stage_command
-from fastdraft.system.errors import RecipeError, VerificationError
+from fastdraft.cli.pipeline import Folder, check_agreement, stage_command
+from fastdraft.system import limits
+from fastdraft.system.errors import RecipeError
 
 if TYPE_CHECKING:
     from fastdraft.system.precision import PrecisionChoice
@@ -48,18 +49,29 @@ Temperature = Annotated[
     typer.Option(help="Temperatures; 0 is greedy. Default: 0,0.6; with --data all of them.", rich_help_panel=PANEL),
 ]
 TopK = Annotated[
-    int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 disables this.", rich_help_panel=PANEL)
+    int,
+    typer.Option(
+        min=0, max=limits.COUNT, help="Sample from the k most likely tokens; 0 disables this.", rich_help_panel=PANEL
+    ),
 ]
 TopP = Annotated[
     float, typer.Option(help="Sample from the smallest set of tokens with this probability.", rich_help_panel=PANEL)
 ]
 Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-16 or 2,4,8.", rich_help_panel=PANEL)]
 Prompts = Annotated[
-    int | None, typer.Option(min=1, help="Prompts per task. Default: the task's own number.", rich_help_panel=PANEL)
+    int | None,
+    typer.Option(
+        min=1, max=limits.SAMPLE, help="Prompts per task. Default: the task's own number.", rich_help_panel=PANEL
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Maximum length of a completion. Default: the task's own.", rich_help_panel=PANEL),
+    typer.Option(
+        min=1,
+        max=limits.SEQUENCE,
+        help="Maximum length of a completion. Default: the task's own.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Compare = Annotated[
     str | None, typer.Option(help="Another draft, measured on the same completions.", rich_help_panel=PANEL)
@@ -71,9 +83,11 @@ Verify = Annotated[
     ),
 ]
 VerifyPrompts = Annotated[
-    int, typer.Option(min=1, help="Prompts per task for the verification.", rich_help_panel=PANEL)
+    int, typer.Option(min=1, max=limits.SAMPLE, help="Prompts per task for the verification.", rich_help_panel=PANEL)
 ]
-VerifyGamma = Annotated[int, typer.Option(min=1, help="Block length of the verification.", rich_help_panel=PANEL)]
+VerifyGamma = Annotated[
+    int, typer.Option(min=1, max=limits.GAMMA, help="Block length of the verification.", rich_help_panel=PANEL)
+]
 Keep = Annotated[
     Path | None,
     typer.Option(
@@ -89,9 +103,15 @@ Precision = Annotated[
         autocompletion=completion.among(PRECISIONS),
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that the target answers at once.", rich_help_panel=PANEL)]
-Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples of an interval.", rich_help_panel=PANEL)]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling and of resampling.", rich_help_panel=PANEL)]
+BatchSize = Annotated[
+    int, typer.Option(min=1, max=limits.BATCH, help="Prompts that the target answers at once.", rich_help_panel=PANEL)
+]
+Resamples = Annotated[
+    int, typer.Option(min=1, max=limits.SAMPLE, help="Bootstrap resamples of an interval.", rich_help_panel=PANEL)
+]
+Seed = Annotated[
+    int, typer.Option(min=0, max=limits.SEED, help="Seed of sampling and of resampling.", rich_help_panel=PANEL)
+]
 Device = Annotated[
     str,
     typer.Option(help="cpu, cuda, xpu, hpu, or `auto`.", rich_help_panel=PANEL, autocompletion=completion.among(KINDS)),
@@ -136,39 +156,35 @@ def evaluate(
     import fastdraft
     from fastdraft.report import terminal_run, terminal_scores
 
-    try:
-        scores = fastdraft.evaluate(
-            subject,
-            target=target,
-            tasks=tasks,
-            temperatures=parse_temperatures(temperature) if temperature else None,
-            top_k=top_k,
-            top_p=top_p,
-            gammas=parse_gammas(gammas),
-            prompts=prompts,
-            max_new_tokens=max_new_tokens,
-            compare=compare,
-            verify=verify,
-            verify_prompts=verify_prompts,
-            verify_gamma=verify_gamma,
-            data=data,
-            keep=keep,
-            batch_size=batch_size,
-            precision=cast("PrecisionChoice", precision),  # checked by `_check`
-            resamples=resamples,
-            seed=seed,
-            device=device,
-        )
-    except VerificationError as error:
-        if not as_json:
-            screen.print(terminal_scores.scores(error.scores))
-        raise
+    scores = fastdraft.evaluate(
+        subject,
+        target=target,
+        tasks=tasks,
+        temperatures=parse_temperatures(temperature) if temperature else None,
+        top_k=top_k,
+        top_p=top_p,
+        gammas=parse_gammas(gammas),
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        compare=compare,
+        verify=verify,
+        verify_prompts=verify_prompts,
+        verify_gamma=verify_gamma,
+        data=data,
+        keep=keep,
+        batch_size=batch_size,
+        precision=cast("PrecisionChoice", precision),  # checked by `_check`
+        resamples=resamples,
+        seed=seed,
+        device=device,
+    )
     if as_json:
         print(json.dumps(scores.model_dump(mode="json"), indent=2, ensure_ascii=False))
-        return
-    screen.print(terminal_scores.scores(scores))
-    if scores.verified:
-        screen.print(terminal_run.verified(scores.verified))
+    else:
+        screen.print(terminal_scores.scores(scores))
+        if scores.verified:
+            screen.print(terminal_run.verified(scores.verified))
+    check_agreement(scores.verified)
 
 
 def _given(context: typer.Context) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +13,11 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import STAGES
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
-from fastdraft.system.errors import RunError, Stopped
+from fastdraft.system.errors import RunError, Stopped, VerificationError
 
 if TYPE_CHECKING:
     from fastdraft.config import Recipe
+    from fastdraft.results.evaluation import VerificationResult
     from fastdraft.system.cards import Card
 
 # Exit code of a process that Ctrl-C ended: 128 + SIGINT.
@@ -77,6 +78,24 @@ def _run(
         print(json.dumps({name: card.model_dump(mode="json") for name, card in cards.items()}, indent=2))
     else:
         _print_tables(resolved.recipe, folder or Path("runs") / resolved.recipe.name, cards)
+    from fastdraft.results.evaluation import EvaluationCard
+
+    evaluation = cards.get("evaluate")
+    if isinstance(evaluation, EvaluationCard):
+        check_agreement(evaluation.verified)
+
+
+def check_agreement(verified: Mapping[str, Sequence[VerificationResult]]) -> None:
+    """VerificationError if real speculative decoding disagrees with the one pass; call it after printing."""
+    from fastdraft.results.formatting import disagreements
+
+    if found := disagreements(verified):
+        raise VerificationError(
+            f"real speculative decoding and the one-pass evaluation disagree, first in {found[0]}\n"
+            f"  kept: all results, with {len(found)} disagreements\n"
+            f"  do: do not trust the rates; verify more prompts, then report it with the versions of torch and "
+            f"transformers"
+        )
 
 
 def _print_tables(recipe: Recipe, folder: Path, cards: dict[str, Card]) -> None:
@@ -91,7 +110,8 @@ def _print_tables(recipe: Recipe, folder: Path, cards: dict[str, Card]) -> None:
     evaluation = cards.get("evaluate")
     if isinstance(evaluation, EvaluationCard):
         screen.print(terminal_run.results(evaluation.results))
-        screen.print(terminal_run.verified(evaluation.verified))
+        if evaluation.verified:
+            screen.print(terminal_run.verified(evaluation.verified))
     synthesis = cards.get("synthesize")
     if isinstance(synthesis, CompletionsCard) and synthesis.quality is not None:
         screen.print(terminal_quality.quality_table(synthesis.engine, synthesis.log_probabilities, synthesis.quality))

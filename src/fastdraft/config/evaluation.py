@@ -45,7 +45,6 @@ class EvaluatePart(Part):
         16,
         ge=0,
         le=limits.SAMPLE,
-        description="Prompts per task for verification by real speculative decoding; 0 disables it. With fewer than 16 "
-        "prompts a correct pair can fail at temperatures above 0, because the confidence interval is too narrow.",
+        description="Prompts per task for verification by real speculative decoding; 0 disables it.",
     )
     verify_gamma: Gamma = Field(4, description="Drafted tokens per block in the verification.")

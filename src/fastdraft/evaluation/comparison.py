@@ -73,7 +73,8 @@ def _gamma_gap(gamma: int, draft: ScoredDraft, baseline: ScoredDraft, resample_R
 
 
 def _gap(draft: _Rate, baseline: _Rate, resample_RB: Tensor) -> Gap:
-    low, high = acceptance.interval(draft.resampled_R(resample_RB) - baseline.resampled_R(resample_RB))
+    gap_R = draft.resampled_R(resample_RB) - baseline.resampled_R(resample_RB)
+    low, high = acceptance.interval(gap_R, resample_RB.shape[1])
     return Gap(value=draft.value() - baseline.value(), low=low, high=high)
 
 

@@ -15,7 +15,7 @@ from fastdraft.models import pretrained
 from fastdraft.results.evaluation import Comparison, Result, TaskResult, VerificationResult
 from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.decoding_params import DecodingParams
-from fastdraft.system.errors import RecordingError, VerificationError
+from fastdraft.system.errors import RecordingError
 from fastdraft.system.progress import Bar
 
 
@@ -53,19 +53,12 @@ class Scores(Result):
 
 
 def evaluate_draft(options: EvaluateOptions) -> Scores:
-    """Score the drafts and, if `options.verify_prompts` is set, verify the first one.
-
-    Raises as `verify` does; a VerificationError has the scores, so that they are not lost.
-    """
+    """Score the drafts and, if `options.verify_prompts` is set, verify the first one; raises as `verify` does."""
     inputs = open_inputs(options)
     scores = score(options, inputs)
     if not options.verify_prompts:
         return scores
-    try:
-        verified = verify(options, inputs, options.verify_prompts, options.verify_gamma)
-    except VerificationError as error:
-        error.scores = scores
-        raise
+    verified = verify(options, inputs, options.verify_prompts, options.verify_gamma)
     return scores.model_copy(update={"verified": verified})
 
 
@@ -96,7 +89,7 @@ def verify(
 ) -> dict[str, tuple[VerificationResult, ...]]:
     """Real speculative decoding with the first draft on the first prompts of each task.
 
-    VerificationError if it disagrees with the one-pass evaluation. RecordingError if the target's files have changed.
+    RecordingError if the target's files have changed.
     """
     card = inputs.recording.card.target
     if (digest := pretrained.digest(inputs.target)) != card.digest:

@@ -12,7 +12,7 @@ from fastdraft.exporters.evidence import Evidence
 from fastdraft.exporters.usage import GAMMA
 from fastdraft.models.hub import name_of
 from fastdraft.results.evaluation import TaskResult
-from fastdraft.results.formatting import interval, or_dash, sampling_text, speedup_range
+from fastdraft.results.formatting import disagreements, interval, or_dash, sampling_text, speedup_range
 from fastdraft.system.energy import energy_text, total_joules
 
 # The licences of documents by kind of source; for other sources the run does not know them.
@@ -115,9 +115,11 @@ def acceptance(evidence: Evidence) -> Iterator[str]:
             f"{task} {sampling_text(result.temperature)} {result.real.value:.3f} (one pass {result.one_pass.value:.3f})"
             for task, result in verified
         )
+        verdict = "disagreed" if disagreements(evidence.verified) else "agreed"
         yield ""
         yield (
-            f"Real speculative decoding (transformers, gamma {verified[0][1].gamma}) agreed; block efficiency {rates}."
+            f"Real speculative decoding (transformers, gamma {verified[0][1].gamma}) {verdict}; block efficiency "
+            f"{rates}."
         )
 
 

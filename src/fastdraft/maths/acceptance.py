@@ -8,7 +8,10 @@ Dimensions: X any shape, B texts (one per prompt), N positions of a text, G draf
 S = G + 1 states, R resamples.
 """
 
+import math
 from collections.abc import Mapping
+from functools import cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -89,6 +92,28 @@ def forwards_by_block_position(accept_BNG: Tensor, lengths_B: Tensor) -> Tensor:
     return (state_BNS[:, :, 0] * mask_BN).sum(1)
 
 
+def forwards_variance(accept_BN: Tensor, lengths_B: Tensor, gamma: int) -> Tensor:
+    """(B) variance of the number of target forwards that `chain` expects, given the text.
+
+    Given the text, drafted tokens are accepted independently, so forwards are the visits of a Markov chain to state 0.
+    For each state this carries its probability, and the mean and mean square of the visits where it is the present one.
+    """
+    mask_BN = _length_mask(accept_BN, lengths_B)
+    weight_BS = accept_BN.new_zeros(len(accept_BN), gamma + 1)
+    weight_BS[:, 0] = 1
+    moments_3BS = torch.stack([weight_BS, weight_BS, weight_BS])  # the first position opens a block: one forward
+    mean_B = square_B = accept_BN.new_ones(len(accept_BN))
+    for accept_B, inside_B in zip(accept_BN.unbind(1)[:-1], mask_BN.unbind(1)[1:], strict=True):
+        accepted_3BG = moments_3BS[..., :gamma] * accept_B[:, None]
+        before_3B = moments_3BS.sum(2) - accepted_3BG.sum(2)
+        probability_B, first_B, second_B = before_3B
+        opened_3B = torch.stack([probability_B, first_B + probability_B, second_B + 2 * first_B + probability_B])
+        moments_3BS = torch.cat([opened_3B[..., None], accepted_3BG], dim=2)
+        mean_B = mean_B.where(~inside_B, moments_3BS[1].sum(1))
+        square_B = square_B.where(~inside_B, moments_3BS[2].sum(1))
+    return (square_B - mean_B**2).clamp(min=0)  # rounding gives a certain text a variance of -2e-16
+
+
 def _states(accept_BNX: Tensor, gamma: int) -> Tensor:
     """(B,N,S) probability that each position is token j of its block. Token 0 opens it; token gamma is the bonus token.
 
@@ -162,7 +187,7 @@ def best_gamma(tau_by_gamma: Mapping[int, float], c: float) -> int:
 
 def bootstrap_interval(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Tensor) -> tuple[float, float]:
     """95 % bootstrap interval of the pooled ratio. Each resample is B prompt indices drawn with replacement."""
-    return interval(resampled_ratios(numerator_B, denominator_B, resample_RB))
+    return interval(resampled_ratios(numerator_B, denominator_B, resample_RB), resample_RB.shape[1])
 
 
 def resampled_ratios(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Tensor) -> Tensor:
@@ -170,7 +195,39 @@ def resampled_ratios(numerator_B: Tensor, denominator_B: Tensor, resample_RB: Te
     return numerator_B.double()[resample_RB].sum(1) / denominator_B.double()[resample_RB].sum(1)
 
 
-def interval(values_R: Tensor) -> tuple[float, float]:
-    """95 % interval of a value computed per resample: its 2.5 % and 97.5 % percentiles."""
-    low, high = values_R.quantile(values_R.new_tensor([0.025, 0.975])).tolist()
+def interval(values_R: Tensor, prompts: int) -> tuple[float, float]:
+    """95 % interval of a value computed per resample of `prompts` prompts.
+
+    The expanded percentile interval (Hesterberg 2015, arXiv:1411.5279, section 4.3): resamples vary too little by the
+    factor sqrt(1 - 1/B), and the normal quantile is too small for few prompts. Coverage, in simulations of long-tailed
+    rates: 92.7, 94.0 and 94.7 % at 8, 16 and 96 prompts; the percentile interval has 87.0, 91.5 and 94.4 %.
+    """
+    tail = NormalDist().cdf(-math.sqrt(prompts / (prompts - 1)) * t_quantile(prompts - 1)) if prompts > 1 else 0.025
+    low, high = values_R.quantile(values_R.new_tensor([tail, 1 - tail])).tolist()
     return low, high
+
+
+@cache
+def t_quantile(degrees: int, probability: float = 0.975) -> float:
+    """The quantile of Student's t distribution, within 1e-9, by bisection of its distribution function.
+
+    The sums are those of Abramowitz and Stegun, 26.7.3 and 26.7.4. 0.5 < probability < 1.
+    """
+
+    def between(t: float) -> float:
+        """The probability between -t and t."""
+        angle = math.atan(t / math.sqrt(degrees))
+        odd = degrees % 2
+        term = total = math.cos(angle) if odd and degrees > 1 else 0.0 if odd else 1.0
+        for k in range(3 if odd else 2, degrees - 1, 2):
+            term *= math.cos(angle) ** 2 * (k - 1) / k
+            total += term
+        return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+    low, high = 0.0, 1.0
+    while between(high) < 2 * probability - 1:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if between(middle) < 2 * probability - 1 else (low, middle)
+    return high

@@ -26,7 +26,7 @@ from fastdraft.report.run_data import RunData, Setting
 from fastdraft.report.terminal_quality import quality_fields
 from fastdraft.report.terminal_run import PAPER_GAMMA
 from fastdraft.report.verdict import Verdict, at_or_best, verdict
-from fastdraft.results.formatting import sampling_text
+from fastdraft.results.formatting import disagreements, sampling_text
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.optional_packages import need
 
@@ -82,6 +82,7 @@ def one(run: RunData) -> str:
         "rates": _rates_by_stage(run),
         "paper": PAPER,
         "verified": [(task, result) for task, results in verified.items() for result in results],
+        "disagreements": disagreements(verified),
         "costs": stage_costs,
         "seconds": total_seconds(stage_costs),
         "flops": sum(cost.flops or 0 for cost in stage_costs) or None,

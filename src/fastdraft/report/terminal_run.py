@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdraft.results.evaluation import TaskResult, VerificationResult
-from fastdraft.results.formatting import interval, or_dash, sampling_text
+from fastdraft.results.formatting import disagreements, interval, or_dash, sampling_text
 from fastdraft.system.cards import Cost
 from fastdraft.system.energy import TotalJoules, energy_text, total_joules
 
@@ -68,7 +68,7 @@ def _loops(measured: Sequence[TaskResult]) -> RenderableType:
 
 
 def verified(by_task: Mapping[str, Sequence[VerificationResult]]) -> RenderableType:
-    """Block efficiency of real speculative decoding next to that of the one pass. A disagreement stops a run before."""
+    """Block efficiency of real speculative decoding next to that of the one pass; what disagrees is red."""
     table = Table(title="Verification: real speculative decoding (transformers) with the last draft")
     for name in ("task", "sampling", "gamma", "prompts equal", "near ties", "block efficiency, real", "one pass"):
         table.add_column(name, justify="left" if name in ("task", "sampling") else "right")
@@ -83,8 +83,9 @@ def verified(by_task: Mapping[str, Sequence[VerificationResult]]) -> RenderableT
                 str(len(result.near_ties)) if greedy else "-",
                 interval(result.real),
                 interval(result.one_pass),
+                style="red" if result.disagreements else None,
             )
-    return table
+    return Group(table, *(Text(line, style="red") for line in disagreements(by_task)))
 
 
 def costs(by_stage: Mapping[str, Cost]) -> RenderableType:

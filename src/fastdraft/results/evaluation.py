@@ -27,7 +27,7 @@ class Estimate(Result):
 class GammaResult(Result):
     """Results for blocks of gamma drafted tokens; docs/maths.md has the names and formulas.
 
-    position_intervals: the intervals of `position_acceptance`; empty in older results.
+    position_intervals: the intervals of `position_acceptance`.
     """
 
     gamma: int
@@ -35,7 +35,7 @@ class GammaResult(Result):
     block_efficiency: Estimate
     mbsu: Estimate
     position_acceptance: tuple[float, ...]
-    position_intervals: tuple[tuple[float, float], ...] = ()
+    position_intervals: tuple[tuple[float, float], ...]
     block_efficiency_without_loops: float | None
 
 
@@ -115,9 +115,12 @@ class NearTie(Result):
 
 
 class VerificationResult(Result):
-    """Real speculative decoding and the one-pass evaluation of the same prompts, which agree.
+    """Real speculative decoding and the one-pass evaluation of the same texts.
 
-    Greedy: `compared` prompts have the same tokens and number of forwards in both; all others differ at near ties.
+    Greedy: `compared` prompts have the same tokens and number of forwards in both; the others differ at near ties.
+    Sampled: forwards_z is the difference between the real number of target forwards and the expected one, recorded_z
+    that between the mean acceptance of the recorded tokens and its expectation; both in standard deviations.
+    disagreements: what differs by more than chance or rounding; empty if both agree.
     """
 
     temperature: float
@@ -127,7 +130,10 @@ class VerificationResult(Result):
     tokens: int
     real: Estimate
     one_pass: Estimate
-    near_ties: tuple[NearTie, ...]
+    near_ties: tuple[NearTie, ...] = ()
+    forwards_z: float | None = None
+    recorded_z: float | None = None
+    disagreements: tuple[str, ...] = ()
 
 
 class EvaluationCard(Card):

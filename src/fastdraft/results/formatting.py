@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastdraft.results.evaluation import Estimate, Gap
+from collections.abc import Mapping, Sequence
+
+from fastdraft.results.evaluation import Estimate, Gap, VerificationResult
 
 
 def bounds(estimate: Estimate) -> str:
@@ -36,3 +38,13 @@ def sampling_text(temperature: float, top_k: int = 0, top_p: float = 1.0) -> str
         return "greedy"
     cuts = (f", top-k {top_k}" if top_k else "") + (f", top-p {top_p:g}" if top_p < 1 else "")
     return f"T = {temperature:g}{cuts}"
+
+
+def disagreements(verified: Mapping[str, Sequence[VerificationResult]]) -> list[str]:
+    """What the verifications by task found to differ, one line each; empty if all agree."""
+    return [
+        f"{task}, {sampling_text(result.temperature)}: {difference}"
+        for task, results in verified.items()
+        for result in results
+        for difference in result.disagreements
+    ]

@@ -3,8 +3,6 @@
 A message gives what was found, what was wanted, where, and, on a last line that starts with "do:", the remedy.
 """
 
-from typing import Any
-
 
 class FastDraftError(Exception):
     """FastDraft failed."""
@@ -29,12 +27,7 @@ class CheckpointError(FastDraftError):
 
 
 class VerificationError(FastDraftError):
-    """Real speculative decoding disagrees with the one-pass evaluation.
-
-    `scores`: what `fastdraft.evaluate` had measured before (`evaluation.score.Scores`); None elsewhere.
-    """
-
-    scores: Any = None
+    """Real speculative decoding disagrees with the one-pass evaluation, or cannot be compared with it."""
 
 
 class MainProcessFailed(FastDraftError):
