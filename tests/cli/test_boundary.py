@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fastdraft.cli import app, boundary
@@ -150,3 +152,21 @@ def test_no_arguments_of_recipe_give_a_traceback(tmp_path, monkeypatch, words):
     (tmp_path / "demo.yaml").write_text("name: a\ntarget: {path: demo}\ndraft: {}\n")
     ended = CliRunner().invoke(app, ["recipe", *words])
     assert ended.exception is None or isinstance(ended.exception, SystemExit | FastDraftError), ended.exception
+
+
+def _whole_number_options(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.IntRange]]:
+    """Every option of a command and of those below it that takes a whole number."""
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from _whole_number_options(inner, (*path, name))
+    yield from (
+        (" ".join((*path, option.opts[0])), option.type)
+        for option in command.params
+        if isinstance(option.type, click.IntRange | type(click.INT))
+    )
+
+
+def test_every_whole_number_option_has_an_upper_limit():
+    options = dict(_whole_number_options(get_command(app)))
+    assert len(options) >= 15
+    assert [name for name, kind in options.items() if getattr(kind, "max", None) is None] == []

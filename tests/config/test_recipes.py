@@ -153,6 +153,17 @@ def test_the_page_on_shapes_lists_every_recipe() -> None:
         assert f"{shape.parameters / 1e6:.1f}" == millions
 
 
+@pytest.mark.parametrize("target", ["TinyLlama-1.1B", "Qwen2.5-0.5B", "SmolLM2-135M", "Llama-3.1-8B", "gpt2"])
+def test_the_demo_recipe_has_a_draft_for_any_target(target: str) -> None:
+    """`fastdraft run recipes/demo.yaml target.path=TARGET`: the recipe gives no size that belongs to its own target."""
+    if not CONFIGS.is_dir():
+        pytest.skip("no published configurations at ../shared/data/configs, next to the repository")
+    config = AutoConfig.from_pretrained(CONFIGS / target)
+    shape = derive(config, recipe_of("demo").draft)
+    assert shape.parameters < parameters(config) / 3
+    assert shape.layers >= 3
+
+
 @pytest.mark.parametrize(("name", "expected"), [("Llama-3.1-8B", "130M"), ("gemma-2-2b", "71M")])
 def test_the_page_on_shapes_has_the_default_budgets(name: str, expected: str) -> None:
     if not CONFIGS.is_dir():

@@ -10,6 +10,7 @@ import typer
 
 from fastdraft.cli.options import AsJson, parse_temperatures, screen
 from fastdraft.cli.pipeline import Folder, exit_on_interrupt, stage_command
+from fastdraft.system import limits
 from fastdraft.system.errors import RecipeError
 
 PANEL = "With --draft"
@@ -35,7 +36,8 @@ HeldOut = Annotated[
     float, typer.Option(help="Fraction of the prompts that is held out for the evaluation.", rich_help_panel=PANEL)
 ]
 MaxNewTokens = Annotated[
-    int, typer.Option(min=1, help="Maximum length of an answer of the target.", rich_help_panel=PANEL)
+    int,
+    typer.Option(min=1, max=limits.SEQUENCE, help="Maximum length of an answer of the target.", rich_help_panel=PANEL),
 ]
 Temperature = Annotated[
     list[str] | None, typer.Option(help="Temperatures of the evaluation. Default: 0,0.6,1.", rich_help_panel=PANEL)

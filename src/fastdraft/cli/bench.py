@@ -9,6 +9,7 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import ENGINES
 from fastdraft.cli.options import AsJson, parse_gammas, parse_temperatures, screen
+from fastdraft.system import limits
 
 WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in ENGINES.items())
 
@@ -38,9 +39,11 @@ Gammas = Annotated[str, typer.Option(help="Block lengths, like 1-6,8.")]
 Temperature = Annotated[
     list[str] | None, typer.Option(help="Temperatures. 0 is greedy, which is always timed. Default: 0,0.6.")
 ]
-Prompts = Annotated[int, typer.Option(min=1, help="Prompts per task.")]
-Tokens = Annotated[int, typer.Option(min=2, help="Maximum number of tokens generated per prompt.")]
-Repeats = Annotated[int, typer.Option(min=1, help="How often all decoding methods are timed in turn.")]
+Prompts = Annotated[int, typer.Option(min=1, max=limits.SAMPLE, help="Prompts per task.")]
+Tokens = Annotated[int, typer.Option(min=2, max=limits.SEQUENCE, help="Maximum number of tokens generated per prompt.")]
+Repeats = Annotated[
+    int, typer.Option(min=1, max=limits.SAMPLE, help="How often all decoding methods are timed in turn.")
+]
 Weights = Annotated[
     str | None,
     typer.Option(

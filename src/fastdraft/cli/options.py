@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 
 from fastdraft.cli import completion
+from fastdraft.system import limits
 from fastdraft.system.errors import RecipeError
-
-MAX_GAMMA = 64
 
 # Python has no standard output if the shell has closed it.
 screen = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 150)
@@ -34,9 +33,10 @@ def parse_gammas(text: str) -> tuple[int, ...]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= low <= high <= MAX_GAMMA:
+        if not 1 <= low <= high <= limits.GAMMA:
             raise RecipeError(
-                f"--gammas: found {text}, wanted block lengths from 1 to {MAX_GAMMA}\n  do: write it like 1-16 or 2,4"
+                f"--gammas: found {text}, wanted block lengths from 1 to {limits.GAMMA}\n"
+                f"  do: write it like 1-16 or 2,4"
             )
         gammas.update(range(low, high + 1))
     return tuple(sorted(gammas))

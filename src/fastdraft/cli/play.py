@@ -10,6 +10,7 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import PLAYERS
 from fastdraft.cli.options import screen
+from fastdraft.system import limits
 
 LOOPBACK = "127.0.0.1"
 PROMPT = "def read_lines(path):\n"
@@ -35,7 +36,7 @@ Prompt = Annotated[str, typer.Option(help="With --terminal: the text to continue
 Gamma = Annotated[int, typer.Option(min=1, max=16, help="With --terminal: drafted tokens per block.")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="With --terminal: 0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0.05, max=1, help="With --terminal.")]
-Tokens = Annotated[int, typer.Option(min=1, help="With --terminal: length of the continuation.")]
+Tokens = Annotated[int, typer.Option(min=1, max=limits.SEQUENCE, help="With --terminal: length of the continuation.")]
 
 
 def play(

@@ -11,11 +11,12 @@ from fastdraft.cli import completion
 from fastdraft.cli.choices import TIMERS as ENGINES
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
 from fastdraft.cli.pipeline import Folder, exit_on_interrupt
+from fastdraft.system import limits
 from fastdraft.system.errors import RecipeError
 from fastdraft.system.optional_packages import need
 
 Fraction = Annotated[float, typer.Option(help="Fraction of the recipe's tokens that each pilot is trained on.")]
-Pilots = Annotated[int, typer.Option(help="Minimum number of depths to try.")]
+Pilots = Annotated[int, typer.Option(min=1, max=limits.LAYERS, help="Minimum number of depths to try.")]
 Engine = Annotated[
     str,
     typer.Option(

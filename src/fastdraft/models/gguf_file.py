@@ -120,7 +120,7 @@ def _config(
     _write_keys(readers[0], keys, lambda key: not key.startswith("tokenizer."))
     with suppressed_logs("transformers"):
         fields = load_gguf_checkpoint(str(keys))["config"]
-    keys.unlink()
+    remove(keys, inside=keys.parent)
     tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     if "token_embd.weight" not in tensors:
         raise TargetError(f"{file} has no weights (token_embd.weight)\n  do: choose a GGUF file of a whole model")
