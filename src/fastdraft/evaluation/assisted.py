@@ -1,6 +1,6 @@
 """Speculative decoding by transformers: one prompt at a time, blocks of a fixed gamma, target forwards counted.
 
-Forwards are counted as in docs/maths.md. In transformers 5.0 (`_assisted_decoding`), the first block starts at the
+Forwards are counted as in docs/maths.md. In transformers 5.5 (`_assisted_decoding`), the first block starts at the
 first token of the completion, and its target forward also reads the prompt. With r <= gamma tokens left, transformers
 drafts r - 1 tokens and the target adds the last one, so the text ends with the same forward as after a whole block. A
 drafted end-of-text token ends the draft there, and ends the text if it is accepted.
@@ -98,7 +98,7 @@ def generate(
 class _Warp(LogitsProcessor):
     """Temperature, top-k and top-p as one processor for target and draft.
 
-    They are not set in the generation config, because transformers 5.0 then warps the draft twice: once with the
+    They are not set in the generation config, because transformers then (read in 5.5.4) warps the draft twice: once with the
     target's processors and once with its own. At T = 0.7 it drafted at T = 0.49, which lowered block efficiency from
     1.90 to 1.73 (gamma 3).
     """

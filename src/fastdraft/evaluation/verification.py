@@ -187,7 +187,7 @@ def _recorded_z(verifier: Verifier, completions: Sequence[Completion]) -> float:
 
 
 def _z(value: float, mean: float, variance: float, tokens: int) -> float:
-    """The deviation from the mean in standard deviations, none of which is below rounding."""
+    """The deviation from the mean in standard deviations, where rounding sets the smallest one."""
     return (value - mean) / math.sqrt(max(variance, (ROUNDING * tokens) ** 2))
 
 
