@@ -139,7 +139,7 @@ def test_a_damaged_file_is_an_error(tmp_path, source, name, content):
 
 @pytest.mark.parametrize("source", ["text", "jsonl", "parquet"])
 def test_no_file_at_the_path(tmp_path, source):
-    with pytest.raises(CorpusError, match=f"no file at {tmp_path}/nowhere (.|\n)*  do: "):
+    with pytest.raises(CorpusError, match=f"no file at {tmp_path}/nowhere(.|\n)*  do: "):
         texts(source=source, path=str(tmp_path / "nowhere"))
     with pytest.raises(CorpusError, match=f"`{source}` source needs a path\n  do: "):
         texts(source=source)

@@ -4,7 +4,7 @@ Corpus sources, prompt sets, recorded completions and evaluation tasks all read 
 read is yielded with the reason in `fault`. A file that cannot be read stops the reader with a CorpusError, whatever the
 cause: the file system, another format or encoding, a damaged compression or page (`readable`).
 
-Memory: a row or a text of more than MAX_ROW_BYTES is unusable. Parsed, JSON takes up to 22 times its length (empty
+Memory: a row or a text of more than MAX_ROW_BYTES is unusable. Parsed, JSON takes up to 25 times its length (empty
 lists). The rows of a parquet file are decoded in batches of about MAX_ROW_BYTES.
 """
 
@@ -131,14 +131,14 @@ def find_files(path: str, suffixes: tuple[str, ...], *, any_suffix: bool = False
     regular file.
     """
     place = local_path(path)
-    wanted = f"a name that ends in {', '.join(suffixes)}"
+    ending = f"a name that ends in {', '.join(suffixes)}"
     if os.path.isdir(place):  # False where Path.is_dir raises: a name that is too long
         files = [file for file in _files_below(place) if file.name.endswith(suffixes)]
-        found = f"the folder {place} has no file with {wanted}"
+        found = f"the folder {place} has no file with {ending}"
     else:
         named = [place] if os.path.lexists(place) else list(map(Path, glob.glob(str(place), recursive=True)))
         files = [file for file in named if (any_suffix or file.name.endswith(suffixes)) and not os.path.isdir(file)]
-        found = f"{place} does not have {wanted}" if named else f"no file at {place} (wanted {wanted})"
+        found = f"{place} does not have {ending}" if named else f"no file at {place}"
     if not files:
         raise CorpusError(f"{found}\n  do: correct `path`")
     for file in files:

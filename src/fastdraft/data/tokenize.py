@@ -39,6 +39,7 @@ from fastdraft.data.sources import with_absolute_path
 from fastdraft.data.split import all_shingles, allowed_keys, near_duplicates, shingles
 from fastdraft.system.errors import CorpusError
 from fastdraft.system.files import atomic_write, remove, write_json
+from fastdraft.system.validation import read_json
 
 CARD = "source.json"
 
@@ -83,7 +84,7 @@ def write_source(
     for temporary in (attempts, folder / "census", *folder.glob("*/log"), *folder.glob("*/shingles")):
         remove(temporary, inside)
     try:
-        return SourceCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+        return read_json(folder / CARD, SourceCard, "the card of a source", f"remove {folder} to tokenise it again")
     except (OSError, ValueError) as error:
         raise CorpusError(
             f"{folder / CARD} is damaged\n  do: remove {folder}, then run again: only this source is tokenised again"
@@ -125,10 +126,11 @@ def _write_splits(job: Job) -> SourceCard:
     if train.tokens == 0:
         raise CorpusError(f"{where} gives no document to train on; {census}\n  do: {_remedy(job.part, census)}")
     if held_out.tokens == 0 and job.part.held_out_fraction > 0:
+        unlisted = len(census.held_out) - len(candidates)
+        found = f"{census}; {len(dropped)} near-duplicates of training documents" if dropped else f"{census}"
+        found += f"; {unlisted} held-out documents not in `held_out_list`" if unlisted else ""
         raise CorpusError(
-            f"{where} gives no document to measure a draft on; {census}; {len(dropped)} of the held-out documents are "
-            f"near-duplicates of training documents, {len(census.held_out) - len(candidates)} are not in "
-            f"`held_out_list`\n"
+            f"{where} gives no document to measure a draft on; {found}\n"
             f"  do: give more documents, raise `held_out_fraction` (now {job.part.held_out_fraction}), or set it to 0 "
             f"to hold out nothing"
         )
