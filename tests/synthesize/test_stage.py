@@ -288,4 +288,4 @@ def test_if_all_prompts_are_left_out_the_error_says_why(tiny, synthesized):
         "prompts": 3,
     }
     part |= {"max_new_tokens": 3, "leak_tokens": 5, "leak_tasks": ["humaneval=questions.jsonl"]}
-    assert "prompts left out: {'prompts that stand in evaluation texts': " in synthesized(part, code=2)
+    assert " prompts that stand in evaluation texts\n" in synthesized(part, code=2)
