@@ -84,6 +84,22 @@ def test_hub_data_set_that_cannot_be_opened(tmp_path):
         texts(source="hub", path=str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", rows() + b'{"text": '),
+        ("a.jsonl", rows().decode().encode("utf-16")),
+        ("a.jsonl.gz", gzip.compress(rows() * 99, mtime=0)[:60]),
+        ("a.parquet", b"PAR1 cut short"),
+        ("a.txt", b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_hub_data_set_is_an_error(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=f"{tmp_path} cannot be [^\0]*\n  do: "):
+        texts(source="hub", path=str(tmp_path))
+
+
 def test_each_text_is_yielded_once_and_max_documents_stops_early(tmp_path):
     path = packed(tmp_path / "a.jsonl", rows() + rows())
     assert texts(source="jsonl", path=path) == TALES
@@ -275,7 +291,7 @@ def test_row_groups_of_a_file_are_divided_among_tasks(tmp_path, source):
         content[column.data_page_offset : column.data_page_offset + 64] = b"x" * 64
     path.write_bytes(content)
     assert [d.text for d in read(part, Rejected(), Portion(0, 3))] == own
-    with pytest.raises((CorpusError, OSError)):
+    with pytest.raises(CorpusError, match=r"row group 1, is damaged|cannot be read"):
         list(read(part, Rejected(), Portion(1, 3)))
 
 

@@ -16,7 +16,7 @@ from fastdraft.data.shards import Shards, SourceCard
 from fastdraft.data.sources import documents
 from fastdraft.data.split import split_of
 from fastdraft.data.tokenize import write_source, write_tokenizer
-from fastdraft.system.errors import CorpusError, RunError
+from fastdraft.system.errors import CardError, CorpusError, RunError
 
 END = 256
 
@@ -178,7 +178,7 @@ def test_a_damaged_card_of_a_source_is_an_error(tokenizer, tmp_path, content):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "source.json").write_bytes(content)
-    with pytest.raises(CorpusError, match=r"out/source.json is damaged\n  do: remove .*/out, then"):
+    with pytest.raises(CardError, match=r"out/source.json is not the card of a source:(.|\n)*  do: remove .*/out, then"):
         tokenised(SourcePart(source="jsonl", path="not read"), tokenizer, folder)
 
 
