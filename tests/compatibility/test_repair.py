@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastdraft.compatibility.repair import default_folder, repair, with_rows
 from fastdraft.compatibility.report import check_pair
-from fastdraft.models.model_files import INDEX, read
+from fastdraft.models.model_files import read
 from fastdraft.models.pretrained import TOKENIZER_FILES
+from fastdraft.models.weight_files import INDEX
 from fastdraft.system.errors import RepairError
 
 from .conftest import ROWS, TOKENS, edit, held

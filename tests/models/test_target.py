@@ -279,12 +279,20 @@ def without(path: Path, name: str) -> None:
     save_file({key: value for key, value in load_file(path).items() if key != name}, path, {"format": "pt"})
 
 
+def stored_as(path: Path, name: str, change) -> None:
+    save_file({key: change(value) if key == name else value for key, value in load_file(path).items()}, path)
+
+
 BROKEN_WEIGHTS = {
     "gone": (Path.unlink, "cannot be loaded"),
-    "cut short": (halve, "cannot be loaded"),
-    "empty": (lambda path: path.write_bytes(b""), "cannot be loaded"),
-    "no safetensors": (lambda path: path.write_bytes(b"x" * 999), "cannot be loaded"),
-    "another width": (lambda path: edit(path.with_name("config.json"), intermediate_size=67), "cannot be loaded"),
+    "cut short": (halve, "model.safetensors cannot be read"),
+    "empty": (lambda path: path.write_bytes(b""), "model.safetensors cannot be read"),
+    "no safetensors": (lambda path: path.write_bytes(b"x" * 999), "model.safetensors cannot be read"),
+    "another width": (lambda path: edit(path.with_name("config.json"), intermediate_size=67), r"\(61, 32\)|\(32, 61\)"),
+    "another shape": (
+        lambda path: stored_as(path, "model.norm.weight", lambda weight: weight.reshape(4, 8)),
+        r"another shape, first model.norm.weight \(4, 8\)\n  wanted: \(32,\)",
+    ),
     "a tensor less": (
         lambda path: without(path, "model.layers.1.mlp.up_proj.weight"),
         "lack 1 of the model's tensors, first model.layers.1.mlp.up_proj.weight",
@@ -296,9 +304,17 @@ BROKEN_WEIGHTS = {
 def test_weights_that_are_missing_or_damaged(folder, damage, message):
     """A missing tensor must not be initialised at random."""
     damage(folder / "model.safetensors")
-    with pytest.raises(TargetError, match=f"(?s)the weights in {folder} .*{message}.*\n  do: check that the download"):
+    with pytest.raises(TargetError, match=f"(?s)the .*{folder}.*{message}.*\n  do: check that the download"):
         pretrained.open_model(part(folder), CPU)
     assert issubclass(TargetError, UserError)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_weights_stored_as_whole_numbers_are_refused(folder, dtype):
+    """transformers converts them to floats: a model of zeros and ones, without a word."""
+    stored_as(folder / "model.safetensors", "model.layers.0.mlp.up_proj.weight", lambda weight: weight.to(dtype))
+    with pytest.raises(TargetError, match=r"stores model.layers.0.mlp.up_proj.weight as .*\n  wanted: F16"):
+        pretrained.open_model(part(folder), CPU)
 
 
 def test_the_digest_depends_on_configuration_tokenizer_and_weights(folder, tmp_path):

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastdraft.compatibility.rule import RepairKind, compared
-from fastdraft.models.model_files import INDEX, ROLES, WHOLE, ModelFiles, weight_files
+from fastdraft.models.model_files import ROLES, ModelFiles
 from fastdraft.models.pretrained import TOKENIZER_FILES
 from fastdraft.models.token_bytes import readable
+from fastdraft.models.weight_files import INDEX, WHOLE, weight_files
 from fastdraft.system.errors import RepairError
 from fastdraft.system.files import atomic_write
 
@@ -159,7 +160,8 @@ def _write_index(draft: ModelFiles, part: Path) -> None:
     if (draft.folder / INDEX).is_file():
         index = json.loads((draft.folder / INDEX).read_text(encoding="utf-8"))
         total = sum(_tensor_bytes(part / file.name) for file in weight_files(draft.folder))
-        index["metadata"] = index.get("metadata", {}) | {"total_size": total}
+        metadata = index.get("metadata")
+        index["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": total}
         _write(part / INDEX, index)
 
 

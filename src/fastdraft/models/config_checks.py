@@ -86,6 +86,8 @@ def check_values(values: dict[str, Any], file: Path) -> None:
                 _check_positive(file, name, value)
             elif key in ("rope_parameters", "rope_scaling") and not isinstance(value, dict | None):
                 raise _error(file, name, value, "an object with rope_type and rope_theta")
+            elif key in TEXT_PARTS and not isinstance(value, dict | None):
+                raise _error(file, name, value, "an object")
             elif key == "architectures" and not _is_list_of_text(value):
                 raise _error(file, name, value, "a list of class names")
 

@@ -7,17 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import TargetPart
 from fastdraft.models import pretrained, token_bytes
 from fastdraft.models.architecture import is_runnable, vocabulary_tensors
-from fastdraft.models.file_errors import errors_explained, read_json
+from fastdraft.models.weight_files import headers, weight_files
 from fastdraft.system.errors import TargetError
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 ROLES = ("bos", "eos", "pad")
 
 
@@ -130,46 +128,13 @@ def read(model: pretrained.Model, weights: bool = True) -> ModelFiles:
         config=config,
         generation=pretrained.open_generation_config(folder),
         tokenizer=tokenizer,
-        shapes={name: shape for file in files for name, shape in _tensor_shapes(file).items()},
+        shapes={name: header.shape for file in files for name, header in headers(file).items()},
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the model in a folder; empty if it has no weights, TargetError if some are missing.
-
-    Other safetensors files are ignored: some models come with a second copy of their weights for another library.
-    """
-    if not (folder / INDEX).is_file():
-        return [folder / WHOLE] if (folder / WHOLE).is_file() else []
-    weight_map = read_json(folder / INDEX, "copy the model's own file again").get("weight_map")
-    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    if not names or any(Path(name).name != name for name in names):
-        raise TargetError(
-            f"{folder / INDEX} has no usable weight_map\n"
-            f"  wanted: the name of a file in this folder for each tensor\n  do: copy the model's own file again"
-        )
-    present = [folder / name for name in names if (folder / name).is_file()]
-    if present and len(present) < len(names):
-        missing = sorted(set(names) - {path.name for path in present})
-        raise TargetError(
-            f"{folder} lacks {len(missing)} of the {len(names)} weight files that {INDEX} names, first {missing[0]}\n"
-            f"  do: check that the download is complete"
-        )
-    return present
 
 
 def _ids(stated: int | list[int] | None) -> list[int]:
     """A configuration states one id, several, or none."""
     return stated if isinstance(stated, list) else [] if stated is None else [stated]
-
-
-def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by tensor name, from the file's header."""
-    with (
-        errors_explained(f"the header of {file} cannot be read", "check that the download is complete"),
-        safe_open(file, framework="pt") as handle,  # type: ignore[no-untyped-call]
-    ):
-        return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
 
 
 def _stored(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:

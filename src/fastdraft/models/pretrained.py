@@ -22,6 +22,7 @@ from fastdraft.models.architecture import class_of, read_config
 from fastdraft.models.config_checks import SPECIAL_IDS
 from fastdraft.models.file_errors import errors_explained, read_json
 from fastdraft.models.hub import download
+from fastdraft.models.weight_files import check_floats
 from fastdraft.system.errors import TargetError
 from fastdraft.system.progress import suppressed_logs
 
@@ -156,6 +157,8 @@ def load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the CPU; TargetError if its weights are missing, damaged or do not fit its configuration."""
     part, folder = as_part(model), folder_of(model)
     config = read_config(folder, part.trust_remote_code)
+    if getattr(config, "quantization_config", None) is None:
+        check_floats(folder)
     do = "check that the download is complete, and that config.json belongs to it"
     with errors_explained(f"the weights in {folder} cannot be loaded", do):
         loaded: Any = class_of(config).from_pretrained(
@@ -165,8 +168,15 @@ def load(model: Model, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=part.trust_remote_code,
             use_safetensors=None if part.allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # its own error names no tensor; that below does
         )
     opened: PreTrainedModel = loaded[0]
+    if mismatched := sorted(loaded[1]["mismatched_keys"]):
+        name, stored, wanted = mismatched[0]
+        raise TargetError(
+            f"{len(mismatched)} of the weights in {folder} have another shape than in config.json, first {name} "
+            f"{tuple(stored)}\n  wanted: {tuple(wanted)}\n  do: {do}"
+        )
     if missing := sorted(loaded[1]["missing_keys"]):
         raise TargetError(
             f"the weights in {folder} lack {len(missing)} of the model's tensors, first {missing[0]}\n  do: {do}"
