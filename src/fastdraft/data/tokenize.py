@@ -83,12 +83,8 @@ def write_source(
         attempt.rename(folder)  # each task has already synced its files to disk
     for temporary in (attempts, folder / "census", *folder.glob("*/log"), *folder.glob("*/shingles")):
         remove(temporary, inside)
-    try:
-        return read_json(folder / CARD, SourceCard, "the card of a source", f"remove {folder} to tokenise it again")
-    except (OSError, ValueError) as error:
-        raise CorpusError(
-            f"{folder / CARD} is damaged\n  do: remove {folder}, then run again: only this source is tokenised again"
-        ) from error
+    remedy = f"remove {folder}, then run again: only this source is tokenised again"
+    return read_json(folder / CARD, SourceCard, "the card of a source", remedy)
 
 
 def write_tokenizer(target: Tokenizer, destination: Path, bos: int | None, eos: int) -> None:

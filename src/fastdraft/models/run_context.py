@@ -20,6 +20,7 @@ from fastdraft.system.errors import TargetError
 from fastdraft.system.files import write_json
 from fastdraft.system.precision import Precision, PrecisionChoice
 from fastdraft.system.progress import log_line
+from fastdraft.system.validation import read_json
 
 PHASES = ("pretrain", "continue", "align")
 
@@ -119,7 +120,7 @@ def _stored_precision(folder: Path, choose: Callable[[], Precision]) -> Precisio
     """The precision in the stage folder's precision.json; if there is none, choose one and write it there."""
     file = folder / "precision.json"
     if file.is_file():
-        return Precision.model_validate_json(file.read_text(encoding="utf-8"))
+        return read_json(file, Precision, "a precision", f"remove {folder} to begin this stage again")
     chosen = choose()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, chosen.model_dump())

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Literal
 
 from fastdraft.results.evaluation import Result
-from fastdraft.system.errors import CardError
+from fastdraft.system.validation import read_json
 
 
 class Spread(Result):
@@ -181,8 +181,4 @@ class BenchResult(Result):
 
 def read_bench(file: Path) -> BenchResult:
     """Read a benchmark's file; CardError if it cannot be read as one."""
-    try:
-        return BenchResult.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CardError(f"{file} is not a valid benchmark: {reason}\n  do: run it again, or remove it") from error
+    return read_json(file, BenchResult, "a valid benchmark", "run it again, or remove it")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from reprlib import repr as short_repr
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from fastdraft.system.errors import CardError
 
 # Problems that are listed, and characters of a key or of a value that are shown.
 MOST_PROBLEMS, MOST_CHARACTERS = 20, 100
@@ -36,8 +40,20 @@ WANTED = {
     "invalid_key": "text as a key",
     "none_required": "null",
     "json_invalid": "JSON",
-    "extra_forbidden": "no such key",
 }
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_json(path: Path, kind: type[Model], what: str, remedy: str) -> Model:
+    """A model of pydantic from a JSON file. CardError, which names the problems, if it holds anything else."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CardError(f"{path} cannot be read: {error.strerror}\n  do: {remedy}") from error
+    except ValidationError as error:
+        raise CardError("\n  ".join([f"{path} is not {what}:", *explain(error), f"do: {remedy}"])) from error
 
 
 def explain(error: ValidationError, problem: Callable[[ErrorDetails], str] | None = None) -> list[str]:
@@ -54,8 +70,8 @@ def explain_problem(details: ErrorDetails, show: Callable[[object], str] = short
     """A line on one problem; `show` makes the text of the value that was found."""
     keys = ".".join(shortened(str(key)) for key in details["loc"] if key != "[key]")
     prefix = f"{keys}: " if keys else ""
-    if details["type"] == "missing":
-        return f"{prefix}missing"
+    if details["type"] in ("missing", "extra_forbidden"):
+        return prefix + ("missing" if details["type"] == "missing" else "no such key")
     if details["type"] in ("value_error", "assertion_error"):
         return prefix + details["msg"].partition(", ")[2]
     wanted = WANTED.get(details["type"], "another value").format_map(details.get("ctx", {}))
