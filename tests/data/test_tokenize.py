@@ -178,7 +178,7 @@ def test_a_damaged_card_of_a_source_is_an_error(tokenizer, tmp_path, content):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "source.json").write_bytes(content)
-    with pytest.raises(CardError, match=r"out/source.json is not the card of a source:(.|\n)*  do: remove .*/out, then"):
+    with pytest.raises(CardError, match=r"source.json is not the card of a source:(.|\n)*  do: remove .*/out, then"):
         tokenised(SourcePart(source="jsonl", path="not read"), tokenizer, folder)
 
 

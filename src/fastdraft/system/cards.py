@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fastdraft.system.energy import Joules
 from fastdraft.system.errors import CardError
 from fastdraft.system.files import write_json
+from fastdraft.system.validation import explain
 
 VERSION = 3
 FILE = "card.json"
@@ -80,4 +81,5 @@ def read_card(folder: Path, kind: type[AnyCard]) -> AnyCard:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise CardError(f"{path} is not a valid card `{kind.kind}`: {error}\n{remedy}") from error
+        problems = "\n  ".join(explain(error))
+        raise CardError(f"{path} is not a valid card `{kind.kind}`:\n  {problems}\n{remedy}") from error
