@@ -92,11 +92,11 @@ def _context_is_as_long(target: ModelFiles, draft: ModelFiles) -> RuleResult:
 
 
 STRICT_RULES = (
-    Rule("every id, the same bytes", "ours", "docs/check.md", _same_bytes),
-    Rule("every text, the same ids", "ours", "docs/check.md", _same_encoding),
-    Rule("special tokens", "ours", "docs/check.md", _same_specials),
-    Rule("chat template", "ours", "docs/check.md", _same_template),
-    Rule("rows = padded vocabulary", "ours", "docs/check.md", _same_rows),
-    Rule("generation config", "ours", "docs/check.md", _same_generation),
-    Rule("context length", "ours", "docs/check.md", _context_is_as_long, only_warns=True),
+    Rule("every id, the same bytes", "FastDraft", "docs/check.md", _same_bytes),
+    Rule("every text, the same ids", "FastDraft", "docs/check.md", _same_encoding),
+    Rule("special tokens", "FastDraft", "docs/check.md", _same_specials),
+    Rule("chat template", "FastDraft", "docs/check.md", _same_template),
+    Rule("rows = padded vocabulary", "FastDraft", "docs/check.md", _same_rows),
+    Rule("generation config", "FastDraft", "docs/check.md", _same_generation),
+    Rule("context length", "FastDraft", "docs/check.md", _context_is_as_long, only_warns=True),
 )

@@ -13,7 +13,7 @@ from fastdraft.system import limits
 class TargetPart(Part):
     """The target model that the draft is trained for."""
 
-    path: str = Field(description="Hub id, local folder, or `demo` (the packaged target).")
+    path: str = Field(description="Hub id, local folder, GGUF file, or `demo` (the packaged target).")
     revision: str | None = Field(None, description="Hub revision (commit, branch or tag).")
     trust_remote_code: bool = Field(False, description="Run Python code that is shipped with the target.")
     allow_pickle: bool = Field(False, description="Load pickled weights. They can run arbitrary code.")
