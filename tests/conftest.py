@@ -29,7 +29,7 @@ from transformers.utils.logging import warning_once
 
 from fastdraft.config.resolve import digest, resolve, resolved_yaml
 from fastdraft.models.run_context import RunContext
-from fastdraft.pipeline.stages import run_stages
+from fastdraft.pipeline.run_stages import run_stages
 from fastdraft.system.manifest import Manifest
 
 # Modules of engines that are compiled from source or large, and the extra that installs each.
@@ -198,8 +198,13 @@ def byte_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        *("fastdraft.cli", "fastdraft.pipeline.stages", "fastdraft.pipeline.step_timers", "fastdraft.evaluation.score"),
-        *("fastdraft.exporters.export_draft", "fastdraft.compatibility.repair", "fastdraft.planning.plan"),
+        *("fastdraft.cli", "fastdraft.pipeline.run_stages", "fastdraft.pipeline.step_timers"),
+        *(
+            "fastdraft.evaluation.score",
+            "fastdraft.exporters.export_draft",
+            "fastdraft.compatibility.repair",
+            "fastdraft.planning.plan",
+        ),
     ]
 )
 COMMAND = """

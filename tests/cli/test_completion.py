@@ -1,5 +1,6 @@
 """Shell completion, and that help and completion import no heavy packages."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -55,6 +56,28 @@ def test_the_guard_sees_a_heavy_package():
 
 def test_keys_are_completed_without_torch():
     assert "torch" not in imported("from fastdraft.cli.completion import overrides; overrides('draft.init=')")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "runs/tiny"],
+        *(["recipe", "schema"], ["recipe", "validate", "recipe.yaml"], ["recipe", "show", "recipe.yaml"]),
+        *(["--version"], ["run", "--help"], ["report", "nowhere"]),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_commands_that_only_read_cards_and_recipes_import_no_torch(finished, arguments):
+    code = f"""
+import os
+os.chdir({str(finished)!r})
+sys.argv = ["fastdraft", *{arguments!r}]
+import fastdraft.cli, io, contextlib
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+    fastdraft.cli.main()
+assert out.getvalue() or "nowhere" in sys.argv
+"""
+    assert not {"torch", "transformers", "datasets"} & set(ast.literal_eval(imported(code)))
 
 
 def test_the_copied_names_are_those_of_the_tables():

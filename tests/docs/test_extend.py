@@ -23,7 +23,7 @@ from fastdraft.maths import acceptance, divergence
 from fastdraft.models.pretrained import open_model, open_tokenizer
 from fastdraft.models.run_context import RunContext
 from fastdraft.models.shape import derive, families
-from fastdraft.pipeline import stages
+from fastdraft.pipeline import run_stages, stages
 from fastdraft.synthesize import engines
 from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.completions import Request, SamplingParams
@@ -140,7 +140,9 @@ def test_an_export_format(tiny_files, tmp_path, monkeypatch):
 def test_a_stage(tiny, monkeypatch):
     licence = run("fastdraft.pipeline.licence")
     names = {name: licence[name] for name in ("make_licence", "LicenceCard")}
-    monkeypatch.setattr(stages, "STAGES", run("fastdraft.pipeline.stages", **names)["STAGES"])
+    monkeypatch.setattr(stages, "STAGES", run("fastdraft.pipeline.stages")["STAGES"])
+    monkeypatch.setattr(run_stages, "MAKERS", dict(run_stages.MAKERS))
+    run("fastdraft.pipeline.run_stages", **names)
     monkeypatch.chdir(tiny)
     recipe = resolve(Path("recipe.yaml"), ["target.licence=mit"]).recipe
     run_context = RunContext(recipe, Path("runs/licence"), torch.device("cpu"))
@@ -149,7 +151,7 @@ def test_a_stage(tiny, monkeypatch):
         manifest = Manifest(run_context.folder, digest(recipe), recipe.seed, run_context.device)
         cards = {}
         for only in ("target", "licence"):
-            cards |= stages.run_stages(run_context, manifest, only=only)
+            cards |= run_stages.run_stages(run_context, manifest, only=only)
         assert cards["licence"].licence == "mit"
         assert (
             json.loads((run_context.folder / "manifest.json").read_text())["commands"][-1]["stages"]["licence"]

@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM, MixtralConfig
 from fastdraft.config import Recipe
 from fastdraft.config.resolve import digest, resolve
 from fastdraft.models.run_context import RunContext
-from fastdraft.pipeline.stages import key_of, run_stages, stages_of
+from fastdraft.pipeline.run_stages import run_stages
+from fastdraft.pipeline.stages import key_of, stages_of
 from fastdraft.system.errors import ShapeError, TargetError, VocabularyMismatch
 from fastdraft.system.manifest import Manifest
 

@@ -55,7 +55,7 @@ def shards(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_kills_lose_nothing_and_repeat_nothing(tiny_files, tmp_path, one_thread):
-    PROCESSES.set_forkserver_preload(["fastdraft.pipeline.stages"])
+    PROCESSES.set_forkserver_preload(["fastdraft.pipeline.run_stages"])
     path, rng, killed = str(tiny_files / "target"), random.Random(3), tmp_path / "killed"
     for _ in range(KILLS):
         ready, kill_at = PROCESSES.Event(), shards(killed) + rng.randint(0, 2)

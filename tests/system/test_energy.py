@@ -17,8 +17,9 @@ from rich.console import Console
 
 from fastdraft.config.resolve import digest, resolve
 from fastdraft.models.run_context import RunContext
+from fastdraft.pipeline.run_stages import MAKERS, Maker, _make
 from fastdraft.pipeline.stage_result import StageResult
-from fastdraft.pipeline.stages import Stage, _make
+from fastdraft.pipeline.stages import Stage
 from fastdraft.report import terminal_run
 from fastdraft.system import energy
 from fastdraft.system.cards import Card, Cost
@@ -309,7 +310,8 @@ def run_stage(tiny, zone, root, monkeypatch):
             set_counter(package, 3_000_000)
             return result
 
-        stage = Stage("work", (), lambda recipe: (recipe.seed,), make, WorkCard)
+        monkeypatch.setitem(MAKERS, "work", Maker(make, WorkCard))
+        stage = Stage("work", (), lambda recipe: (recipe.seed,))
         _make(stage, run_context, Manifest(run_context.folder, digest(recipe), 7, CPU), "key")
         return json.loads((run_context.folder / "work" / "card.json").read_text())
 

@@ -13,7 +13,7 @@ from fastdraft.config.resolve import resolve, resolved_yaml
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import precision_of
-from fastdraft.pipeline.stages import run_stages
+from fastdraft.pipeline.run_stages import run_stages
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system import precision

@@ -13,7 +13,7 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import STAGES
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
-from fastdraft.system.errors import RunError, Stopped, VerificationError
+from fastdraft.system.errors import Stopped, VerificationError
 
 if TYPE_CHECKING:
     from fastdraft.config import Recipe
@@ -100,8 +100,8 @@ def check_agreement(verified: Mapping[str, Sequence[VerificationResult]]) -> Non
 
 def _print_tables(recipe: Recipe, folder: Path, cards: dict[str, Card]) -> None:
     """Print the evaluation, the quality of the synthetic data, the cost and the use of the draft, if there are any."""
-    from fastdraft.models.draft import DraftCard
-    from fastdraft.models.pretrained import folder_of
+    from fastdraft.models.model_folder import folder_of
+    from fastdraft.models.run_context import PHASES
     from fastdraft.pipeline.stages import stages_of
     from fastdraft.report import terminal_quality, terminal_run
     from fastdraft.results.evaluation import EvaluationCard
@@ -116,7 +116,7 @@ def _print_tables(recipe: Recipe, folder: Path, cards: dict[str, Card]) -> None:
     if isinstance(synthesis, CompletionsCard) and synthesis.quality is not None:
         screen.print(terminal_quality.quality_table(synthesis.engine, synthesis.log_probabilities, synthesis.quality))
     screen.print(terminal_run.costs({name: card.cost for name, card in cards.items()}))
-    phases = [stage.name for stage in stages_of(recipe) if stage.card is DraftCard]
+    phases = [stage.name for stage in stages_of(recipe) if stage.name in PHASES]
     if phases and phases[-1] in cards:
         screen.print(terminal_run.usage(folder_of(recipe.target), folder / phases[-1] / "model"))
 
@@ -124,14 +124,9 @@ def _print_tables(recipe: Recipe, folder: Path, cards: dict[str, Card]) -> None:
 def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
     """Print the state of each stage of a run."""
     from fastdraft.config.resolve import resolve
-    from fastdraft.models.run_context import RunContext
-    from fastdraft.pipeline import stages
-    from fastdraft.system.torch_device import usable_device
+    from fastdraft.pipeline.stages import recipe_file, states_of
 
-    if not (folder / "resolved.yaml").is_file():
-        raise RunError(f"no run at {folder}: it has no resolved.yaml\n  do: name the folder of a run, like runs/demo")
-    recipe = resolve(folder / "resolved.yaml", []).recipe
-    states = stages.states_of(RunContext(recipe, folder, usable_device(recipe.device)))
+    states = states_of(resolve(recipe_file(folder), []).recipe, folder)
     if as_json:
         print(json.dumps(states, indent=2))
     else:

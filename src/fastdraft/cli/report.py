@@ -61,6 +61,10 @@ def _check(runs: list[Path], out: Path | None, png: Path | None) -> None:
         raise RunError(f"--out: {out} is a folder, wanted a file\n  do: name another")
     if png is not None and png.exists() and not png.is_dir():
         raise RunError(f"--png: {png} is a file, wanted a folder\n  do: name another")
+    from fastdraft.pipeline.stages import recipe_file
+
+    for run in runs:
+        recipe_file(run)
     need("plotly", "report")
     if png is not None:
         need("matplotlib", "view")

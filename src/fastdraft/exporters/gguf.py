@@ -18,7 +18,8 @@ from fastdraft.data.shards import Tokens
 from fastdraft.exporters import gguf_families as families
 from fastdraft.exporters.gguf_vocabulary import Vocabulary, read_vocabulary
 from fastdraft.exporters.proof import Opened
-from fastdraft.models.gguf_file import VOCABULARY, copy_keys
+from fastdraft.models.gguf_file import copy_keys
+from fastdraft.models.gguf_tokenizer import VOCABULARY
 from fastdraft.models.pretrained import load
 from fastdraft.system.errors import ExportError
 from fastdraft.system.files import short_writes_explained

@@ -3,7 +3,6 @@
 The recipe's `draft.init` selects one. `shape_of` is the shape of the draft, `first_weights` makes the weights.
 """
 
-from fastdraft.init.donor import digest
 from fastdraft.init.first_weights import InitInputs, as_built, first_weights, shape_of
 
-__all__ = ["InitInputs", "as_built", "digest", "first_weights", "shape_of"]
+__all__ = ["InitInputs", "as_built", "first_weights", "shape_of"]

@@ -13,7 +13,7 @@ from typing import Any
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import DraftPart
-from fastdraft.models import architecture, named_model
+from fastdraft.models import architecture
 from fastdraft.models.config_checks import SPECIAL_IDS
 from fastdraft.models.model_files import ModelFiles
 from fastdraft.models.shape import FAMILIES, DraftShape
@@ -25,11 +25,6 @@ from fastdraft.system.errors import ShapeError, TargetError
 KEY = "draft.init"
 # The sizes that can be cut: recipe key -> field of shape.families.Names.
 CUTS = {key: key for key in ("hidden_size", "layers", "heads", "kv_heads")} | {"intermediate_size": "intermediate"}
-
-
-def digest(part: DraftPart) -> str | None:
-    """A hash of the donor's files; None without a donor."""
-    return named_model.digest(part.init_model, KEY) if part.init_model else None
 
 
 def donor_shape(donor: ModelFiles) -> DraftShape:

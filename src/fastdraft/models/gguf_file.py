@@ -24,12 +24,11 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from fastdraft.models.file_errors import errors_explained
-from fastdraft.models.gguf_tokenizer import end_ids, tokenizer_config, tokenizer_json
+from fastdraft.models.gguf_tokenizer import VOCABULARY, end_ids, tokenizer_config, tokenizer_json
 from fastdraft.system.errors import TargetError
 from fastdraft.system.files import atomic_write, cache_folder, disk_full_explained, remove
 from fastdraft.system.progress import log_line, suppressed_logs
 
-VOCABULARY = "vocabulary.gguf"
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 TOKENIZER = "tokenizer.ggml."
 # llama.cpp divides rotary frequencies by these factors, one per pair of dimensions.

@@ -12,6 +12,8 @@ from typing import Any
 from fastdraft.models.gguf_pre_tokenizers import PRE_TOKENIZERS, SAME_AS, PreTokenizer, definition_of
 from fastdraft.system.errors import TargetError
 
+# In the folder of a GGUF model: the file with its tokenizer's keys, which exports copy.
+VOCABULARY = "vocabulary.gguf"
 SPACE = "▁"
 # `tokenizer.ggml.token_type` (gguf.TokenType).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)

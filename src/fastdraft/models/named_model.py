@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fastdraft.models import model_files, pretrained
 from fastdraft.models.model_files import ModelFiles
+from fastdraft.models.model_folder import errors_name
 from fastdraft.models.token_bytes import id_bytes, readable
 from fastdraft.system.errors import TargetError, VocabularyMismatch
 
 
 def read(model: str, key: str) -> ModelFiles:
     """Configuration, tokenizer and tensor shapes; TargetError if one of them is missing."""
-    with _errors_name(key):
+    with errors_name(key):
         files = model_files.read(model)
         if not files.shapes:
             raise TargetError(
@@ -29,15 +27,9 @@ def read(model: str, key: str) -> ModelFiles:
         return files
 
 
-def digest(model: str, key: str) -> str:
-    """Hash of the model's files."""
-    with _errors_name(key):
-        return pretrained.digest(model)
-
-
 def open_model(model: str, key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model, opened; TargetError if its weights do not fit its configuration."""
-    with _errors_name(key):
+    with errors_name(key):
         return pretrained.open_model(model, device, dtype)
 
 
@@ -58,11 +50,3 @@ def check_same_ids(model: ModelFiles, tokenizer: PreTrainedTokenizerFast, key: s
             f"{readable(target_bytes[first])}\n"
             f"  wanted: a model with the target's own vocabulary\n  do: {advice}"
         )
-
-
-@contextmanager
-def _errors_name(key: str) -> Iterator[None]:
-    try:
-        yield
-    except TargetError as error:
-        raise TargetError(f"{key}: {error}") from error

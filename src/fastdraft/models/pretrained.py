@@ -1,4 +1,4 @@
-"""Open a model of any causal family: its folder, digest, configuration, tokenizer and weights.
+"""Open a model of any causal family: its configuration, tokenizer and weights; model_folder.py finds its folder.
 
 Every function takes a `Model`: a Path is a local folder; a string is a hub id, a local folder or `demo` (the packaged
 target); a TargetPart adds the hub revision, and whether remote code and pickled weights are allowed.
@@ -6,98 +6,42 @@ target); a TargetPart adds the hub revision, and whether remote code and pickled
 
 from __future__ import annotations
 
-from importlib import resources
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
-from fastdraft.config import TargetPart
-from fastdraft.models import gguf_file
 from fastdraft.models.architecture import class_of, read_config
 from fastdraft.models.config_checks import SPECIAL_IDS
 from fastdraft.models.file_errors import errors_explained, read_json
-from fastdraft.models.hub import download
+from fastdraft.models.model_folder import PICKLED, TOKENIZER_FILES, Model, as_part, digest, folder_of
 from fastdraft.models.weight_files import check_floats
 from fastdraft.system.errors import TargetError
 from fastdraft.system.progress import suppressed_logs
 
-Model = TargetPart | Path | str
-
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    gguf_file.VOCABULARY,
-)
+__all__ = [
+    "PICKLED",
+    "TOKENIZER_FILES",
+    "Model",
+    "as_part",
+    "cache_name",
+    "digest",
+    "false_alarms",
+    "folder_of",
+    "load",
+    "open_config",
+    "open_generation_config",
+    "open_model",
+    "open_tokenizer",
+]
 
 # transformers 5 warns about "an incorrect regex pattern" for every local tokenizer of more than 100,000 ids, unless
 # config.json names the version that wrote it. The warning can be true of these families only.
 MISTRAL = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
 MISTRAL_WARNING = "with an incorrect regex pattern"
-
-
-def as_part(model: Model) -> TargetPart:
-    """The model as a TargetPart."""
-    if isinstance(model, TargetPart):
-        return model
-    return TargetPart(path=model if isinstance(model, str) else str(model.resolve()))
-
-
-def folder_of(model: Model, weights: bool = True) -> Path:
-    """The local folder with the model's files; a hub model is downloaded, without its weights if `weights` is False.
-
-    A path to a config.json stands for its folder; the model in a GGUF file has a folder in the cache. Raises
-    TargetError if there is no such folder, or if it has only pickled weights and `allow_pickle` is off.
-    """
-    part = as_part(model)
-    if part.path == "demo":
-        return Path(str(resources.files("fastdraft.demo").joinpath("target")))
-    with errors_explained(f"{part.path!a} cannot be read", "check the path and its permissions"):
-        local = Path(part.path).expanduser()
-        if local.suffix == ".gguf":
-            return gguf_file.folder_of(local, weights)
-        folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _download(part, weights)
-        folder = folder.parent if folder.name == "config.json" else folder
-        if not (folder / "config.json").is_file():
-            raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
-        # openvino_model.bin of an OpenVINO export is not a pickle.
-        files = [file for file in folder.iterdir() if not file.name.startswith("openvino_")]
-    weight_files = [file for file in files if file.suffix in (".safetensors", *PICKLED)]
-    if weight_files and not part.allow_pickle and all(file.suffix in PICKLED for file in weight_files):
-        raise TargetError(
-            f"{folder} has pickled weights only ({weight_files[0].name}), which can run code when they are loaded\n"
-            f"  wanted: *.safetensors\n  do: convert them, or set target.allow_pickle=true if you trust their maker"
-        )
-    return folder
-
-
-def digest(model: Model, weights: bool = True) -> str:
-    """Hash of the model's files: all bytes of configuration and tokenizer; name, size, head and tail of weight files.
-
-    Reading gigabytes of weights would take minutes.
-    """
-    folder, digest_state = folder_of(model, weights), xxhash.xxh3_64()
-    with errors_explained(f"the files in {folder} cannot be read", "check their permissions"):
-        for file in sorted(file for file in folder.iterdir() if file.is_file()):
-            if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
-                digest_state.update(file.name.encode() + file.read_bytes())
-            elif file.suffix in (".safetensors", *PICKLED):
-                with file.open("rb") as handle:
-                    head = handle.read(1 << 20)
-                    handle.seek(max(file.stat().st_size - (1 << 20), 0))
-                    digest_state.update(f"{file.name}:{file.stat().st_size}".encode() + head + handle.read(1 << 20))
-    return str(digest_state.hexdigest())
 
 
 def open_config(model: Model) -> PretrainedConfig:
@@ -191,11 +135,3 @@ def cache_name(model: PreTrainedModel) -> str:
     transformers that pyproject.toml allows has `cache`.
     """
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-
-
-def _download(part: TargetPart, weights: bool) -> Path:
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "USE_POLICY*"]
-    patterns += ["*.safetensors"] if weights else []
-    patterns += ["*.bin"] if weights and part.allow_pickle else []
-    patterns += ["*.py"] if part.trust_remote_code else []
-    return download(part.path, part.revision, patterns)

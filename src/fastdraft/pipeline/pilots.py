@@ -23,6 +23,7 @@ from fastdraft.models.run_context import RunContext
 from fastdraft.models.shape import DraftShape, derive
 from fastdraft.pipeline import stages
 from fastdraft.pipeline.evaluate import Completions, complete_tasks, score_draft
+from fastdraft.pipeline.run_stages import run_stages
 from fastdraft.pipeline.step_timers import StepTimer
 from fastdraft.results.evaluation import TaskResult
 from fastdraft.synthesize.completion_store import CompletionStore
@@ -112,7 +113,7 @@ def search(run_context: RunContext, manifest: Manifest, setting: Setting) -> Sea
     shapes = pilot_shapes(recipe, setting.pilots)
     for stage in SHARED:
         if stage in [known.name for known in stages.stages_of(recipe)]:
-            stages.run_stages(run_context, manifest, only=stage)
+            run_stages(run_context, manifest, only=stage)
     folder = run_context.folder / "search"
     precision = run_context.target_precision(folder, recipe.evaluate.precision)
     model = run_context.open_target(precision.dtype)
@@ -183,7 +184,7 @@ def _train(run_context: RunContext, manifest: Manifest, shape: DraftShape, fract
             remove(pilot.folder / stage, inside=pilot.folder)
             (pilot.folder / stage).symlink_to((run_context.folder / stage).resolve(), target_is_directory=True)
     for phase in pilot.drafts():
-        stages.run_stages(pilot, manifest, only=phase)
+        run_stages(pilot, manifest, only=phase)
     return _Trained(shape, pilot)
 
 

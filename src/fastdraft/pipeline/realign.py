@@ -20,7 +20,7 @@ from fastdraft.evaluation.score import Scores, score
 from fastdraft.models import pretrained
 from fastdraft.models.draft_origin import origin_of
 from fastdraft.pipeline.run import open_run
-from fastdraft.pipeline.stages import run_stages
+from fastdraft.pipeline.run_stages import run_stages
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.user_logs import LogEntry, read_logs, split_held_out, write_logs
 from fastdraft.system import processes

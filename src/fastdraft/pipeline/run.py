@@ -10,7 +10,7 @@ import torch
 
 from fastdraft.config.resolve import Resolved, digest, resolved_yaml
 from fastdraft.models.run_context import RunContext
-from fastdraft.pipeline.stages import run_stages
+from fastdraft.pipeline.run_stages import run_stages
 from fastdraft.system import processes
 from fastdraft.system.cards import Card
 from fastdraft.system.errors import DiskFull

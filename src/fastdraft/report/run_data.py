@@ -15,12 +15,13 @@ from fastdraft.models.draft import DraftCard
 from fastdraft.models.pretrained import digest
 from fastdraft.models.run_context import PHASES
 from fastdraft.models.target import TargetCard
-from fastdraft.pipeline.stages import STAGES
+from fastdraft.pipeline.run_stages import MAKERS
+from fastdraft.pipeline.stages import recipe_file
 from fastdraft.results.bench import BenchResult, read_bench
 from fastdraft.results.evaluation import EvaluationCard, TaskResult
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.cards import FILE, Card, read_card
-from fastdraft.system.errors import CardError, RunError
+from fastdraft.system.errors import CardError
 
 # A line of resolved.yaml: `key: value  # origin`.
 SETTING = re.compile(r"(?P<indent> *)(?P<key>[^\s:][^:]*):(?: (?P<value>.*)  # (?P<origin>.*))?")
@@ -122,13 +123,11 @@ class RunData:
 
 def read_run(folder: Path, cards_only: bool = False) -> RunData:
     """Read a run; with `cards_only`, no metrics, marked texts, benches or commands. RunError if there is no run."""
-    recipe = folder / "resolved.yaml"
-    if not recipe.is_file():
-        raise RunError(f"no run at {folder}: it has no resolved.yaml\n  do: name the folder of a run, like runs/demo")
+    recipe = recipe_file(folder)
     notes: list[str] = []
     settings = tuple(_settings(recipe.read_text(encoding="utf-8", errors="replace")))
     names = _stage_names(settings)
-    stages = tuple(_stage_state(folder, stage.name, stage.card, notes) for stage in STAGES if stage.name in names)
+    stages = tuple(_stage_state(folder, name, maker.card, notes) for name, maker in MAKERS.items() if name in names)
     if cards_only:
         return RunData(folder, settings, stages, notes=tuple(notes))
     drafts = [stage.name for stage in stages if isinstance(stage.card, DraftCard)]

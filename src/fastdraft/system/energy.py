@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastdraft.system import processes
 from fastdraft.system.optional_packages import need
+
+if TYPE_CHECKING:
+    import torch
 
 # Energy by part of the machine: `cpu`, and the type of the accelerator. None: the part was used and not measured.
 Joules = dict[str, float | None]
@@ -77,6 +78,8 @@ def _read_int(path: Path) -> int:
 
 def gpu_counters(device: torch.device) -> list[Counter] | None:
     """NVML's counter of a CUDA device; None without fastdraft[energy], or if the GPU has none (before Volta)."""
+    import torch  # 2.7 s: cards import this module, and commands that only read cards start at once
+
     try:
         nvml, properties = need("pynvml", "energy"), torch.cuda.get_device_properties(device)
         nvml.nvmlInit()

@@ -1,0 +1,146 @@
+"""Run the stages of a recipe: those that are done already are skipped, the others are made, and their cards written."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from fastdraft.data.corpus_card import CorpusCard
+from fastdraft.models.draft import DraftCard
+from fastdraft.models.run_context import RunContext
+from fastdraft.models.target import TargetCard
+from fastdraft.pipeline.evaluate import make_evaluation
+from fastdraft.pipeline.stage_result import StageResult
+from fastdraft.pipeline.stages import Stage, key_of, stages_of
+from fastdraft.pipeline.synthesize import make_completions
+from fastdraft.pipeline.target import make_target
+from fastdraft.pipeline.tokenize import make_tokens
+from fastdraft.pipeline.train_phase import make_draft
+from fastdraft.pipeline.validation import ValidationCard, make_validation
+from fastdraft.results.evaluation import EvaluationCard
+from fastdraft.synthesize.completions_card import CompletionsCard
+from fastdraft.system import energy, processes
+from fastdraft.system.cards import Card, Cost, card_key, read_card, write_card
+from fastdraft.system.errors import RecipeError, RunError
+from fastdraft.system.files import claim, disk_full_explained, remove
+from fastdraft.system.manifest import Manifest
+from fastdraft.system.progress import log_line
+
+
+class Maker(NamedTuple):
+    """How a stage is made, and the class of its card."""
+
+    make: Callable[[RunContext, Path], StageResult]
+    card: type[Card]
+
+
+# By the stage's name. The stages themselves are in stages.py, which needs neither torch nor transformers.
+MAKERS = {
+    "target": Maker(make_target, TargetCard),
+    "tokenize": Maker(make_tokens, CorpusCard),
+    "validation": Maker(make_validation, ValidationCard),
+    "pretrain": Maker(partial(make_draft, "pretrain"), DraftCard),
+    "continue": Maker(partial(make_draft, "continue"), DraftCard),
+    "synthesize": Maker(make_completions, CompletionsCard),
+    "align": Maker(partial(make_draft, "align"), DraftCard),
+    "evaluate": Maker(make_evaluation, EvaluationCard),
+}
+
+
+def run_stages(
+    run_context: RunContext, manifest: Manifest, until: str | None = None, only: str | None = None
+) -> dict[str, Card]:
+    """The cards of the stages passed: all stages of the recipe, those up to `until`, or `only` one.
+
+    RunError if a stage that `only` needs is not done; RecipeError if the recipe has no stage of that name.
+    """
+    stages = stages_of(run_context.recipe)
+    _check_names(stages, until, only)
+    keys: dict[str, str] = {}
+    passed: dict[str, Card] = {}
+    for stage in stages:
+        keys[stage.name] = key_of(stage, run_context.recipe, keys)
+        done = processes.on_rank0(partial(_is_done, run_context.folder / stage.name, keys[stage.name]))
+        if done:
+            manifest.stage(stage.name, "already done")
+        elif only in (None, stage.name):
+            _make(stage, run_context, manifest, keys[stage.name])
+        elif stage.name in _needs(stages, only):
+            raise RunError(
+                f"{only} needs {stage.name}, which is not done with this recipe in {run_context.folder}\n"
+                f"  do: fastdraft {stage.name} RECIPE first, with the same keys and folder"
+            )
+        if done or only in (None, stage.name):
+            passed[stage.name] = read_card(run_context.folder / stage.name, MAKERS[stage.name].card)
+        if stage.name in (until, only):
+            break
+    return passed
+
+
+def _check_names(stages: list[Stage], *names: str | None) -> None:
+    known = [stage.name for stage in stages]
+    for name in names:
+        if name is not None and name not in known:
+            raise RecipeError(
+                f"no stage `{name}` in this recipe, only {', '.join(known)}\n"
+                f"  do: choose one of them, or give the recipe the part that the stage is made from"
+            )
+
+
+def _needs(stages: list[Stage], name: str | None) -> tuple[str, ...]:
+    return next((*stage.needs, *stage.reads) for stage in stages if stage.name == name)
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    return card_key(folder) == key
+
+
+def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -> None:
+    folder = run_context.folder / stage.name
+    if moved := processes.on_rank0(lambda: claim(folder, key)):
+        manifest.note(f"{stage.name}: the result of another recipe or version was moved to {moved}")
+        log_line(f"{stage.name}: runs again; the result of another recipe was moved to {moved}")
+    log_line(f"{stage.name} ...")
+    maker, started = MAKERS[stage.name], time.monotonic()
+    make = partial(maker.make, run_context, folder)
+    with (
+        disk_full_explained(folder),
+        _warnings_in_manifest(manifest),
+        energy.Meter(energy.counters(run_context.device)) as meter,
+    ):
+        result = make() if stage.shared else processes.on_rank0(make)
+        cost = Cost(
+            seconds=time.monotonic() - started,
+            tokens=result.tokens,
+            joules=energy.summed_over_processes(meter.joules()),
+        )
+    if result.seconds is not None:  # a resumed stage counts the seconds and joules of all its calls
+        cost = Cost(seconds=result.seconds, tokens=result.tokens, joules=result.joules)
+    card = maker.card(key=key, cost=cost, **result.fields)
+    processes.on_rank0(partial(_finish, folder, card, result.leftovers))
+    manifest.stage(stage.name, "made")
+    log_line(f"{stage.name}: done in {cost.seconds:.1f} s")
+
+
+def _finish(folder: Path, card: Card, leftovers: tuple[Path, ...]) -> None:
+    write_card(folder, card)
+    for left in leftovers:
+        remove(left, inside=folder)
+
+
+@contextmanager
+def _warnings_in_manifest(manifest: Manifest) -> Iterator[None]:
+    """Print each warning once, and keep it in the manifest."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught):
+                manifest.note(text)
+                log_line(text)
