@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -33,7 +35,7 @@ from fastdraft.report import terminal_export
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.results.export import ExportCard
 from fastdraft.system.cards import Cost, read_card
-from fastdraft.system.errors import ExportError, MissingExtra, ProofError, TargetError, VocabularyMismatch
+from fastdraft.system.errors import ExportError, MissingExtra, ProofError, TargetError, UserError, VocabularyMismatch
 
 RUN = Path("runs/tiny")
 FIRST, SECOND = "1" * 40, "2" * 40  # commits
@@ -305,6 +307,50 @@ def test_bad_input(done, options, said):
     with pytest.raises(ExportError, match=said) as caught:
         export(options)
     assert caught.value.exit_code == 2
+
+
+def spoil(folder: Path, name: str, change) -> None:
+    stored = {key: value.clone() for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(stored | {name: change(stored[name])}, folder / "model.safetensors")
+
+
+def edit(path: Path, **keys: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+NORM = "model.norm.weight"
+DAMAGED_DRAFTS = {
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "weights in .* cannot be loaded"),
+    "cut short": (lambda folder: os.truncate(folder / "model.safetensors", 999), "model.safetensors cannot be read"),
+    "not finite": (lambda folder: spoil(folder, NORM, lambda w: w * math.nan), f"not finite, first {NORM}"),
+    "whole numbers": (lambda folder: spoil(folder, NORM, lambda w: w.long()), f"stores {NORM} as I64"),
+    "another shape": (lambda folder: spoil(folder, NORM, lambda w: w[:-1].clone()), f"another shape .* {NORM}"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer can be read"),
+    "no layers": (lambda folder: edit(folder / "config.json", num_hidden_layers=0), "num_hidden_layers is 0"),
+    "no context": (lambda folder: edit(folder / "config.json", max_position_embeddings=1), "context of 1 tokens"),
+    "another family": (lambda folder: edit(folder / "config.json", model_type="riddle"), "of family `riddle`"),
+    "generation": (lambda folder: (folder / "generation_config.json").write_text("["), "generation_config.json cannot"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED_DRAFTS.values(), ids=DAMAGED_DRAFTS.keys())
+def test_a_damaged_draft_is_refused_and_nothing_is_written(tiny, monkeypatch, damage, message):
+    monkeypatch.chdir(tiny)
+    shutil.copytree("target", "draft")
+    damage(Path("draft"))
+    with pytest.raises(UserError, match="(?s)draft.*\n  do: ") as caught:
+        export(ExportOptions(Path("draft"), "huggingface", target="./target", out=Path("out")))
+    assert re.search(message, str(caught.value))
+    assert not list(Path().glob("out*"))
+
+
+@pytest.mark.parametrize("damage", [lambda f: (f / "tokenizer.json").unlink(), lambda f: (f / "config.json").unlink()])
+def test_a_damaged_target_is_refused(tiny, monkeypatch, damage):
+    monkeypatch.chdir(tiny)
+    shutil.copytree("target", "draft")
+    damage(Path("target"))
+    with pytest.raises(TargetError, match=r"(?s)(tokenizer|config.json).* target.*\n  do: "):
+        export(ExportOptions(Path("draft"), "huggingface", target="./target", out=Path("out")))
 
 
 def test_a_missing_extra_is_reported_before_any_work(done, monkeypatch):

@@ -76,6 +76,19 @@ def test_all_end_of_text_ids_are_found(folder):
     assert target.card(part(folder))["eos_ids"] == (0, 5, 7)
 
 
+def test_an_end_of_text_beyond_the_rows(folder):
+    edit(folder / "generation_config.json", eos_token_id=[7, 131])
+    with pytest.raises(TargetError, match=r"states 131 as an end-of-text id\n  wanted: an id below its 131 rows"):
+        target.card(part(folder))
+
+
+@pytest.mark.parametrize("eos", ["</s>", 0.5, -1, True, [0, None, "x"]])
+def test_an_end_of_text_that_is_no_id(folder, eos):
+    edit(folder / "generation_config.json", eos_token_id=eos)
+    with pytest.raises(TargetError, match=f"{folder}/generation_config.json: eos_token_id is .*\n  wanted: a token id"):
+        target.card(part(folder))
+
+
 def test_a_target_without_an_end_of_text(folder):
     edit(folder / "config.json", eos_token_id=None)
     (folder / "generation_config.json").unlink()
@@ -117,7 +130,7 @@ BROKEN_CONFIGS = {
     "no family": (lambda folder: edit(folder / "config.json", model_type=None), "config.json: model_type is None"),
     "unknown family": (
         lambda folder: edit(folder / "config.json", model_type="riddle"),
-        r"config.json is of family `riddle`, which transformers [\d.]+ cannot run\n  wanted: a family",
+        r"is of family `riddle`, which transformers [\d.]+ cannot run\n  wanted: a family",
     ),
     "unknown encoder": (
         lambda folder: edit(folder / "config.json", model_type="riddle", architectures=["RiddleForMaskedLM"]),
@@ -291,7 +304,7 @@ BROKEN_WEIGHTS = {
     "another width": (lambda path: edit(path.with_name("config.json"), intermediate_size=67), r"\(61, 32\)|\(32, 61\)"),
     "another shape": (
         lambda path: stored_as(path, "model.norm.weight", lambda weight: weight.reshape(4, 8)),
-        r"another shape, first model.norm.weight \(4, 8\)\n  wanted: \(32,\)",
+        r"another shape .*first model.norm.weight \(4, 8\)\n  wanted: \(32,\)",
     ),
     "a tensor less": (
         lambda path: without(path, "model.layers.1.mlp.up_proj.weight"),

@@ -30,6 +30,7 @@ from fastdraft.system.files import atomic_write
 from fastdraft.system.progress import log_line
 
 RECIPE = "recipe.yaml"
+LEAST_CONTEXT = 2
 
 
 class ExportOptions(NamedTuple):
@@ -95,7 +96,17 @@ def _write(
 ) -> dict[str, Any]:
     """Write the draft with the target's tokenizer files, and prove it; returns files, notes and proof for the card."""
     model = pretrained.load(origin.folder, torch.float32).eval()
+    if spoilt := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise ExportError(
+            f"{len(spoilt)} of the weights in {origin.folder} are not finite, first {spoilt[0]}\n"
+            f"  do: export an earlier draft, or train this one again"
+        )
     context = int(model.config.get_text_config().max_position_embeddings)
+    if context < LEAST_CONTEXT:
+        raise ExportError(
+            f"the draft in {origin.folder} has a context of {context} tokens\n  wanted: {LEAST_CONTEXT} or more, a "
+            f"prompt and a token\n  do: correct max_position_embeddings in its config.json"
+        )
     target_folder = pretrained.folder_of(part, weights=False)
     material = proof.material(
         pretrained.open_tokenizer(part), PROBES, collect_evidence.completions(origin, target_card), context

@@ -26,7 +26,7 @@ def export_huggingface(model_folder: Path, destination: Path, weights: str) -> l
     largest = max(float(weight.abs().max()) for weight in model.parameters())
     if not largest <= torch.finfo(precision).max:
         raise ExportError(
-            f"a weight of {largest:.3g} in {model_folder}, {weights} holds at most {torch.finfo(precision).max:.3g}\n"
+            f"a weight of the draft is {largest:.3g}, {weights} holds at most {torch.finfo(precision).max:.3g}\n"
             f"  do: --weights bf16 or fp32"
         )
     rounded: PreTrainedModel = model.to(precision)  # type: ignore[arg-type]

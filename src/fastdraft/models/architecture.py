@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, __version__
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -58,6 +58,7 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         else:
             config = PretrainedConfig.from_dict(values)
+            config.name_or_path = str(folder)
             for key in TEXT_PARTS:
                 if isinstance(inner := values.get(key), dict):
                     config.text_config = AutoConfig.for_model(**inner) if _known(inner) else PretrainedConfig(**inner)
@@ -102,7 +103,16 @@ def writes_text(config: PretrainedConfig) -> bool:
 
 
 def class_of(config: PretrainedConfig) -> Any:
-    """The auto class that opens this configuration; AutoModel for a text part that has no causal class of its own."""
+    """The auto class that opens this configuration; AutoModel for a text part that has no causal class of its own.
+
+    TargetError if transformers does not know the family.
+    """
+    if not is_runnable(config):
+        raise TargetError(
+            f"{config.name_or_path or 'the configuration'} is of family `{config.model_type}`, which transformers "
+            f"{__version__} cannot run\n  wanted: a family that it knows\n"
+            f"  do: install a newer transformers, or set target.trust_remote_code=true if the model brings its own code"
+        )
     causal = has_own_code(config) or config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     multimodal = config.model_type in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
     if multimodal and (not causal or config.get_text_config() is not config):

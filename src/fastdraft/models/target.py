@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedTokenizerFast, __version__
+from transformers import PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.config import TargetPart
-from fastdraft.models.architecture import is_runnable, parameters
+from fastdraft.models.architecture import parameters
 from fastdraft.models.hub import commit_of, licence_of
 from fastdraft.models.pretrained import digest, folder_of, open_config, open_generation_config, open_tokenizer
 from fastdraft.system import precision
@@ -55,18 +55,13 @@ def card(part: TargetPart, weights: bool = True) -> dict[str, object]:
     """
     folder = folder_of(part, weights)
     config = open_config(part)
-    if not is_runnable(config):
-        raise TargetError(
-            f"{folder / 'config.json'} is of family `{config.model_type}`, which transformers {__version__} cannot "
-            f"run\n  wanted: a family that it knows\n"
-            f"  do: install a newer transformers, or set target.trust_remote_code=true if the model brings its own code"
-        )
+    count = parameters(config)
     tokenizer, text = open_tokenizer(part), config.get_text_config()
     _check_rows(folder, tokenizer, text.vocab_size)
     return {
         "name": part.path,
         "family": text.model_type,
-        "parameters": parameters(config),
+        "parameters": count,
         "vocab_rows": text.vocab_size,
         "tokenizer_tokens": len(tokenizer),
         "context_tokens": _context_tokens(folder, text),
@@ -124,4 +119,10 @@ def _eos_ids(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokeni
     distinct = tuple(dict.fromkeys(i for i in ids if i is not None))
     if not distinct:
         raise TargetError(f"the target in {folder} has no end-of-text token\n  do: set eos_token_id in its config.json")
+    if max(distinct) >= (rows := config.get_text_config().vocab_size):
+        raise TargetError(
+            f"the target in {folder} states {max(distinct)} as an end-of-text id\n"
+            f"  wanted: an id below its {rows} rows\n"
+            f"  do: correct eos_token_id in config.json, generation_config.json or the tokenizer"
+        )
     return distinct
