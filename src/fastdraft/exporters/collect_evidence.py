@@ -82,15 +82,12 @@ def _timed(origin: Origin, card: TargetCard) -> dict[str, Any]:
     """Results of benches of this draft, with this target or with a stand-in for a large one."""
     digest = pretrained.digest(origin.folder)
     results = [read_bench(file) for file in sorted(origin.bench_folder().glob("bench*.json"))]
-    benches = [bench for bench in results if bench.draft.digest == digest and _of_target(bench, card)]
+    of_target = [bench for bench in results if bench.target.digest == card.digest or bench.target.stand_in is not None]
+    benches = [bench for bench in of_target if bench.draft.digest == digest]
     return {
         "speeds": [speed for bench in benches for speed in _speeds(bench)],
         "advice": [f"{bench.where}: {line}" for bench in benches for line in bench.advice.lines],
     }
-
-
-def _of_target(bench: BenchResult, card: TargetCard) -> bool:
-    return card.digest == bench.target.digest or bench.target.stand_in is not None
 
 
 def _speeds(bench: BenchResult) -> Iterator[Speed]:

@@ -83,12 +83,13 @@ def check_values(values: dict[str, Any], file: Path) -> None:
                 least = LEAST[SIZE_OF[key]] if where in text_parts else 0
                 _check_size(file, name, value, least, MOST[SIZE_OF[key]])
             elif key in (*ROPE_THETA, "rms_norm_eps") and value is not None:
-                _check_positive(file, name, value)
+                if type(value) not in (int, float) or not 0 < value < math.inf:
+                    raise _error(file, name, value, "a positive number")
             elif key in ("rope_parameters", "rope_scaling") and not isinstance(value, dict | None):
                 raise _error(file, name, value, "an object with rope_type and rope_theta")
             elif key in TEXT_PARTS and not isinstance(value, dict | None):
                 raise _error(file, name, value, "an object")
-            elif key == "architectures" and not _is_list_of_text(value):
+            elif key == "architectures" and not all(isinstance(text, str) for text in _listed(value)):
                 raise _error(file, name, value, "a list of class names")
 
 
@@ -132,21 +133,17 @@ def _parts(part: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, An
             yield from _parts(value, f"{where}{key}.")
 
 
+def _listed(value: Any) -> list[Any]:
+    """The values of a list; a single value as a list; none for None."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _check_size(file: Path, name: str, stated: Any, least: int, most: int) -> None:
     """TargetError unless the value, or each layer's if it is a list, is None or a whole number in these limits."""
-    for value in stated if isinstance(stated, list) and stated else [stated]:
+    for value in _listed(stated) or [stated]:
         is_flag = isinstance(value, bool) and name.endswith("multi_query")
         if value is not None and not is_flag and not (type(value) is int and least <= value <= most):
             raise _error(file, name, value, f"a whole number from {least} to {most:,}")
-
-
-def _check_positive(file: Path, name: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise _error(file, name, value, "a positive number")
-
-
-def _is_list_of_text(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
 def _error(file: Path, name: str, found: Any, wanted: str) -> TargetError:

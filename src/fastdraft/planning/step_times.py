@@ -76,10 +76,7 @@ def best_gamma(alpha: float, times: StepTimes, gammas: tuple[int, ...] = GAMMAS)
 
 def break_even_alpha(times: StepTimes, gammas: tuple[int, ...] = GAMMAS) -> float | None:
     """The lowest acceptance at which the draft pays at its best gamma; None if it never does."""
-    alphas = [alpha_of_block_efficiency(_block_cost(gamma, times), gamma) for gamma in gammas]
+    # The time of a block in target steps on one token is the block efficiency that breaks even.
+    costs = {n: (n * times.draft_seconds + times.target_seconds[n]) / times.target_seconds[0] for n in gammas}
+    alphas = [alpha_of_block_efficiency(cost, gamma) for gamma, cost in costs.items()]
     return min((alpha for alpha in alphas if alpha is not None), default=None)
-
-
-def _block_cost(gamma: int, times: StepTimes) -> float:
-    """The time of a block in target steps on one token, which is the block efficiency that breaks even."""
-    return (gamma * times.draft_seconds + times.target_seconds[gamma]) / times.target_seconds[0]
