@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("plotly", reason="plotly is not installed: pip install 'fastdraft[report]'")
 
@@ -299,6 +301,67 @@ def test_benches_of_the_last_draft_are_shown_and_others_are_not(run):
     ):
         assert text in html
     assert "Not measured in any engine" not in html
+
+
+# Damaged files.
+
+RUBBISH = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from([[], {}, [{}], "0" * 5000, HOSTILE, 0, -1])
+)
+
+
+def places(content, path=()):
+    """The path of every value in a JSON document."""
+    yield path
+    children = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def with_value(content, path, value):
+    """The document with another value at a path."""
+    if not path:
+        return value
+    copy = content.copy()
+    copy[path[0]] = with_value(content[path[0]], path[1:], value)
+    return copy
+
+
+def test_a_damaged_file_never_stops_the_report(finished, tmp_path):
+    run = tmp_path / "tiny"
+    shutil.copytree(finished / "runs" / "tiny", run)
+    (run / "bench").mkdir()
+    (run / "bench" / "bench.json").write_text(bench(run))
+    files = [
+        *run.glob("*/card.json"),
+        run / "manifest.json",
+        run / "evaluate" / "marked.json",
+        run / "bench/bench.json",
+    ]
+    documents = {file: json.loads(file.read_text()) for file in sorted(files)}
+    assert len(files) == len(NAMES) + 3
+
+    @settings(derandomize=True, deadline=None, database=None, max_examples=40, phases=[Phase.generate])
+    @given(st.data())
+    def any_damage_becomes_a_note(data):
+        file = data.draw(st.sampled_from(sorted(documents)))
+        document = documents[file]
+        place = data.draw(st.sampled_from(sorted(places(document), key=repr)))
+        damaged = json.dumps(with_value(document, place, data.draw(RUBBISH)))
+        cut = data.draw(st.sampled_from([None, None, None, 0, len(damaged) // 2]))
+        file.write_text(damaged[:cut])
+        try:
+            html = page.one(read_run(run))
+        finally:
+            file.write_text(json.dumps(document))
+        assert "<img src=x" not in html
+
+    any_damage_becomes_a_note()
 
 
 # Several runs.

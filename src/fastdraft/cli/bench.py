@@ -93,4 +93,4 @@ def bench(
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        screen.print(terminal_bench.bench(result), highlight=False, markup=False)
+        screen.print(terminal_bench.bench(result), highlight=False)

@@ -21,6 +21,7 @@ import click
 from typer.core import TyperGroup
 
 from fastdraft.system.errors import FastDraftError, MainProcessFailed, RecipeError, RunError, UserError
+from fastdraft.system.terminal import printable
 
 # Errors of a machine, not of this program: permissions, full or broken disks, impossible paths, too many open files.
 MACHINE = {
@@ -92,7 +93,7 @@ def _fail(error: FastDraftError) -> NoReturn:
             process = "" if processes.is_main() else f"process {processes.rank()}: "
         kind = "error" if isinstance(error, UserError) else type(error).__name__
         with suppress(OSError):  # standard error may be full or closed as well
-            print(f"{process}{kind}: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{process}{kind}: {error}"), file=sys.stderr, flush=True)
     _discard_output()
     sys.exit(error.exit_code)
 

@@ -62,8 +62,8 @@ def push(folder: Folder, repo: Repo, public: Public = False, yes: Yes = False) -
     from fastdraft.exporters.upload import push as upload
 
     plan = planned(folder, repo, private=not public)
-    screen.print(plan.summary(), markup=False, highlight=False)
+    screen.print(plan.summary(), highlight=False)
     if yes:
-        screen.print(f"uploaded: {upload(plan, HfApi())}", markup=False)
+        screen.print(f"uploaded: {upload(plan, HfApi())}")
     else:
         screen.print("nothing was uploaded: add --yes to upload")

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fastdraft.cli import completion
 from fastdraft.system import limits
 from fastdraft.system.errors import RecipeError
+from fastdraft.system.terminal import Screen
 
 # Python has no standard output if the shell has closed it.
-screen = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 150)
+screen = Screen(width=None if sys.stdout is not None and sys.stdout.isatty() else 150)
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="YAML file of a recipe.", autocompletion=completion.recipes)

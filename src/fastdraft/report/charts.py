@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,9 +81,9 @@ def _band(line: Line) -> dict[str, Any]:
     }
 
 
-def _rounded(values: Iterable[float]) -> list[float]:
-    """Five digits, which is more than a screen resolves, keep the page small."""
-    return [float(f"{value:.5g}") for value in values]
+def _rounded(values: Iterable[float]) -> list[float | None]:
+    """Five digits, which is more than a screen resolves, keep the page small. JSON has no NaN and no infinity."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
 def write_pngs(figures: Iterable[Figure], folder: Path) -> list[Path]:

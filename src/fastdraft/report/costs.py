@@ -7,10 +7,12 @@ from statistics import median
 from typing import NamedTuple
 
 from fastdraft.models.draft import DraftCard
+from fastdraft.models.file_errors import errors_explained
 from fastdraft.planning.model_size import ModelSize
 from fastdraft.planning.training_cost import training_flops
 from fastdraft.report.run_data import RunData, StageState
 from fastdraft.system.energy import TotalJoules, total_joules
+from fastdraft.system.errors import TargetError
 
 ENERGY_NOTE = (
     "Energy is read from the machine’s counters: whole CPU packages (cpu), including everything else that ran on them, "
@@ -83,8 +85,13 @@ def _cost(run: RunData, stage: StageState) -> StageCost:
 
 
 def _flops(run: RunData, phase: str, card: DraftCard) -> float | None:
-    """FLOPs of a finished training phase; None if the recipe does not say how long its sequences are."""
+    """FLOPs of a finished training phase; None if recipe or card does not give the sizes of a sequence and a model."""
     sequence_tokens = run.setting(f"{phase}.sequence_tokens") or ""
     if not sequence_tokens.isdigit():
         return None
-    return training_flops(ModelSize.of_config(card.shape.open_config()), card.trained_tokens, int(sequence_tokens))
+    try:
+        with errors_explained("the sizes in a card cannot be used", "make the phase again"):
+            size = ModelSize.of_config(card.shape.open_config())
+            return training_flops(size, card.trained_tokens, int(sequence_tokens))
+    except TargetError:
+        return None

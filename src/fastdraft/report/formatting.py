@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from fastdraft.results.formatting import bounds, signed_interval
 from fastdraft.system.energy import energy_text
+from fastdraft.system.terminal import visible_character
 
-# Unicode categories of characters that are invisible or change the display: control and format characters (including
-# writing direction), surrogates, private and unassigned characters, line and paragraph separators.
-INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 SIGNS = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍"}
 
 
 def visible(text: object) -> str:
     """The text with a visible sign for each invisible character."""
-    return "".join(map(_visible_character, str(text)))
-
-
-def _visible_character(character: str) -> str:
-    if character in SIGNS:
-        return SIGNS[character]
-    if unicodedata.category(character) not in INVISIBLE:
-        return character
-    number = ord(character)
-    return chr(0x2400 + number) if number < 0x20 else f"⟨U+{number:04X}⟩"
+    return "".join(SIGNS.get(character) or visible_character(character) for character in str(text))
 
 
 def in_line(text: object) -> str:

@@ -89,7 +89,7 @@ def one(run: RunData) -> str:
         "energy": energy,
         "energy_note": energy_note(energy),
         "metered": any(cost.mfu is not None or cost.memory_bytes is not None for cost in stage_costs),
-        "machines": list(dict.fromkeys(str(command.get("device")) for command in run.commands)),
+        "machines": list(dict.fromkeys(command.device for command in run.commands if command.device)),
         "synthetic_data": _synthetic_data(run.synthesis) if run.synthesis else {},
         "recipe": _recipe_parts(run.settings),
     }
@@ -139,7 +139,7 @@ def _render(template: str, title: str, drawn: Sequence[Figure], values: dict[str
     shared = {
         "title": title,
         "captions": {figure.name: figure for figure in drawn},
-        "figures": htmlsafe_json_dumps({figure.name: plotly(figure) for figure in drawn}),
+        "figures": htmlsafe_json_dumps({visible(figure.name): plotly(figure) for figure in drawn}),
         "scripts": [Markup(script) for script in scripts],
         "style": Markup(_template_file("report.css")),
         "policy": policy,

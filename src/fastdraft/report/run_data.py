@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fastdraft.evaluation.marked_tokens import Marked, read_marked
 from fastdraft.models.draft import DraftCard
@@ -21,7 +22,8 @@ from fastdraft.results.bench import BenchResult, read_bench
 from fastdraft.results.evaluation import EvaluationCard, TaskResult
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.cards import FILE, Card, read_card
-from fastdraft.system.errors import CardError
+from fastdraft.system.errors import CardError, TargetError
+from fastdraft.system.manifest import Command, read_commands
 
 # A line of resolved.yaml: `key: value  # origin`.
 SETTING = re.compile(r"(?P<indent> *)(?P<key>[^\s:][^:]*):(?: (?P<value>.*)  # (?P<origin>.*))?")
@@ -43,6 +45,7 @@ class StageState(NamedTuple):
     card: Card | None = None
 
 
+Content = TypeVar("Content")
 # A line of metrics.jsonl.
 Metrics = dict[str, float]
 
@@ -57,7 +60,7 @@ class RunData:
     metrics: dict[str, list[Metrics]] = field(default_factory=dict)
     marked: Marked | None = None
     benches: tuple[BenchResult, ...] = ()
-    commands: tuple[dict[str, Any], ...] = ()
+    commands: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,8 +114,7 @@ class RunData:
     @property
     def resume_command(self) -> str:
         """The command that continues this run: its last `run`, else one that reads its resolved recipe."""
-        commands = [str(each.get("command")) for each in self.commands]
-        runs = [command for command in commands if command.startswith("fastdraft run ")]
+        runs = [each.command for each in self.commands if each.command.startswith("fastdraft run ")]
         return runs[-1] if runs else f"fastdraft run {self.folder}/resolved.yaml --folder {self.folder}"
 
     @property
@@ -131,19 +133,14 @@ def read_run(folder: Path, cards_only: bool = False) -> RunData:
     if cards_only:
         return RunData(folder, settings, stages, notes=tuple(notes))
     drafts = [stage.name for stage in stages if isinstance(stage.card, DraftCard)]
-    marked = None
-    try:
-        marked = read_marked(folder / "evaluate")
-    except CardError as error:
-        notes.append(_first_line(error))
     return RunData(
         folder=folder,
         settings=settings,
         stages=stages,
         metrics={phase: rows for phase in PHASES if (rows := list(_metrics(folder / phase / "metrics.jsonl")))},
-        marked=marked,
+        marked=_or_note(partial(read_marked, folder / "evaluate"), notes),
         benches=tuple(_benches(folder, drafts, notes)),
-        commands=tuple(_commands(folder / "manifest.json", notes)),
+        commands=_or_note(partial(read_commands, folder), notes) or (),
         notes=tuple(notes),
     )
 
@@ -168,15 +165,19 @@ def _stage_names(settings: Sequence[Setting]) -> set[str]:
 def _stage_state(folder: Path, name: str, kind: type[Card], notes: list[str]) -> StageState:
     if not (folder / name / FILE).is_file():
         return StageState(name, "begun" if (folder / name / "key").is_file() else "not begun")
+    card = _or_note(partial(read_card, folder / name, kind), notes)
+    return StageState(name, "unreadable" if card is None else "done", card)
+
+
+def _or_note(read: Callable[[], Content], notes: list[str]) -> Content | None:
+    """What `read` returns; None, and a note, if the file is damaged or of another version."""
     try:
-        return StageState(name, "done", read_card(folder / name, kind))
-    except CardError as error:
-        notes.append(f"{name}: {_first_line(error)}; this part of the report is left out")
-        return StageState(name, "unreadable")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+        return read()
+    except (CardError, TargetError) as error:
+        found, *problems = str(error).splitlines()[:2]
+        reason = "" if not problems or problems[0].startswith("  do: ") else problems[0]
+        notes.append(f"{found}{reason}; it is left out")
+        return None
 
 
 def _metrics(path: Path) -> Iterator[Metrics]:
@@ -184,37 +185,25 @@ def _metrics(path: Path) -> Iterator[Metrics]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a run in progress is writing this line
-        if isinstance(row, dict) and isinstance(row.get("tokens"), int | float):
+        if isinstance(row, dict) and _is_number(row.get("tokens")):
             yield {key: value for key, value in row.items() if _is_number(value)}
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A whole number may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _benches(folder: Path, drafts: Sequence[str], notes: list[str]) -> Iterator[BenchResult]:
     """Saved benches of the last draft of this run, one per engine and device."""
-    last_draft = digest(folder / drafts[-1] / "model") if drafts else None
+    last_draft = _or_note(partial(digest, folder / drafts[-1] / "model"), notes) if drafts else None
     for path in sorted((folder / "bench").glob("*.json")):
-        try:
-            bench = read_bench(path)
-        except CardError as error:
-            notes.append(f"{_first_line(error)}; it is left out")
+        bench = _or_note(partial(read_bench, path), notes)
+        if bench is None:
             continue
         if bench.draft.digest == last_draft:
             yield bench
         else:
             notes.append(f"{path} was measured with a draft other than the last one of this run; it is left out")
-
-
-def _commands(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The entries of the manifest, one per command."""
-    if not path.is_file():
-        return
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["commands"]
-        yield from (dict(entry) for entry in entries)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        notes.append(f"{path} is not a manifest ({type(error).__name__}); it is left out")

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from pydantic import model_validator
+
 from fastdraft.results.evaluation import Result
 from fastdraft.system.validation import read_json
 
@@ -43,7 +45,7 @@ class ArmResult(Result):
     widest_gap: largest difference of the logits of the two tokens at which texts differ.
     """
 
-    arm: str
+    arm: Literal["none", "lookup", "draft"]
     gamma: int
     milliseconds_a_token: Spread
     first_token_milliseconds: Spread
@@ -170,6 +172,14 @@ class BenchResult(Result):
     equality: Equality | None
     cells: tuple[Cell, ...]
     advice: Advice
+
+    @model_validator(mode="after")
+    def _has_the_arms_that_it_advises(self) -> BenchResult:
+        advised = [cell for cell in self.cells if cell.setting == self.advice.setting]
+        arms = [{(arm.arm, arm.gamma) for arm in cell.arms} for cell in self.cells]
+        if not advised or any(not {("none", 0), ("draft", self.advice.gamma)} <= each for each in arms):
+            raise ValueError(f"no times without a draft, or none of the advised {self.advice.setting}")
+        return self
 
     @property
     def where(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, computed_field, model_validator
 
 from fastdraft.system.cards import Card
 from fastdraft.system.precision import Precision
@@ -100,6 +100,13 @@ class TaskResult(Result):
     repeated_8grams: float
     alpha_without_loops: float | None
 
+    @model_validator(mode="after")
+    def _has_its_gammas(self) -> TaskResult:
+        gammas = [at.gamma for at in self.gammas]
+        if self.best_gamma not in gammas or any(len(at.position_acceptance) != at.gamma for at in self.gammas):
+            raise ValueError(f"best_gamma {self.best_gamma} and the positions of each block do not fit gammas {gammas}")
+        return self
+
     def at(self, gamma: int) -> GammaResult:
         """The rates at one gamma."""
         return next(result for result in self.gammas if result.gamma == gamma)
@@ -143,6 +150,13 @@ class EvaluationCard(Card):
     """
 
     kind: ClassVar[str] = "evaluation"
+    refills: ClassVar[bool] = True
     precision: Precision
     results: tuple[TaskResult, ...]
     verified: dict[str, tuple[VerificationResult, ...]]
+
+    @model_validator(mode="after")
+    def _has_the_same_gammas(self) -> EvaluationCard:
+        if len({tuple(at.gamma for at in result.gammas) for result in self.results}) != 1:
+            raise ValueError("results: wanted at least one, and the same gammas in all of them")
+        return self

@@ -17,12 +17,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from fastdraft.system import processes
 from fastdraft.system.errors import CardError
 from fastdraft.system.files import write_json
+from fastdraft.system.validation import read_json
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datatrove", "datasets", "numpy")
+
+
+class Command(BaseModel):
+    """The entry of one command, as reports and model cards show it. None or empty: not recorded."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    command: str = "?"
+    started: str = "?"
+    outcome: str | None = None
+    seed: int | None = None
+    commit: str | None = None
+    device: str | None = None
+    python: str = "?"
+    versions: dict[str, str] = Field(default_factory=dict)
+    stages: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Commands(BaseModel):
+    """The content of manifest.json."""
+
+    commands: tuple[Command, ...]
+
+
+def read_commands(run: Path) -> tuple[Command, ...]:
+    """The commands of a run folder, none if it has no manifest; CardError if the file is not one."""
+    path = run / "manifest.json"
+    return read_json(path, Commands, "a manifest", "move it away").commands if path.is_file() else ()
 
 
 class Manifest:

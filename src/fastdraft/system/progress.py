@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from fastdraft.system import processes
+from fastdraft.system.terminal import Screen, printable
 
 LINE_SECONDS = 15.0
-console = Console(stderr=True)
+console = Screen(stderr=True)
 
 
 class Bar:
@@ -28,10 +28,10 @@ class Bar:
         self._title, self._total, self._unit, self._first = title, total, unit, done
         self._done, self._start, self._printed = done, time.monotonic(), time.monotonic()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         draws_bar = (console.is_terminal or console.is_jupyter) and processes.is_main()
         self._rich = Progress(*columns, TimeRemainingColumn(), console=console) if draws_bar else None
@@ -66,8 +66,8 @@ class Bar:
             return
         left = max(self._total - self._done, 0) / max(self._rate(), 1e-9)
         print(
-            f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, {self._rate():,.0f} {self._unit}/s, "
-            f"{left:.0f} s left {note}".rstrip(),
+            f"{printable(self._title)}: {self._done:,} of {self._total:,} {self._unit}, "
+            f"{self._rate():,.0f} {self._unit}/s, {left:.0f} s left {printable(note)}".rstrip(),
             file=sys.stderr,
             flush=True,
         )
@@ -94,4 +94,4 @@ def suppressed_logs(library: str, *texts: str) -> Iterator[None]:
 def log_line(line: str) -> None:
     """Print a line to stderr, in the main process only."""
     if processes.is_main():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
