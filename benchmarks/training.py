@@ -7,7 +7,7 @@
 
 All have the same model, batch, precision, optimizer (fused AdamW) and data. The data are random tokens, since speed
 does not depend on them. `--precision bf16` is autocast over fp32 weights; `auto`, the default, is the precision in
-which this device multiplies faster. FastDraft (`ours`) runs the steps of a phase. Each trainer runs in a process, so
+which this device multiplies faster. FastDraft runs the steps of a phase. Each trainer runs in a process, so
 that its peak memory can be measured. They take turns step by step, so that disturbances affect all of them, and a
 figure is the median. If their memory does not fit together (a vocabulary of 128 256 on a CPU), only one of them runs
 at a time. MFU is the FLOPs of forward and backward pass (planning/training_cost.py) over the rate of a matrix product
@@ -123,8 +123,8 @@ class Shape:
         return shape.derive(config or pretrained.open_config(recipe.target), recipe.draft)
 
 
-ALL = ("ours", "ours, Muon", "Trainer", "Trainer, compiled", "plain loop")
-PLAIN = ("ours", "Trainer", "plain loop")
+ALL = ("FastDraft", "FastDraft, Muon", "Trainer", "Trainer, compiled", "plain loop")
+PLAIN = ("FastDraft", "Trainer", "plain loop")
 SHAPES = {
     "demo": Shape("demo", None, {"cpu": Load(16, 256, 512, 15, ALL), "cuda": Load(128, 256, 8192, 10, ALL)}),
     "phi3-50m": Shape(
@@ -504,7 +504,7 @@ def recipe_load(name: str) -> Load:
     part = resolve(RECIPES / f"{SHAPES[name].recipe}.yaml").recipe.pretrain
     assert part is not None, "the recipes of these shapes have a pretraining phase"
     sizes = part.batch_size, part.sequence_tokens, part.head_chunk_tokens
-    return Load(*sizes, 0, ("ours, Muon",), micro_sequences=part.micro_batch_size)
+    return Load(*sizes, 0, ("FastDraft, Muon",), micro_sequences=part.micro_batch_size)
 
 
 def parsed() -> argparse.Namespace:
