@@ -346,7 +346,7 @@ def test_a_damaged_file_never_stops_the_report(finished, tmp_path):
     documents = {file: json.loads(file.read_text()) for file in sorted(files)}
     assert len(files) == len(NAMES) + 3
 
-    @settings(derandomize=True, deadline=None, database=None, max_examples=40, phases=[Phase.generate])
+    @settings(derandomize=True, deadline=None, database=None, max_examples=25, phases=[Phase.generate])
     @given(st.data())
     def any_damage_becomes_a_note(data):
         file = data.draw(st.sampled_from(sorted(documents)))

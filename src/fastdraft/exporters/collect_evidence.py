@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from fastdraft.config import Recipe, TargetPart
 from fastdraft.data.corpus_card import CorpusCard
@@ -19,6 +20,14 @@ from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.cards import FILE, Cost
+from fastdraft.system.manifest import read_commands
+from fastdraft.system.validation import read_json
+
+
+class CardCost(BaseModel):
+    """The cost in a card of any kind."""
+
+    cost: Cost
 
 
 def licence_of(origin: Origin, card: TargetCard) -> str | None:
@@ -53,7 +62,7 @@ def evidence(origin: Origin, part: TargetPart, card: TargetCard) -> Evidence:
         sources={name: (recipe.corpus[name], source) for name, source in corpus.sources.items()} if corpus else {},
         written=_written(origin, recipe),
         costs=_costs(origin.run),
-        commands=_commands(origin.run),
+        commands=read_commands(origin.run),
         recipe=(origin.run / "resolved.yaml").read_text(encoding="utf-8"),
         **_measured(origin),
         **_timed(origin, card),
@@ -102,12 +111,6 @@ def _speeds(bench: BenchResult) -> Iterator[Speed]:
 
 def _costs(run: Path) -> dict[str, Cost]:
     """The cost of each finished stage."""
-    cards = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob(f"*/{FILE}"))}
-    return {name: Cost.model_validate(card["cost"]) for name, card in cards.items() if "cost" in card}
-
-
-def _commands(run: Path) -> list[dict[str, Any]]:
-    """The entries of the run's manifest."""
-    file = run / "manifest.json"
-    commands: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["commands"] if file.is_file() else []
-    return commands
+    remedy = "remove its folder and run again: the stage is then repeated"
+    cards = {path.parent.name: read_json(path, CardCost, "a card", remedy) for path in sorted(run.glob(f"*/{FILE}"))}
+    return {name: card.cost for name, card in cards.items()}

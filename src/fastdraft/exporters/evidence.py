@@ -12,6 +12,7 @@ from fastdraft.models.draft import DraftCard
 from fastdraft.models.target import TargetCard
 from fastdraft.results.evaluation import TaskResult, VerificationResult
 from fastdraft.system.cards import Cost
+from fastdraft.system.manifest import Command
 
 
 class Phase(NamedTuple):
@@ -57,7 +58,7 @@ class Evidence:
     speeds: Sequence[Speed] = ()
     advice: Sequence[str] = ()
     costs: Mapping[str, Cost] = field(default_factory=dict)
-    commands: Sequence[Mapping[str, Any]] = ()
+    commands: Sequence[Command] = ()
     recipe: str | None = None
 
     @property

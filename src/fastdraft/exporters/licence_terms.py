@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastdraft.exporters.markdown import code
+
 NOTICE = "NOTICE"
 # Licence files of a model, by the first letters of their names.
 TEXTS = ("LICENSE", "LICENCE", "USE_POLICY")
@@ -143,15 +145,15 @@ def section(licence: str | None, files: Iterable[str]) -> Iterator[str]:
             "it. Read it before you hand this draft on: it may bind models that are made with the target."
         )
     elif terms is None and _identifier(licence) in FREE:
-        yield f"The target is under `{licence}`, which asks nothing of models that are made with it or its outputs."
+        yield f"The target is under {code(licence)}, which asks nothing of models that are made with it or its outputs."
     elif terms is None:
-        yield f"The target is under `{licence}`, which may bind this draft: read it before you hand the draft on."
+        yield f"The target is under {code(licence)}, which may bind this draft: read it before you hand the draft on."
     else:
         yield from _binding(terms, list(files))
 
 
 def _binding(terms: Terms, files: list[str]) -> Iterator[str]:
-    texts = ", ".join(f"`{name}`" for name in files if name.upper().startswith(TEXTS))
+    texts = ", ".join(code(name) for name in files if name.upper().startswith(TEXTS))
     if terms.shows:
         yield f"**{terms.shows}.**"
         yield ""

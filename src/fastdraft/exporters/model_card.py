@@ -9,10 +9,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from fastdraft.exporters import licence_terms, model_card_sections
 from fastdraft.exporters.evidence import Evidence
+from fastdraft.exporters.markdown import code, plain, table
 from fastdraft.exporters.usage import USAGE
 from fastdraft.models.hub import is_hub_id, name_of
 from fastdraft.results.export import ExportCard
 from fastdraft.results.formatting import interval, sampling_text
+from fastdraft.system.manifest import Command
 
 FILE = "README.md"
 LIBRARIES = {"huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
@@ -40,10 +42,10 @@ def model_card(evidence: Evidence, export: ExportCard) -> str:
 
 def _summary(evidence: Evidence, export: ExportCard) -> Iterator[str]:
     fraction = evidence.parameters / evidence.target.parameters
-    revision = f", revision `{export.target_revision}`" if export.target_revision else ""
+    revision = f", revision {code(export.target_revision)}" if export.target_revision else ""
     terms = licence_terms.terms_of(export.target_licence)
     kind = f"{terms.begins} draft" if terms and terms.begins else "A draft"
-    yield f"# {kind} for {name_of(evidence.part.path)}"
+    yield f"# {kind} for {plain(name_of(evidence.part.path))}"
     yield ""
     yield (
         f"{evidence.parameters:,} parameters, {fraction:.3f} of its target's {evidence.target.parameters:,}, for "
@@ -51,28 +53,28 @@ def _summary(evidence: Evidence, export: ExportCard) -> Iterator[str]:
         f"output is the target's own. It is of no use by itself."
     )
     yield ""
-    yield f"- Target: `{name_of(evidence.part.path)}`{revision}, files' digest `{export.target_digest}`"
-    yield f"- This folder: {export.format}, weights {export.weights}"
+    yield f"- Target: {code(name_of(evidence.part.path))}{revision}, files' digest {code(export.target_digest)}"
+    yield f"- This folder: {plain(export.format)}, weights {plain(export.weights)}"
     yield f"- Vocabulary: {evidence.target.vocab_rows:,} rows, the target's padded one, with its very tokenizer files"
     if evidence.phases:
         paper = "[arXiv:2411.11055](https://arxiv.org/abs/2411.11055)"
         yield f"- Trained by FastDraft ({paper}): {', '.join(evidence.phases)}"
     for note in export.notes:
-        yield f"- Note: {note}"
+        yield f"- Note: {plain(note)}"
 
 
 def _proof(export: ExportCard) -> Iterator[str]:
     proof = export.proof
-    yield "## This file says what the draft says"
+    yield "## Verification of this export"
     yield ""
     yield (
-        f"Opened in {proof.engine} and held against the original (transformers, float32): {proof.equal_prompts} of "
-        f"{proof.prompts} greedy texts equal to the last token, {proof.agreement:.1%} of {proof.tokens:,} tokens put "
-        f"first."
+        f"Compared in {plain(proof.engine)} with the original in transformers, float32: {proof.equal_prompts} of "
+        f"{proof.prompts} greedy texts are equal, and {proof.agreement:.1%} of {proof.tokens:,} tokens of the original "
+        f"are the most likely ones here."
     )
     if proof.widest_gap is not None:
-        yield (f"Where texts part, the original preferred its own token by {proof.widest_gap:.2g} of a logit, at most.")
-    yield f"{proof.texts - len(proof.unlike_texts)} of {proof.texts} probe texts are cut into the target's own ids."
+        yield (f"Where texts differ, logits in the original differ by at most {proof.widest_gap:.2g}.")
+    yield f"{proof.texts - len(proof.unlike_texts)} of {proof.texts} probe texts have the target's ids."
     if proof.kept:
         yield ""
         rows = [
@@ -86,11 +88,11 @@ def _proof(export: ExportCard) -> Iterator[str]:
         ]
         gamma = proof.kept[0].gamma
         names = ["sampling", "prompts", f"block efficiency at gamma {gamma}, original", "this file"]
-        yield from model_card_sections.table(names, rows)
+        yield from table(names, rows)
     yield ""
     yield "Accepted as a draft of this target by the rule of"
     yield ""
-    yield from (f"- {accepted.engine}: {accepted.why}" for accepted in export.accepted)
+    yield from (f"- {plain(accepted.engine)}: {plain(accepted.why)}" for accepted in export.accepted)
 
 
 def _shape(evidence: Evidence) -> Iterator[str]:
@@ -101,7 +103,7 @@ def _shape(evidence: Evidence) -> Iterator[str]:
         for name in (*SIZES, "intermediate_size", "vocab_size", "tie_word_embeddings")
         if name in evidence.config
     ]
-    yield from model_card_sections.table([name for name, _ in sizes], [[str(value) for _, value in sizes]])
+    yield from table([name for name, _ in sizes], [[str(value) for _, value in sizes]])
 
 
 def _use(evidence: Evidence, export: ExportCard) -> Iterator[str]:
@@ -115,7 +117,7 @@ def _use(evidence: Evidence, export: ExportCard) -> Iterator[str]:
         "llama.cpp reads the file in it. TARGET is the target in the form of the draft."
     )
     for engine, snippet in USAGE.items():
-        source = f"`{file_name}` in this folder" if file_name else "this folder"
+        source = f"{code(file_name)} in this folder" if file_name else "this folder"
         source = source if snippet.format == export.format else f"`fastdraft export DRAFT --format {snippet.format}`"
         target = hub_id if snippet.format == "huggingface" else "TARGET"
         yield f"\n{engine} ({source}):\n\n```{snippet.language}\n{snippet.filled(target, 'DRAFT', gamma)}```"
@@ -127,12 +129,12 @@ def _reproduction(evidence: Evidence) -> Iterator[str]:
     if evidence.recipe is None:
         yield "Not recorded."
         return
-    versions = evidence.commands[-1].get("versions", {}) if evidence.commands else {}
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
-    commit = next((str(c["commit"]) for c in reversed(evidence.commands) if c.get("commit")), "not recorded")
+    last = evidence.commands[-1] if evidence.commands else Command()
+    packages = ", ".join(f"{name} {version}" for name, version in last.versions.items()) or "not recorded"
+    commit = next((each.commit for each in reversed(evidence.commands) if each.commit), "not recorded")
     yield "`recipe.yaml`, next to this card, gives the origin of each value."
     yield ""
     yield "```bash\nfastdraft run recipe.yaml\n```"
     yield ""
-    seed = evidence.commands[-1].get("seed") if evidence.commands else "not recorded"
-    yield f"Seed {seed}, commit {commit}; {packages}."
+    seed = "not recorded" if last.seed is None else last.seed
+    yield f"Seed {seed}, commit {plain(commit)}; {plain(packages)}."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from fastdraft.config import PromptSetPart, SourcePart, SynthesizePart, TrainPart
 from fastdraft.data.package_licences import PERMISSIVE
 from fastdraft.exporters.evidence import Evidence
+from fastdraft.exporters.markdown import plain, table
 from fastdraft.exporters.usage import GAMMA
 from fastdraft.models.hub import name_of
 from fastdraft.results.evaluation import TaskResult
@@ -51,10 +52,10 @@ def training(evidence: Evidence) -> Iterator[str]:
         for name, phase in evidence.phases.items()
     ]
     yield from table(["phase", "tokens", "objective", "mix", "held-out nats per token after it", "time"], rows)
-    machines = dict.fromkeys(str(command.get("device")) for command in evidence.commands)
+    machines = dict.fromkeys(command.device for command in evidence.commands if command.device)
     yield ""
     hours = _hours(sum(cost.seconds for cost in evidence.costs.values()))
-    yield f"Hardware: {'; '.join(machines) or 'not recorded'}. All stages: {hours}. {_energy(evidence)}"
+    yield f"Hardware: {plain('; '.join(machines) or 'not recorded')}. All stages: {hours}. {_energy(evidence)}"
 
 
 def data(evidence: Evidence) -> Iterator[str]:
@@ -81,7 +82,7 @@ def data(evidence: Evidence) -> Iterator[str]:
         yield ""
         yield (
             f"For alignment the target itself wrote {written.tokens:,} tokens in {written.completions:,} "
-            f"completions ({sampling_settings}), after prompts from {_prompts(written.part)}."
+            f"completions ({sampling_settings}), after prompts from {plain(_prompts(written.part))}."
         )
 
 
@@ -112,7 +113,8 @@ def acceptance(evidence: Evidence) -> Iterator[str]:
     verified = [(task, result) for task, results in evidence.verified.items() for result in results]
     if verified:
         rates = ", ".join(
-            f"{task} {sampling_text(result.temperature)} {result.real.value:.3f} (one pass {result.one_pass.value:.3f})"
+            f"{plain(task)} {sampling_text(result.temperature)} {result.real.value:.3f} "
+            f"(one pass {result.one_pass.value:.3f})"
             for task, result in verified
         )
         verdict = "disagreed" if disagreements(evidence.verified) else "agreed"
@@ -147,9 +149,9 @@ def gamma(evidence: Evidence) -> Iterator[str]:
     """The best block length, and when another one may be better."""
     yield "## Which gamma"
     yield ""
-    yield from evidence.advice
+    yield from map(plain, evidence.advice)
     if evidence.results:
-        best = ", ".join(f"{r.task} {sampling_text(r.temperature)}: {r.best_gamma}" for r in evidence.last)
+        best = ", ".join(f"{plain(r.task)} {sampling_text(r.temperature)}: {r.best_gamma}" for r in evidence.last)
         yield (
             f"Where memory bounds the target, gamma {best_gamma(evidence.last)} is best in the mean over tasks "
             f"({best}). Where a block costs more than a token, as on CPUs, a smaller one may be."
@@ -168,7 +170,7 @@ def weak(evidence: Evidence) -> Iterator[str]:
         return
     mean = {task: fmean(result.alpha.value for result in evidence.last if result.task == task) for task in tasks}
     worst = sorted(tasks, key=lambda task: mean[task])[: len(tasks) // 2]
-    weakest = ", ".join(f"{task} (alpha {mean[task]:.3f} in the mean over distributions)" for task in worst)
+    weakest = ", ".join(f"{plain(task)} (alpha {mean[task]:.3f} in the mean over distributions)" for task in worst)
     yield f"Of what was measured, least accepted: {weakest}. Nothing is known of texts unlike those measured above."
 
 
@@ -178,13 +180,6 @@ def best_gamma(results: Sequence[TaskResult]) -> int:
         return GAMMA
     gammas = set.intersection(*({at.gamma for at in result.gammas} for result in results))
     return max(sorted(gammas), key=lambda gamma: fmean(result.at(gamma).mbsu.value for result in results))
-
-
-def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table in Markdown."""
-    yield f"| {' | '.join(names)} |"
-    yield "|" + "---|" * len(names)
-    yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
 def _result(result: TaskResult) -> list[str]:

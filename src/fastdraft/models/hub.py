@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 def is_hub_id(path: str) -> bool:
     """Is this the name of a model on the hub, and not a local path?"""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", path, re.ASCII) is not None and not Path(path).exists()
 
 
 def name_of(path: str) -> str:

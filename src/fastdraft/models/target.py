@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import PositiveInt
 from transformers import PreTrainedTokenizerFast
 from transformers.configuration_utils import PretrainedConfig
 
@@ -30,8 +31,8 @@ class TargetCard(Card):
     kind: ClassVar[str] = "target"
     name: str
     family: str
-    parameters: int
-    vocab_rows: int
+    parameters: PositiveInt
+    vocab_rows: PositiveInt
     tokenizer_tokens: int
     context_tokens: int
     bos_id: int | None

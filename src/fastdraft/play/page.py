@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastdraft.exporters.markdown import code
 from fastdraft.play.blocks import SIDES, Player, Request, Side, Writer, decode_both
 from fastdraft.play.rendering import CSS, legend_html, numbers_html, text_html, verdict
 from fastdraft.synthesize.completions import SamplingParams
@@ -99,7 +100,7 @@ def build(pair: Pair) -> Any:
     gradio = need("gradio", EXTRA)
     with gradio.Blocks(title="FastDraft", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# FastDraft\n`{pair.target}` alone, and with the draft `{pair.draft}`, in {pair.player.name}."
+            f"# FastDraft\n{code(pair.target)} alone, and with the draft {code(pair.draft)}, in {pair.player.name}."
         )
         prompt = gradio.Textbox(label="Prompt", lines=4, max_length=MAX_PROMPT_CHARACTERS, elem_id="prompt")
         with gradio.Row():

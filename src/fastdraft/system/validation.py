@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from reprlib import repr as short_repr
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from fastdraft.system.errors import CardError
@@ -44,6 +44,9 @@ WANTED = {
 
 
 Model = TypeVar("Model", bound=BaseModel)
+# Numbers of files that are computed with: larger ones overflow.
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def read_json(path: Path, kind: type[Model], what: str, remedy: str) -> Model:

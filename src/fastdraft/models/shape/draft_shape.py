@@ -10,6 +10,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from fastdraft.models.file_errors import errors_explained
 from fastdraft.models.shape.families import FAMILIES, Names
+from fastdraft.system.validation import Size
 
 # Row lengths that quantisation needs: kernels use groups of 64 weights, GGUF's k-quants blocks of 256.
 KERNEL_STEP, K_QUANT_STEP = 64, 256
@@ -20,8 +21,8 @@ class DraftShape(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     config: dict[str, Any]
-    parameters: int
-    embedding_parameters: int
+    parameters: Size
+    embedding_parameters: Size
     notes: tuple[str, ...] = ()
 
     @property
