@@ -143,7 +143,7 @@ def test_a_card_of_another_version_is_ignored(tiny, fastdraft):
     assert fastdraft("run", "recipe.yaml", "--until", "pretrain").code == 0
     before, card = cards(tiny / RUN), tiny / RUN / "tokenize" / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"version": 99}))
-    check_refused(fastdraft("pretrain", "recipe.yaml"), "pretrain needs tokenize", "fastdraft tokenize RECIPE")
+    check_refused(fastdraft("pretrain", "recipe.yaml"), "pretrain needs tokenize", "--until tokenize")
     assert '"tokenize": "begun"' in fastdraft("status", RUN, "--json").out
     ended = fastdraft("run", "recipe.yaml", "--until", "pretrain")
     assert (ended.code, cards(tiny / RUN)) == (0, before)
@@ -265,7 +265,7 @@ def test_stages_in_json_and_their_status(tiny, fastdraft):
     assert re.search(r"^tokenize: done in [0-9.]+ s$", part_way.err, re.MULTILINE)
     plain = fastdraft("status", RUN).out.splitlines()
     assert plain == [f"{name:12} {'done' if name in STAGES[:2] else 'not begun'}" for name in STAGES]
-    check_refused(fastdraft("align", "recipe.yaml"), "align needs validation", RUN, "fastdraft validation RECIPE")
+    check_refused(fastdraft("align", "recipe.yaml"), "align needs validation, pretrain,", RUN, "--until synthesize")
     assert fastdraft("validation", "recipe.yaml").code == 0
     alone = fastdraft("pretrain", "recipe.yaml", "--json")
     assert list(json.loads(alone.out)) == STAGES[:4]

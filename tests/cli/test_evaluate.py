@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from fastdraft.evaluation.rate_names import RATE_NAMES
+from fastdraft.evaluation.recording import RecordingCard
 from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.system.cards import read_card, write_card
 from fastdraft.system.files import locked
 
 DRAFT, OTHER = "runs/tiny/align/model", "runs/tiny/pretrain"
@@ -100,6 +102,7 @@ def test_the_verification_fails_loudly(kept, folder, fastdraft):
     for shard in store.folder.iterdir():
         shard.unlink()
     store.write(rows)
+    write_card(folder / "kept", read_card(folder / "kept", RecordingCard))
     ended = fastdraft("evaluate", DRAFT, "--data", "kept", "--verify", "--verify-gamma", 2)
     check_refused(ended, "VerificationError", "belong to another distribution", code=1)
     assert "best gamma" in ended.out, "the rates are printed, and kept"

@@ -24,7 +24,9 @@ from fastdraft.system.files import (
     locked,
     recover,
     remove,
+    restore,
     short_writes_explained,
+    stored_key,
     write_json,
 )
 
@@ -397,6 +399,32 @@ def test_claim_moves_a_folder_with_another_key_to_stale(tmp_path):
     assert claim(folder, "three") == "stale/pretrain-0", "the first free number"
     assert claim(folder, "four") == "stale/pretrain-2"
     assert (tmp_path / "stale" / "pretrain-1" / "work").read_text() == "of two"
+
+
+def test_work_with_the_same_key_is_brought_back_from_stale(tmp_path):
+    """The undone mistake moves to `stale/` in its turn; a folder in which nothing was made leaves no copy."""
+    folder, keys = tmp_path / "pretrain", [f"{number:016x}" for number in range(5)]
+    claim(folder, keys[0])
+    (folder / "work").write_text("of 0")
+    for key in keys[1:4]:
+        assert restore(folder, key) is None
+        claim(folder, key)
+    assert [path.name for path in (tmp_path / "stale").iterdir()] == ["pretrain-0"]
+    (folder / "work").write_text("of 3")
+    assert restore(folder, keys[0]) == "stale/pretrain-0"
+    assert (stored_key(folder), (folder / "work").read_text()) == (keys[0], "of 0")
+    assert restore(folder, keys[0]) is None
+    assert restore(folder, keys[3]) == "stale/pretrain-1"
+    assert (folder / "work").read_text() == "of 3"
+    folder.rename(tmp_path / "lost")  # as after a kill between the two renames
+    assert restore(folder, keys[0]) is not None
+    assert (folder / "work").read_text() == "of 0"
+
+
+def test_a_users_file_named_key_is_not_removed(tmp_path):
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "key").write_text("ssh-ed25519 AAAA")
+    assert claim(tmp_path / "pretrain", "one") == "stale/pretrain-0"
 
 
 def test_claim_moves_a_folder_without_a_key(tmp_path):

@@ -30,7 +30,7 @@ from fastdraft.results.bench import BenchResult, Cell, Equality, Model, Steps
 from fastdraft.results.export import ExportCard
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.prompts import document_prompts
-from fastdraft.system.cards import FILE, read_card
+from fastdraft.system.cards import FILE, open_stage
 from fastdraft.system.errors import BenchError
 from fastdraft.system.files import atomic_write, cache_folder, write_json
 from fastdraft.system.progress import log_line
@@ -185,7 +185,7 @@ def engine_folder(engine: type[Engine], folder: Path, weights: str) -> tuple[Pat
         return folder, weights
     if any(folder.glob(EXPORTED_FILES[engine.format])):
         has_card = (folder / FILE).is_file()
-        return folder, read_card(folder, ExportCard).weights if has_card else "as given"
+        return folder, open_stage(folder, ExportCard).weights if has_card else "as given"
     export_format = FORMATS[engine.format]
     export_format.ready()
     digest = pretrained.digest(folder)

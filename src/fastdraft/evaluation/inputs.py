@@ -31,7 +31,7 @@ from fastdraft.models.target import TargetCard
 from fastdraft.models.token_bytes import id_bytes
 from fastdraft.results.export import ExportCard
 from fastdraft.synthesize.completions import SamplingParams
-from fastdraft.system.cards import FILE, Cost, read_card
+from fastdraft.system.cards import FILE, Cost, open_stage
 from fastdraft.system.errors import RecordingError, VocabularyMismatch
 from fastdraft.system.files import locked
 from fastdraft.system.precision import PrecisionChoice
@@ -164,7 +164,7 @@ def _read(
 
 
 def _export_card(origin: Origin) -> ExportCard | None:
-    return read_card(origin.folder, ExportCard) if (origin.folder / FILE).is_file() else None
+    return open_stage(origin.folder, ExportCard) if (origin.folder / FILE).is_file() else None
 
 
 def _target_part(options: EvaluateOptions, origin: Origin) -> TargetPart:

@@ -25,7 +25,7 @@ from fastdraft.synthesize.completions import Completion, Request, SamplingParams
 from fastdraft.synthesize.decoding_params import DecodingParams
 from fastdraft.synthesize.engine_interface import with_keys
 from fastdraft.synthesize.engine_transformers import complete
-from fastdraft.system.cards import FILE, Card, Cost, read_card, write_card
+from fastdraft.system.cards import FILE, Card, Cost, open_stage, read_card, write_card
 from fastdraft.system.errors import RecordingError
 from fastdraft.system.files import cache_folder
 from fastdraft.system.precision import Precision
@@ -58,6 +58,8 @@ class RecordingCard(Card):
     """A target, the precision it computed in, and what it generated. `vocabulary`: digest of the bytes of its ids."""
 
     kind: ClassVar[str] = "recording"
+    grows: ClassVar[bool] = True
+    refills: ClassVar[bool] = True
     target: TargetCard
     precision: Precision
     revision: str | None
@@ -137,8 +139,7 @@ def record(
         vocabulary=target.vocabulary,
         written=tuple(written.values()),
     )
-    write_card(folder, card)
-    return Recording(card, recorded)
+    return Recording(write_card(folder, card), recorded)
 
 
 def read_recording(
@@ -153,7 +154,7 @@ def read_recording(
             f"no recorded completions at {folder}: it has no {FILE}\n"
             f"  do: make them with `fastdraft evaluate DRAFT --target TARGET --keep {folder}`"
         )
-    return select(folder, read_card(folder, RecordingCard), tasks, sampling_settings)
+    return select(folder, open_stage(folder, RecordingCard), tasks, sampling_settings)
 
 
 def select(

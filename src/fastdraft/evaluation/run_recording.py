@@ -24,7 +24,7 @@ from fastdraft.synthesize.completions import Request, SamplingParams
 from fastdraft.synthesize.decoding_params import decoding_params
 from fastdraft.synthesize.engine_interface import with_keys
 from fastdraft.synthesize.prompts import document_prompts
-from fastdraft.system.cards import read_card
+from fastdraft.system.cards import open_stage
 from fastdraft.system.errors import RecordingError
 
 RESOLVED = "resolved.yaml"
@@ -57,9 +57,10 @@ def is_run_evaluation(folder: Path) -> bool:
 def card_of_run(folder: Path) -> RecordingCard:
     """The card of a run's evaluation folder, as if `record` had generated the same completions.
 
-    CardError if the stage is not done. RecordingError if the recipe or the target have changed since.
+    CardError if the stage is not done, or its files are damaged. RecordingError if the recipe or the target have
+    changed since.
     """
-    evaluation, run = read_card(folder, EvaluationCard), folder.resolve().parent
+    evaluation, run = open_stage(folder, EvaluationCard), folder.resolve().parent
     recipe = resolve(run / RESOLVED).recipe
     run_context, part = RunContext(recipe, run, torch.device("cpu")), recipe.evaluate
     target_card = run_context.target_card()

@@ -81,7 +81,7 @@ def export(options: ExportOptions) -> tuple[Path, ExportCard]:
         (folder / cards.FILE).write_text(cards.model_card(evidence, card), encoding="utf-8")
         if evidence.recipe is not None:
             (folder / RECIPE).write_text(evidence.recipe, encoding="utf-8")
-        write_card(folder, card)
+        card = write_card(folder, card)
     return out, card
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 
 from fastdraft.exporters import licence_terms
 from fastdraft.results.export import ExportCard
-from fastdraft.system.cards import FILE, read_card
+from fastdraft.system.cards import FILE, open_stage
 from fastdraft.system.errors import ExportError
 
 
@@ -40,13 +40,13 @@ def planned(folder: Path, repo: str, private: bool) -> Upload:
     """The plan to upload every file of an export.
 
     ExportError if the folder is not an export, or its public name breaks the target's licence; CardError if its card
-    cannot be read.
+    cannot be read or a file is not the card's.
     """
     if not (folder / FILE).is_file():
         raise ExportError(
             f"{folder} is not an export: it has no {FILE}\n  do: fastdraft export DRAFT --format FORMAT first"
         )
-    licence = read_card(folder, ExportCard).target_licence
+    licence = open_stage(folder, ExportCard).target_licence
     if not private and (rule := licence_terms.misnamed(licence, repo)):
         raise ExportError(
             f"{repo} is not an allowed name: {rule}\n"

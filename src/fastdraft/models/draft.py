@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from fastdraft.models.pretrained import TOKENIZER_FILES, load, open_generation_config
 from fastdraft.models.shape import DraftShape
 from fastdraft.models.target import TargetCard
-from fastdraft.system.cards import Card
+from fastdraft.system.cards import FILE, Card, open_stage
 from fastdraft.system.errors import CardError, TargetError, VocabularyMismatch
 from fastdraft.system.files import atomic_write, recover
 from fastdraft.system.precision import Precision
@@ -27,6 +27,7 @@ class DraftCard(Card):
     """
 
     kind: ClassVar[str] = "draft"
+    left_out: ClassVar[tuple[str, ...]] = ("checkpoint-*", "metrics.jsonl")
     target: str
     target_digest: str
     precision: Precision
@@ -61,6 +62,13 @@ def _pad_id(model: PreTrainedModel, target_folder: Path, card: TargetCard) -> in
     generation = open_generation_config(target_folder)
     stated = (generation.pad_token_id, getattr(model.config, "pad_token_id", None), card.eos_ids[0])
     return next(pad_id for pad_id in stated if pad_id is not None)
+
+
+def check_stage(folder: Path) -> None:
+    """CardError if this is the model of a training phase, and a file of the phase is not as its card records it."""
+    phase = folder.resolve().parent
+    if folder.resolve().name == "model" and (phase / FILE).is_file():
+        open_stage(phase, DraftCard)
 
 
 def open_draft(folder: Path, device: torch.device) -> PreTrainedModel:

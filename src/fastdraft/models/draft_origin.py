@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fastdraft.config import Recipe, TargetPart
 from fastdraft.config.resolve import resolve
 from fastdraft.models import target
-from fastdraft.models.draft import DraftCard
+from fastdraft.models.draft import DraftCard, check_stage
 from fastdraft.models.pretrained import folder_of
 from fastdraft.models.run_context import PHASES
 from fastdraft.models.target import TargetCard
@@ -53,7 +53,10 @@ class Origin(NamedTuple):
 
 
 def origin_of(draft: str | Path) -> Origin:
-    """The origin of a draft: a hub id, its own folder, the folder of its phase, or a run, for its last draft."""
+    """The origin of a draft: a hub id, its own folder, the folder of its phase, or a run, for its last draft.
+
+    ExportError if there is no draft; CardError if a training phase wrote it, and it has changed since.
+    """
     local = Path(draft).expanduser()
     if isinstance(draft, str) and not local.exists() and not draft.startswith((".", "/", "~")):
         return Origin(folder_of(draft), None)
@@ -64,6 +67,7 @@ def origin_of(draft: str | Path) -> Origin:
             f"no draft at {local}: it has neither config.json nor model/config.json\n"
             f"  do: give the folder of a draft, like runs/demo/align/model"
         )
+    check_stage(folder)
     phase = folder.resolve().parent
     in_run = phase.name in PHASES and (phase / FILE).is_file() and (phase.parent / "resolved.yaml").is_file()
     return Origin(folder, folder.parent.parent if in_run else None)

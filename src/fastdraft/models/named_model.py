@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fastdraft.models import model_files, pretrained
+from fastdraft.models import draft, model_files, pretrained
 from fastdraft.models.model_files import ModelFiles
 from fastdraft.models.model_folder import errors_name
 from fastdraft.models.token_bytes import id_bytes, readable
@@ -16,8 +16,9 @@ from fastdraft.system.errors import TargetError, VocabularyMismatch
 
 
 def read(model: str, key: str) -> ModelFiles:
-    """Configuration, tokenizer and tensor shapes; TargetError if one of them is missing."""
+    """Configuration, tokenizer and tensor shapes; TargetError if one is missing, CardError if a draft is damaged."""
     with errors_name(key):
+        draft.check_stage(pretrained.folder_of(model))
         files = model_files.read(model)
         if not files.shapes:
             raise TargetError(

@@ -13,9 +13,10 @@ from fastdraft.config import Recipe, TrainPart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.shards import Shards
 from fastdraft.models import draft, named_model, pretrained, target
+from fastdraft.models.draft import DraftCard
 from fastdraft.models.target import TargetCard
 from fastdraft.system import precision
-from fastdraft.system.cards import read_card
+from fastdraft.system.cards import open_stage
 from fastdraft.system.errors import TargetError
 from fastdraft.system.files import write_json
 from fastdraft.system.precision import Precision, PrecisionChoice
@@ -44,11 +45,11 @@ class RunContext:
 
     def target_card(self) -> TargetCard:
         """The card that the target stage wrote."""
-        return read_card(self.folder / "target", TargetCard)
+        return open_stage(self.folder / "target", TargetCard)
 
     def shards(self, source: str, split: str) -> Shards:
         """The token shards of a source: `train` or `held_out`."""
-        card = read_card(self.folder / "tokenize", CorpusCard).sources[source]
+        card = open_stage(self.folder / "tokenize", CorpusCard).sources[source]
         return Shards(self.folder / "tokenize" / source / split / "shards", getattr(card, split))
 
     def precision(self, folder: Path, requested: PrecisionChoice) -> Precision:
@@ -109,8 +110,8 @@ class RunContext:
         return named_model.open_model(part.teacher, f"{phase}.teacher", self.device, dtype)
 
     def open_draft(self, phase: str) -> PreTrainedModel:
-        """The draft that a phase wrote; VocabularyMismatch if it does not fit the target."""
-        folder = self.folder / phase / "model"
+        """A phase's draft; CardError if it is damaged, VocabularyMismatch if it does not fit the target."""
+        folder = self.folder / phase / open_stage(self.folder / phase, DraftCard).model
         model = draft.open_draft(folder, self.device)
         draft.check_fit(model, self.target_card(), folder)
         return model

@@ -14,6 +14,7 @@ from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.run_context import RunContext
 from fastdraft.models.target import TargetCard
+from fastdraft.pipeline.checks import check_inputs
 from fastdraft.pipeline.evaluate import make_evaluation
 from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.pipeline.stages import Stage, key_of, stages_of
@@ -25,9 +26,9 @@ from fastdraft.pipeline.validation import ValidationCard, make_validation
 from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system import energy, processes
-from fastdraft.system.cards import Card, Cost, card_key, read_card, write_card
+from fastdraft.system.cards import Card, Cost, card_key, open_stage, read_card, write_card
 from fastdraft.system.errors import RecipeError, RunError
-from fastdraft.system.files import claim, disk_full_explained, remove
+from fastdraft.system.files import claim, disk_full_explained, remove, restore
 from fastdraft.system.manifest import Manifest
 from fastdraft.system.progress import log_line
 
@@ -57,28 +58,36 @@ def run_stages(
 ) -> dict[str, Card]:
     """The cards of the stages passed: all stages of the recipe, those up to `until`, or `only` one.
 
-    RunError if a stage that `only` needs is not done; RecipeError if the recipe has no stage of that name.
+    The inputs of all stages that are not done are checked before one of them is begun. RunError if a stage that `only`
+    needs is not done; RecipeError if the recipe has no stage of that name; CardError if the files of a stage that is
+    done are damaged.
     """
     stages = stages_of(run_context.recipe)
     _check_names(stages, until, only)
+    names = [stage.name for stage in stages]
+    stages = stages[: names.index(until or only or names[-1]) + 1]
     keys: dict[str, str] = {}
-    passed: dict[str, Card] = {}
     for stage in stages:
         keys[stage.name] = key_of(stage, run_context.recipe, keys)
-        done = processes.on_rank0(partial(_is_done, run_context.folder / stage.name, keys[stage.name]))
-        if done:
+    done = [name for name in keys if processes.on_rank0(partial(_is_done, run_context, manifest, name, keys[name]))]
+    to_make = [name for name in keys if name not in done and only in (None, name)]
+    if missing := [name for name in _needs(stages, only) if name in keys.keys() - set(done)]:
+        raise RunError(
+            f"{only} needs {', '.join(missing)}: not done with this recipe in {run_context.folder}\n"
+            f"  do: fastdraft run RECIPE --until {missing[-1]} first, with the same keys and folder"
+        )
+    passed: dict[str, Card] = {}
+    for stage in stages:
+        folder, card = run_context.folder / stage.name, MAKERS[stage.name].card
+        if stage.name in done:
             manifest.stage(stage.name, "already done")
-        elif only in (None, stage.name):
+        elif stage.name in to_make:
+            if stage.name == to_make[0]:
+                processes.on_rank0(partial(check_inputs, run_context, to_make))
             _make(stage, run_context, manifest, keys[stage.name])
-        elif stage.name in _needs(stages, only):
-            raise RunError(
-                f"{only} needs {stage.name}, which is not done with this recipe in {run_context.folder}\n"
-                f"  do: fastdraft {stage.name} RECIPE first, with the same keys and folder"
-            )
-        if done or only in (None, stage.name):
-            passed[stage.name] = read_card(run_context.folder / stage.name, MAKERS[stage.name].card)
-        if stage.name in (until, only):
-            break
+        else:
+            continue
+        passed[stage.name] = open_stage(folder, card) if only in (None, stage.name) else read_card(folder, card)
     return passed
 
 
@@ -92,12 +101,18 @@ def _check_names(stages: list[Stage], *names: str | None) -> None:
             )
 
 
-def _needs(stages: list[Stage], name: str | None) -> tuple[str, ...]:
-    return next((*stage.needs, *stage.reads) for stage in stages if stage.name == name)
+def _needs(stages: list[Stage], only: str | None) -> list[str]:
+    """The stages that must be done before `only`, in order; none for None."""
+    needs = {need for stage in stages if stage.name == only for need in (*stage.needs, *stage.reads)}
+    return [stage.name for stage in stages if stage.name in needs]
 
 
-def _is_done(folder: Path, key: str) -> bool:
-    return card_key(folder) == key
+def _is_done(run_context: RunContext, manifest: Manifest, name: str, key: str) -> bool:
+    """Whether a stage is done, also if its result has to be brought back from `stale/`."""
+    if found := restore(run_context.folder / name, key):
+        manifest.note(f"{name}: the result of this recipe was found in {found}")
+        log_line(f"{name}: the result of this recipe was found in {found}")
+    return card_key(run_context.folder / name) == key
 
 
 def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdraft.config import SynthesizePart
+from fastdraft.config import Recipe, SynthesizePart
 from fastdraft.data.corpus_card import CorpusCard
 from fastdraft.data.record_files import UnusableRow
 from fastdraft.data.shards import Tokens
 from fastdraft.evaluation.tasks import tasks_of
 from fastdraft.models import pretrained
 from fastdraft.models.run_context import RunContext
+from fastdraft.models.target import TargetCard
 from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.planning.training_cost import top_bytes
 from fastdraft.synthesize import magpie
@@ -35,7 +36,7 @@ from fastdraft.synthesize.prompts import assign_sampling, distinct_prompts, docu
 from fastdraft.synthesize.quality import measure_quality, without_loops
 from fastdraft.synthesize.rescore import keep_as_is, rescorer
 from fastdraft.synthesize.write import write_completions
-from fastdraft.system.cards import read_card
+from fastdraft.system.cards import open_stage
 from fastdraft.system.errors import TargetError
 from fastdraft.system.files import write_json
 from fastdraft.system.precision import Precision
@@ -99,16 +100,15 @@ class _CountedRequests:
             yield request
 
 
-def _setup(run_context: RunContext, part: SynthesizePart, folder: Path) -> EngineSetup:
-    """What an engine needs. TargetError if the recipe's lengths or top-k do not fit the target."""
-    card = run_context.target_card()
+def check_lengths(recipe: Recipe, part: SynthesizePart, card: TargetCard) -> None:
+    """TargetError if the recipe's lengths or top-k do not fit the target."""
     for key, value in (("top_k", part.top_k), ("top_logprobs", part.top_logprobs)):
         if value > card.vocab_rows:
             raise TargetError(
                 f"synthesize.{key} is {value:,}, the vocabulary of {card.name} has {card.vocab_rows:,} rows\n"
                 f"  do: lower it; 0 keeps {'all tokens' if key == 'top_k' else 'none'}"
             )
-    from_documents = any(source in run_context.recipe.corpus for source in part.mix)
+    from_documents = any(source in recipe.corpus for source in part.mix)
     tokens = (part.max_prompt_tokens if from_documents else 1) + part.max_new_tokens
     if part.engine != "recorded" and tokens > card.context_tokens:
         raise TargetError(
@@ -116,6 +116,11 @@ def _setup(run_context: RunContext, part: SynthesizePart, folder: Path) -> Engin
             f"{card.context_tokens:,}\n"
             f"  do: lower synthesize.max_new_tokens{' or synthesize.max_prompt_tokens' if from_documents else ''}"
         )
+
+
+def _setup(run_context: RunContext, part: SynthesizePart, folder: Path) -> EngineSetup:
+    """What an engine needs."""
+    card = run_context.target_card()
     if part.top_logprobs:
         bytes_per_token = top_bytes(part.top_logprobs, card.vocab_rows)
         gigabytes = bytes_per_token * _expected_completions(part) * part.max_new_tokens / 1e9
@@ -227,7 +232,7 @@ def _magpie_completions(setup: EngineSetup) -> Iterable[Completion]:
 def _evaluation_texts(run_context: RunContext, setup: EngineSetup) -> Iterator[Tokens]:
     """Texts that no training prompt may repeat: every held-out document, and every prompt of `leak_tasks`."""
     if run_context.recipe.corpus:
-        for source, card in read_card(run_context.folder / "tokenize", CorpusCard).sources.items():
+        for source, card in open_stage(run_context.folder / "tokenize", CorpusCard).sources.items():
             if card.held_out.tokens:
                 shards = run_context.shards(source, "held_out")
                 yield from (shards[first:end] for first, end in pairwise(shards.document_starts().tolist()))

@@ -22,9 +22,10 @@ from fastdraft.models.shape import DraftShape
 from fastdraft.pipeline.stage_result import StageResult
 from fastdraft.pipeline.validation import open_validation
 from fastdraft.synthesize.completion_store import CompletionStore
+from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.synthesize.training_sequences import CompletionSequences, TeacherCompletionSequences
 from fastdraft.system import processes
-from fastdraft.system.cards import read_card
+from fastdraft.system.cards import open_stage
 from fastdraft.system.errors import CorpusError, ShardError
 from fastdraft.system.files import write_json
 from fastdraft.train import trackers
@@ -74,7 +75,7 @@ def make_draft(name: str, run_context: RunContext, folder: Path) -> StageResult:
 def _note_data(run_context: RunContext, part: TrainPart, folder: Path) -> None:
     """Write data.json, the digests of the shards; ShardError if a resumed phase would continue with other shards."""
     names, file = [name for name in part.mix if name != "synthetic"], folder / "data.json"
-    sources = read_card(run_context.folder / "tokenize", CorpusCard).sources if names else {}
+    sources = open_stage(run_context.folder / "tokenize", CorpusCard).sources if names else {}
     digests = {name: sources[name].train.digest for name in names}
     resumed = file.is_file() and any(folder.glob("checkpoint-*"))
     before = json.loads(file.read_text()) if resumed else digests
@@ -117,6 +118,7 @@ def _rows(run_context: RunContext, part: TrainPart) -> dict[str, Sequences]:
         name: ShardSequences(run_context.shards(name, "train"), length) for name in part.mix if name != "synthetic"
     }
     if "synthetic" in part.mix:
+        open_stage(run_context.folder / "synthesize", CompletionsCard)  # checks the files
         store = CompletionStore(run_context.folder / "synthesize" / "completions")
         rows["synthetic"] = (
             _recorded(store, part)

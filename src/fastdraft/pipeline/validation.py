@@ -32,7 +32,7 @@ from fastdraft.synthesize.engine_transformers import complete
 from fastdraft.synthesize.leaks import Leaks
 from fastdraft.synthesize.prompts import assign_sampling, document_prompts
 from fastdraft.system import processes
-from fastdraft.system.cards import Card, read_card
+from fastdraft.system.cards import Card, open_stage
 from fastdraft.system.errors import CorpusError
 from fastdraft.system.precision import Precision
 
@@ -45,6 +45,7 @@ class ValidationCard(Card):
     """The validation completions of a run: for each task their keys in `completions/`; what the target computed in."""
 
     kind: ClassVar[str] = "validation"
+    refills: ClassVar[bool] = True
     precision: Precision
     tasks: dict[str, tuple[str, ...]]
 
@@ -104,7 +105,7 @@ def open_validation(run_context: RunContext) -> Validation | None:
     part, folder = run_context.recipe.evaluate, run_context.folder / "validation"
     if part is None or not part.validation_prompts:
         return None
-    keys = {task: of_task for task, of_task in read_card(folder, ValidationCard).tasks.items() if of_task}
+    keys = {task: of_task for task, of_task in open_stage(folder, ValidationCard).tasks.items() if of_task}
     if not keys:
         return None
     store, mine = CompletionStore(folder / "completions"), slice(processes.rank(), None, processes.world_size())

@@ -61,6 +61,7 @@ class ExportCard(Card):
     """
 
     kind: ClassVar[str] = "export"
+    left_out: ClassVar[tuple[str, ...]] = ("README.md", "recipe.yaml", "LICENSE*", "NOTICE*", "USE_POLICY*")
     format: str
     weights: str
     draft: str

@@ -24,6 +24,8 @@ class CompletionsCard(Card):
     """
 
     kind: ClassVar[str] = "completions"
+    left_out: ClassVar[tuple[str, ...]] = ("engine/*",)  # the target in an engine's format
+    refills: ClassVar[bool] = True
     completions: int
     tokens: int
     engine: str = "transformers"

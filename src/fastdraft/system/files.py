@@ -21,6 +21,8 @@ from fastdraft.system.errors import DiskFull, RunError
 # Names that no user gives a file: what has them is FastDraft's own, and is removed. A user's backup `recipe.yaml.old`
 # stays.
 PART, OLD = ".fastdraft-part", ".fastdraft-old"
+# The key of a stage: the digest of its inputs.
+KEY = re.compile("[0-9a-f]{16}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|iostream error")
 
@@ -119,16 +121,47 @@ def claim(folder: Path, key: str) -> str | None:
     If the folder has the same key, the work in it continues. A folder with another key is moved to `stale/`, next to
     it, and its new name is returned.
     """
-    key_file, moved = folder / "key", None
-    if folder.exists():
-        if key_file.is_file() and key_file.read_text(errors="replace") == key:
-            return None
-        names = (f"stale/{folder.name}-{number}" for number in count())
-        moved = next(name for name in names if not (folder.parent / name).exists())
-        (folder.parent / "stale").mkdir(exist_ok=True)
-        folder.rename(folder.parent / moved)
-    with atomic_write(key_file) as part:
+    if stored_key(folder) == key:
+        return None
+    moved = _move_to_stale(folder)
+    with atomic_write(folder / "key") as part:
         part.write_text(key)
+    return moved
+
+
+def restore(folder: Path, key: str) -> str | None:
+    """Bring the work with this key back from `stale/`, and return its name there; None if there is none.
+
+    A folder with another key is moved to `stale/` first.
+    """
+    earlier = [path for path in (folder.parent / "stale").glob(f"{folder.name}-*") if stored_key(path) == key]
+    if stored_key(folder) == key or not earlier:
+        return None
+    _move_to_stale(folder)
+    earlier[0].rename(folder)
+    return f"stale/{earlier[0].name}"
+
+
+def stored_key(folder: Path) -> str | None:
+    """The key of the work in a stage's folder; None if it has none."""
+    file = folder / "key"
+    return file.read_text(errors="replace") if file.is_file() else None
+
+
+def _move_to_stale(folder: Path) -> str | None:
+    """Move a folder to the first free name in `stale/`, next to it, and return it; None if nothing was in the folder.
+
+    A folder that holds nothing but the key of a stage is removed.
+    """
+    if not folder.exists():
+        return None
+    if [path.name for path in folder.iterdir()] == ["key"] and KEY.fullmatch(stored_key(folder) or ""):
+        remove(folder, inside=folder.parent)
+        return None
+    names = (f"stale/{folder.name}-{number}" for number in count())
+    moved = next(name for name in names if not (folder.parent / name).exists())
+    (folder.parent / "stale").mkdir(exist_ok=True)
+    folder.rename(folder.parent / moved)
     return moved
 
 
