@@ -18,8 +18,6 @@ NAMES = [stage.name for stage in STAGES]
 # Phases several times as long as the interval between checkpoints.
 LONG = ["pretrain.train_tokens=20_000", "continue.train_tokens=20_000", "align.train_tokens=10_000"]
 LONG += [f"{phase}.checkpoint_seconds=0.2" for phase in ("pretrain", "continue", "align")]
-# With 11 sampled prompts the intervals of the verification are unreliable, and one such run failed (see
-# evaluation/verification.py).
 VERIFIED = ["evaluate.prompts=23", "evaluate.verify_prompts=23"]
 # Real decoding takes four fifths of the time of a tiny pipeline.
 NOT_VERIFIED = ["evaluate.verify_prompts=0"]
@@ -163,6 +161,11 @@ def test_a_rerun_stage_moves_the_old_one_to_stale(finished_run, fastdraft):
     assert [note.partition(":")[0] for note in notes] == ["align", "evaluate"]  # and no warning
     assert "stale/align-0" in notes[0]
     assert commands(run)[-1]["command"].endswith("run recipe.yaml align.learning_rate=0.002 evaluate.verify_prompts=0")
+    ended = fastdraft("run", "recipe.yaml")  # the change is undone: both stages are found again
+    assert ended.code == 0, ended.err
+    assert (ran(commands(run)[-1]), cards(run)) == ([], before)
+    assert sorted(path.name for path in (run / "stale").iterdir()) == ["align-1", "evaluate-1"]
+    assert [note.partition(":")[0] for note in commands(run)[-1]["notes"]] == ["align", "evaluate"]
 
 
 def test_the_manifest_records_commands_and_versions(finished_run, fastdraft):

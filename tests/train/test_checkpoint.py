@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastdraft.system.errors import CheckpointError, DiskFull
+from fastdraft.system.stage_files import digest_of
 from fastdraft.train import checkpoint
 from fastdraft.train import optimizers as optimizers_module
 from fastdraft.train.loop import train
@@ -143,6 +144,7 @@ DAMAGES = {
     "no progress": lambda folder: (folder / "state.json").write_text(
         json.dumps(json.loads((folder / "state.json").read_text()) | {"progress": {"step": 4}})
     ),
+    "brackets": lambda folder: (folder / "state.json").write_text("[" * 100_000),
     "nothing in it": lambda folder: [file.unlink() for file in folder.iterdir()],
 }
 
@@ -174,6 +176,16 @@ def test_a_damaged_checkpoint_does_not_displace_an_undamaged_one(make_phase, tra
     with pytest.warns(UserWarning, match="damaged"):
         train_until(make_phase(stopped), 6, checkpoints={5})
     assert checkpoints(stopped) == [4, 5]
+
+
+@pytest.mark.parametrize("version", [None, 0, checkpoint.VERSION + 1, "one"])
+def test_a_checkpoint_of_another_version_is_refused(make_phase, stopped, version):
+    """It is not called damaged, and the one before it is not used."""
+    file = stopped / "checkpoint-00000006" / "state.json"
+    state = json.loads(file.read_text()) | {"version": version}
+    file.write_text(json.dumps({key: value for key, value in state.items() if value is not None}))
+    with pytest.raises(CheckpointError, match=f"checkpoint-00000006 is of version {version or 0} .*, wanted version"):
+        train(make_phase(stopped))
 
 
 def test_training_stops_if_every_checkpoint_is_damaged(make_phase, stopped):
@@ -246,7 +258,7 @@ def test_missing_weights_are_refused(make_phase, make_model, tmp_path, tied):
     saved.pop("model.layers.1.mlp.up_proj.weight")
     save_file(saved, path)
     state = json.loads((path.parent / "state.json").read_text())
-    state["digests"][path.name] = checkpoint._digest(path)
+    state["digests"][path.name] = digest_of(path)
     (path.parent / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"1 weights differ.*up_proj.weight\n  do: remove"):
         checkpoint.restore(tmp_path, restored, optimizers)

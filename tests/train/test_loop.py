@@ -1,6 +1,7 @@
 """The training loop: the gradient of the whole batch, one metrics line per step, a stop before a non-finite step."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,18 @@ def gradient_step(phase):
     sgd = torch.optim.SGD(phase.model.parameters(), lr=1.0)
     loop._step(replace(begin(phase), optimizers={"adamw": sgd}), 0)
     return [old - new.detach() for old, new in zip(before, phase.model.parameters(), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "validated"),
+    [(0.01, range(1, 12)), (1, range(1, 12)), (1.01, [2, 4, 6, 8, 10, 11]), (3, [3, 6, 9, 11]), (40, [11])],
+)
+def test_validations_are_whole_steps_apart_and_never_closer_than_asked(make_phase, tmp_path, every_steps, validated):
+    """At most one per step, however large a step is, and one at the end."""
+    part = make_phase(tmp_path).part
+    step_tokens = part.batch_size * part.sequence_tokens
+    train(make_phase(tmp_path, held_out_every_tokens=math.ceil(every_steps * step_tokens)))
+    assert [line["step"] for line in lines(tmp_path) if "held_out_a_nats" in line] == [*validated]
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 5, 7])

@@ -361,7 +361,7 @@ def test_a_temperature_is_a_number_above_zero_or_per_sequence(value):
             ["align.teacher_logits=online", "align.on_policy=0.3", "align.teacher_fraction=0.5"],
             "on_policy needs teacher_fraction 1",
         ),
-        (["align.teacher_logits=online", "align.teacher_fraction=0"], r"align.teacher_fraction[^\0]*greater than 0"),
+        (["align.teacher_logits=online", "align.teacher_fraction=0"], r"align.teacher_fraction[^\0]*more than 0"),
     ],
 )
 def test_a_recipe_with_an_objective_that_lacks_its_data_is_refused(overrides, problem):

@@ -13,7 +13,7 @@ import typer
 from fastdraft.cli import completion
 from fastdraft.cli.choices import STAGES
 from fastdraft.cli.options import AsJson, Overrides, RecipePath, screen
-from fastdraft.system.errors import Stopped, VerificationError
+from fastdraft.system.errors import CardError, Stopped, VerificationError
 
 if TYPE_CHECKING:
     from fastdraft.config import Recipe
@@ -25,6 +25,8 @@ INTERRUPTED = 130
 
 Folder = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME.")]
 Until = Annotated[str | None, typer.Option(help="Stop after this stage.", autocompletion=completion.among(STAGES))]
+
+Verify = Annotated[bool, typer.Option("--verify", help="Read every file of the stages that are done, in full.")]
 
 
 @contextmanager
@@ -121,8 +123,12 @@ def _print_tables(recipe: Recipe, folder: Path, cards: dict[str, Card]) -> None:
         screen.print(terminal_run.usage(folder_of(recipe.target), folder / phases[-1] / "model"))
 
 
-def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJson = False) -> None:
-    """Print the state of each stage of a run."""
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the state of each stage of a run. With --verify: exit code 2 if a file is not as its card records it."""
     from fastdraft.config.resolve import resolve
     from fastdraft.pipeline.stages import recipe_file, states_of
 
@@ -132,3 +138,22 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: AsJs
     else:
         for name, state in states.items():
             print(f"{name:12} {state}")
+    if verify:
+        _verify(folder, [name for name, state in states.items() if state == "done"])
+
+
+def _verify(run: Path, stages: Sequence[str]) -> None:
+    """Check all files of these stages; CardError that names every damaged stage."""
+    from fastdraft.pipeline.run_stages import MAKERS
+    from fastdraft.system.cards import open_stage
+    from fastdraft.system.progress import log_line
+
+    problems = []
+    for name in stages:
+        try:
+            card = open_stage(run / name, MAKERS[name].card, whole=True)
+            log_line(f"{name}: {len(card.contents):,} files are as their card records them")
+        except CardError as error:
+            problems.append(str(error))
+    if problems:
+        raise CardError("\n".join(problems))

@@ -122,7 +122,8 @@ class TrainPart(Part):
     checkpoint_seconds: Annotated[Seconds, Mark.NO_RESULT] = Field(60, description="Seconds between checkpoints.")
     held_out_every_tokens: Total = Field(
         250_000,
-        description="Tokens between validations: held-out loss, and block efficiency on `evaluate.validation_prompts`.",
+        description="Tokens between validations, rounded up to whole steps: held-out loss, and block efficiency on "
+        "`evaluate.validation_prompts`.",
     )
     held_out_sequences: SampleSize = Field(32, description="Held-out sequences per source for the held-out loss.")
     keep: Literal["last", "best"] = Field(

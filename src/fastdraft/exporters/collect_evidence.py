@@ -19,7 +19,7 @@ from fastdraft.results.evaluation import EvaluationCard
 from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.completions_card import CompletionsCard
-from fastdraft.system.cards import FILE, Cost
+from fastdraft.system.cards import FILE, Cost, open_stage
 from fastdraft.system.manifest import read_commands
 from fastdraft.system.validation import read_json
 
@@ -41,6 +41,8 @@ def completions(origin: Origin, card: TargetCard) -> list[Completion]:
     run_card = origin.card("target", TargetCard)
     if origin.run is None or run_card is None or run_card.digest != card.digest:
         return []
+    if origin.card("evaluate", EvaluationCard) is not None:
+        open_stage(origin.run / "evaluate", EvaluationCard)  # checks the files
     return CompletionStore(origin.run / "evaluate" / "completions").read()
 
 

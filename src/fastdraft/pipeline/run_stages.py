@@ -87,7 +87,8 @@ def run_stages(
             _make(stage, run_context, manifest, keys[stage.name])
         else:
             continue
-        passed[stage.name] = open_stage(folder, card) if only in (None, stage.name) else read_card(folder, card)
+        used = only in (None, stage.name) or stage.name in _needs(stages, only)
+        passed[stage.name] = open_stage(folder, card) if used else read_card(folder, card)
     return passed
 
 

@@ -109,6 +109,7 @@ STAGES = (
         ("target", "tokenize"),
         lambda r: _phase(r, "pretrain", r.pretrain),
         reads=("validation",),
+        version=2,
         shared=True,
     ),
     Stage(
@@ -116,6 +117,7 @@ STAGES = (
         ("target", "tokenize", "pretrain"),
         lambda r: _phase(r, "continue", r.continue_),
         reads=("validation",),
+        version=2,
         shared=True,
     ),
     Stage(
@@ -129,6 +131,7 @@ STAGES = (
         ("target", "tokenize", "pretrain", "continue", "synthesize"),
         lambda r: _phase(r, "align", r.align),
         reads=("validation",),
+        version=2,
         shared=True,
     ),
     Stage(

@@ -2,8 +2,8 @@
 
 The main process writes full tensors, so that any number of processes can resume from them.
 
-A checkpoint is complete when its folder has its final name. state.json holds a digest of each other file. A damaged
-checkpoint is detected by it, and the one before is used.
+A checkpoint is complete when its folder has its final name. state.json holds the version of this format and a digest of
+each other file. A damaged checkpoint is detected by it, and the one before is used; another version is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,10 +23,13 @@ from fastdraft.system import processes
 from fastdraft.system.energy import Joules
 from fastdraft.system.errors import CheckpointError
 from fastdraft.system.files import OLD, PART, atomic_write, recover, remove
+from fastdraft.system.stage_files import digest_of
 from fastdraft.train.optimizers import OptimizerSet
 from fastdraft.train.parallel import full_tensor, shard_like
 
 KEPT = 2
+# Raise it when state.json or the names of tensors change.
+VERSION = 1
 FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -71,8 +73,8 @@ def _write(
         part.mkdir()
         save_file(weights, part / "model.safetensors")
         save_file(tensors, part / "optimizer.safetensors")
-        digests = {name: _digest(part / name) for name in FILES}
-        state = {"progress": asdict(progress), "optimizers": settings, "digests": digests}
+        digests = {name: digest_of(part / name) for name in FILES}
+        state = {"version": VERSION, "progress": asdict(progress), "optimizers": settings, "digests": digests}
         (part / "state.json").write_text(json.dumps(state))
     existing = _checkpoints(folder)
     last = existing[: existing.index(path) + 1][-KEPT:]  # one after `path` is damaged: training resumed before it
@@ -94,7 +96,8 @@ def load_weights(folder: Path, step: int, model: nn.Module) -> None:
 def restore(folder: Path, model: nn.Module, optimizers: OptimizerSet) -> Progress | None:
     """Load the newest undamaged checkpoint; None if there is no checkpoint.
 
-    CheckpointError if all checkpoints are damaged, or belong to another model or other optimizers.
+    CheckpointError if all checkpoints are damaged, or if the newest undamaged one is of another version of the format,
+    of another model or of other optimizers.
     """
     path = processes.on_rank0(lambda: _newest(folder))
     return _load(path, model, optimizers) if path else None
@@ -108,7 +111,7 @@ def _best_step(path: Path) -> int:
     """The best step recorded in a checkpoint; 0 if there is none or the checkpoint cannot be read."""
     try:
         return _progress(path).best_step
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
 
 
@@ -139,13 +142,20 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str | None:
+    """What is damaged in a checkpoint; None if nothing is. CheckpointError if it is of another version."""
     try:
         state = json.loads((path / "state.json").read_text())
+        if "progress" in state and state.get("version") != VERSION:
+            raise CheckpointError(
+                f"{path} is of version {state.get('version', 0)} of checkpoints, wanted version {VERSION}\n"
+                f"  do: go on with the release of FastDraft that wrote it, or remove {path.parent} to start this phase "
+                f"anew"
+            )
         Progress(**state["progress"])
         if not isinstance(state["optimizers"], dict):
             return "state.json has no optimizers"
-        changed = [name for name in FILES if _digest(path / name) != state["digests"][name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        changed = [name for name in FILES if digest_of(path / name) != state["digests"][name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{', '.join(changed)} changed or cut short" if changed else None
 
@@ -226,11 +236,3 @@ def _optimizer_state_dict(name: str, tensors: dict[str, Tensor], optimizer: Opti
                 value = shard_like(value, weight)
             state.setdefault(int(index), {})[field] = value
     return {"state": state, "param_groups": groups}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = xxhash.xxh3_64()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

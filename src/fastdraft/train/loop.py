@@ -45,6 +45,7 @@ class Phase:
     dtype: the precision, fp32, or bf16 by autocast. parallel: `ddp` or `fsdp`, used with several processes.
     measure: validation, called with the full model by all processes at once; its `block_efficiency` chooses the draft.
     trackers: opens the experiment trackers of a phase that has taken this many steps.
+    validation_steps: steps between validations, the fewest that take at least `held_out_every_tokens`.
     """
 
     name: str
@@ -61,11 +62,13 @@ class Phase:
     trackers: Callable[[int], Sequence[Any]] = lambda _: ()
     planned_steps: int = field(init=False)
     total_steps: int = field(init=False)
+    validation_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
-        steps = self.part.train_tokens / (self.part.batch_size * self.mixture.labels_per_sequence)
-        self.planned_steps = math.ceil(steps - 1e-6)  # labels_per_sequence is a rounded mean
+        step_tokens = self.part.batch_size * self.mixture.labels_per_sequence  # the latter is a rounded mean
+        self.planned_steps = math.ceil(self.part.train_tokens / step_tokens - 1e-6)
         self.total_steps = self.planned_steps
+        self.validation_steps = max(math.ceil(self.part.held_out_every_tokens / step_tokens - 1e-6), 1)
 
 
 @dataclass
@@ -140,9 +143,7 @@ def _run(training: Training, progress: Progress, bar: Bar, metrics: Metrics) -> 
                 seconds=time.monotonic() - start,
                 skipped=progress.skipped + ("skipped" in row),
             )
-            every = part.held_out_every_tokens
-            validation_due = progress.tokens // every > (progress.tokens - row["tokens"]) // every
-            if validation_due or progress.step == phase.total_steps:
+            if progress.step % phase.validation_steps == 0 or progress.step == phase.total_steps:
                 row |= held_out_loss(training) | _validate(training)
                 if "block_efficiency" in row:
                     progress = early_stopping.after_validation(progress, row["block_efficiency"], part)
