@@ -39,6 +39,10 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny, fastdraft):
         (["--engine", "vllm"], "--engine: found vllm"),
         (["demo", "nowhere-at-all/x", "--terminal"], "nowhere-at-all"),
         (["--terminal", "--prompt", " "], "the prompt is empty"),
+        (["--terminal", "--temperature", "nan"], "temperature: found nan"),
+        (["--terminal", "--device", "moon"], "device: found moon"),
+        (["--terminal", "--device", "meta"], "device: found meta"),
+        (["--host", "999.1.1.1"], "cannot serve on 999.1.1.1"),
     ],
 )
 def test_invalid_arguments_are_refused(fastdraft, arguments, message):

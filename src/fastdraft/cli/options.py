@@ -46,7 +46,7 @@ def parse_temperatures(arguments: list[str]) -> list[float]:
     """Temperatures written like `0,0.6`; RecipeError if one is invalid."""
     temperatures = []
     for piece in ",".join(arguments).split(","):
-        if not re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*", piece):
-            raise RecipeError(f"--temperature: found {piece}, wanted 0 or more\n  do: write it like 0,0.6")
+        if not re.fullmatch(r"\s*(\d{1,3}(?:\.\d*)?|\.\d+)\s*", piece):
+            raise RecipeError(f"--temperature: found {piece}, wanted 0 to 999\n  do: write it like 0,0.6")
         temperatures.append(float(piece))
     return temperatures

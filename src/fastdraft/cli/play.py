@@ -64,6 +64,7 @@ def play(
         raise PlayError(f"--engine: found {engine}, wanted {' or '.join(PLAYERS)}\n  do: choose one of them")
     if not terminal:
         need("gradio", page.EXTRA)
+        page.check_address(host, port)
     player = open_pair(target, draft, engine, device)
     if terminal:
         request = page.make_request(player, prompt, gamma, temperature, top_p, tokens)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
-from fastdraft.maths.sampling import warp
+from fastdraft.maths.sampling import draw_tokens, warp
 from fastdraft.maths.verification import Block as Verified
 from fastdraft.maths.verification import accept_greedy, accept_sampled
 from fastdraft.models.pretrained import cache_name
 from fastdraft.play.blocks import Block, Request, Side
 from fastdraft.synthesize.completions import SamplingParams
-from fastdraft.synthesize.token_sampling import draw_tokens
 
 
 class Transformers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from fastdraft.benchmark.bench_pair import context_tokens, engine_folder
@@ -20,6 +19,7 @@ from fastdraft.models.openvino import F32
 from fastdraft.play.blocks import Player
 from fastdraft.play.engine_openvino import OpenVino
 from fastdraft.play.engine_transformers import Transformers
+from fastdraft.system.torch_device import usable_device
 
 DEMO = "demo"
 # Engines of the playground, with their names in the compatibility rules.
@@ -32,8 +32,8 @@ LONGEST_TOKENS = 2048
 def open_pair(target_name: str, draft_name: str, engine: str, device: str | None) -> Player:
     """Open both models in an engine.
 
-    VocabularyMismatch if the draft does not fit the target, MissingExtra if the engine is not installed, DeviceError if
-    it does not have the device.
+    VocabularyMismatch if the draft does not fit the target, MissingExtra if the engine is not installed, DeviceError or
+    RecipeError if it does not have the device.
     """
     target = TargetPart(path=target_name)
     origin = packaged_draft() if draft_name == DEMO else draft_origin.origin_of(draft_name)
@@ -42,7 +42,7 @@ def open_pair(target_name: str, draft_name: str, engine: str, device: str | None
     tokenizer, eos = pretrained.open_tokenizer(target), frozenset(card.eos_ids)
     context = min(card.context_tokens, context_tokens(origin.folder))
     if engine == "transformers":
-        torch_device = torch.device(device or "cpu")
+        torch_device = usable_device(device or "cpu")
         target_model: PreTrainedModel = pretrained.open_model(target, torch_device)
         draft_model: PreTrainedModel = draft.open_draft(origin.folder, torch_device)
         return Transformers(target_model, draft_model, tokenizer, eos, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +21,7 @@ from fastdraft.system.optional_packages import need
 EXTRA = "play"
 LOOPBACK = "127.0.0.1"
 MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, MAX_WAITING, MAX_GAMMA = 512, 20_000, 64, 16
+MIN_TOP_P = 0.05
 # Each update sends both texts as a whole, so updates are limited to one per this interval.
 UPDATE_SECONDS = 0.05
 TITLES = {"plain": "Plain", "drafted": "With the draft"}
@@ -50,6 +52,11 @@ def make_request(
     player: Player, prompt: str, gamma: float, temperature: float, top_p: float, max_new_tokens: float
 ) -> Request:
     """A request from the values of the controls, with a random seed; PlayError if it cannot be decoded."""
+    wanted = {"gamma": (1, MAX_GAMMA, gamma), "temperature": (0, 2, temperature), "top-p": (MIN_TOP_P, 1, top_p)}
+    wanted["tokens"] = (1, player.context_tokens, max_new_tokens)
+    for name, (low, high, value) in wanted.items():
+        if not low <= value <= high:  # not a number either
+            raise PlayError(f"{name}: found {value:g}, wanted {low:g} to {high:,}\n  do: choose a number between them")
     if not prompt.strip():
         raise PlayError("the prompt is empty\n  do: write one")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
@@ -106,7 +113,7 @@ def build(pair: Pair) -> Any:
         with gradio.Row():
             gamma = gradio.Slider(1, MAX_GAMMA, 4, step=1, label="Gamma", info="drafted tokens per block")
             temperature = gradio.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy")
-            top_p = gradio.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1 keeps all tokens")
+            top_p = gradio.Slider(MIN_TOP_P, 1, 1, step=0.05, label="Top-p", info="1 keeps all tokens")
             tokens = gradio.Slider(1, MAX_NEW_TOKENS, 96, step=1, label="Tokens", info="length of the continuation")
         with gradio.Row():
             run = gradio.Button("Decode", variant="primary", elem_id="run")
@@ -145,6 +152,19 @@ def _click_handler(player: Player, gradio: Any) -> Any:
             raise gradio.Error(escape(f"{player.name} failed: {type(error).__name__}: {error}")) from error
 
     return answer
+
+
+def check_address(host: str, port: int | None) -> None:
+    """PlayError if no server can listen there. gradio itself would wait for minutes for a host that does not exist."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise PlayError(
+            f"cannot serve on {host}, port {port or 'any'}: {error}\n  do: choose another --host or --port"
+        ) from error
 
 
 def serve(pair: Pair, host: str, port: int | None, wait: bool = True) -> Any:

@@ -18,7 +18,7 @@ def usable_device(name: str) -> torch.device:
     try:
         device = default if name == "auto" else torch.device(name)
         if not processes.launched():
-            torch.empty(0, device=device)
+            torch.empty(0, device=device).cpu()  # tensors on `meta` hold no values
     # The class of the error differs between the devices that torch was built without.
     except (RuntimeError, AssertionError, ImportError) as error:
         raise RecipeError(
