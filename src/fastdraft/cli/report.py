@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -37,25 +40,35 @@ def report(
     accounts = [read_run(run, cards_only=compact) for run in runs]
     html = page.one(accounts[0]) if len(runs) == 1 else page.several(accounts, compact)
     path = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
-    with atomic_write(path) as part:
+    with _writable("--out", path), atomic_write(path) as part:
         part.write_text(html, encoding="utf-8")
     print(path)
     if png is not None:
         drawn = (
             figures.of_run(accounts[0]) if len(runs) == 1 else figures.of_runs(accounts, comparison.labels(accounts))
         )
-        for picture in write_pngs(drawn, png):
-            print(picture)
+        with _writable("--png", png):
+            pictures = write_pngs(drawn, png)
+        print(*pictures, sep="\n")
     if show:
         webbrowser.open(path.resolve().as_uri())
+
+
+@contextmanager
+def _writable(option: str, path: Path) -> Iterator[None]:
+    """RunError, which names the option, instead of the system's error if a path cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{option}: {path} cannot be written: {error.strerror}\n  do: name another path") from error
 
 
 def _check(runs: list[Path], out: Path | None, png: Path | None) -> None:
     """RunError for invalid arguments, MissingExtra for missing packages, before anything is read."""
     if len(runs) > MAX_RUNS:
         raise RunError(f"report: found {len(runs):,} runs, wanted at most {MAX_RUNS:,}\n  do: name fewer of them")
-    paths = [run.resolve() for run in runs]
-    if duplicates := [str(run) for run in runs if paths.count(run.resolve()) > 1]:
+    paths = list(map(os.path.realpath, runs))  # Path.resolve raises an error for a looping link
+    if duplicates := [str(run) for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
         raise RunError(f"report: {min(duplicates)} is named twice\n  do: name each run once")
     if out is not None and out.is_dir():
         raise RunError(f"--out: {out} is a folder, wanted a file\n  do: name another")

@@ -8,16 +8,16 @@ Dimensions: B completions, N tokens of one, V vocabulary.
 
 from __future__ import annotations
 
-import json
+import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -29,8 +29,8 @@ from fastdraft.synthesize.completions import Completion
 from fastdraft.synthesize.rescore import completion_logits
 from fastdraft.system.errors import CardError
 from fastdraft.system.files import atomic_write, write_json
+from fastdraft.system.validation import read_json
 
-VERSION = 1
 TEXTS, ACCEPTANCES = "marked.json", "acceptances.npz"
 ACCEPTED, CORRECTED, BONUS = "a", "c", "b"
 TEXTS_PER_KIND = 3  # best, typical and worst texts
@@ -87,7 +87,7 @@ class MarkedTask(Result):
 class Marked(Result):
     """All tasks with the draft of one phase; `seed` decides the marks of sampled texts."""
 
-    version: int = VERSION
+    version: Literal[1] = 1
     stage: str
     seed: int
     tasks: tuple[MarkedTask, ...]
@@ -143,27 +143,28 @@ def read_marked(folder: Path) -> Marked | None:
     path = folder / TEXTS
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
-            raise CardError(f"{path} is of version {content['version']}, wanted {VERSION}\n  do: evaluate again")
-        return Marked.model_validate(content)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise CardError(
-            f"{path} cannot be read as marked texts ({type(error).__name__})\n  do: evaluate again"
-        ) from error
+    return read_json(path, Marked, "a file of marked texts", "evaluate again")
 
 
 def read_acceptances(folder: Path, result: TaskResult) -> tuple[list[str], Acceptances] | None:
-    """The keys of a result's completions, and their acceptances; None if they were not kept."""
+    """The keys of a result's completions, and their acceptances; None if they were not kept.
+
+    CardError if the file is damaged.
+    """
     path, prefix = folder / ACCEPTANCES, _array_prefix(result)
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        if f"{prefix}/keys" not in arrays:
-            return None
-        keys, lengths_B = arrays[f"{prefix}/keys"].tolist(), arrays[f"{prefix}/lengths"]
-        rows = np.split(arrays[f"{prefix}/accept"].astype(np.float64), np.cumsum(lengths_B)[:-1])
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if f"{prefix}/keys" not in arrays:
+                return None
+            keys, lengths_B = arrays[f"{prefix}/keys"].tolist(), arrays[f"{prefix}/lengths"].astype(np.int64)
+            accept_X = arrays[f"{prefix}/accept"].astype(np.float64)
+        if not len(keys) == len(lengths_B) == result.prompts or lengths_B.min() < 1 or lengths_B.sum() != len(accept_X):
+            raise ValueError("its arrays do not fit together")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise CardError(f"{path} is damaged: {error}\n  do: evaluate again") from error
+    rows = np.split(accept_X, np.cumsum(lengths_B)[:-1])
     accept_BN = torch.zeros(len(rows), int(lengths_B.max()), dtype=torch.float64)
     for index, accept_N in enumerate(rows):
         accept_BN[index, : len(accept_N)] = torch.from_numpy(accept_N)

@@ -9,6 +9,7 @@ from fastdraft.evaluation.comparison import ScoredDraft, compare
 from fastdraft.evaluation.marked_tokens import read_acceptances
 from fastdraft.report.run_data import RunData
 from fastdraft.results.evaluation import Comparison, TaskResult
+from fastdraft.system.errors import CardError
 
 # The defaults of `evaluate.bootstrap_resamples` and of a recipe's `seed`.
 RESAMPLES, SEED = 1000, 7
@@ -54,8 +55,11 @@ def _difference(name: str, first: RunData, first_result: TaskResult, run: RunDat
     result = next((r for r in run.last_results if setting(r) == setting(first_result)), None)
     if result is None:
         return not_paired("not measured in this run")
-    acceptances = read_acceptances(run.folder / "evaluate", result)
-    first_acceptances = read_acceptances(first.folder / "evaluate", first_result)
+    try:
+        acceptances = read_acceptances(run.folder / "evaluate", result)
+        first_acceptances = read_acceptances(first.folder / "evaluate", first_result)
+    except CardError as error:
+        return not_paired(str(error).splitlines()[0])
     if acceptances is None or first_acceptances is None:
         without = first if first_acceptances is None else run
         return not_paired(f"{without.name} kept no acceptances: compare the intervals, or evaluate it again")

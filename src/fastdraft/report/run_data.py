@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from fastdraft.config.resolve import resolve
 from fastdraft.evaluation.marked_tokens import Marked, read_marked
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.pretrained import digest
@@ -22,7 +23,7 @@ from fastdraft.results.bench import BenchResult, read_bench
 from fastdraft.results.evaluation import EvaluationCard, TaskResult
 from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system.cards import FILE, Card, read_card
-from fastdraft.system.errors import CardError, TargetError
+from fastdraft.system.errors import CardError, RecipeError, TargetError
 from fastdraft.system.manifest import Command, read_commands
 
 # A line of resolved.yaml: `key: value  # origin`.
@@ -127,6 +128,7 @@ def read_run(folder: Path, cards_only: bool = False) -> RunData:
     """Read a run; with `cards_only`, no metrics, marked texts, benches or commands. RunError if there is no run."""
     recipe = recipe_file(folder)
     notes: list[str] = []
+    _or_note(partial(resolve, recipe), notes)
     settings = tuple(_settings(recipe.read_text(encoding="utf-8", errors="replace")))
     names = _stage_names(settings)
     stages = tuple(_stage_state(folder, name, maker.card, notes) for name, maker in MAKERS.items() if name in names)
@@ -173,10 +175,9 @@ def _or_note(read: Callable[[], Content], notes: list[str]) -> Content | None:
     """What `read` returns; None, and a note, if the file is damaged or of another version."""
     try:
         return read()
-    except (CardError, TargetError) as error:
-        found, *problems = str(error).splitlines()[:2]
-        reason = "" if not problems or problems[0].startswith("  do: ") else problems[0]
-        notes.append(f"{found}{reason}; it is left out")
+    except (CardError, TargetError, RecipeError) as error:
+        found, problem = str(error).splitlines()[:2]
+        notes.append(f"{found}{'' if problem.startswith('  do: ') else problem}; what it lacks is left out")
         return None
 
 
