@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from fastdraft import init
 from fastdraft.config import Recipe, TargetPart, TrainPart
 from fastdraft.config.resolve import resolve
+from fastdraft.maths.acceptance import t_quantile
 from fastdraft.models.architecture import parameters
 from fastdraft.models.draft import DraftCard
 from fastdraft.models.pretrained import open_config
@@ -79,8 +80,6 @@ SIBLINGS: dict[str, dict[str, Any]] = {
 }
 # Parameters of the target per parameter of the draft.
 PAIRS = {"Llama-3.1-8B / 150M": 8030 / 150, "Phi-3-mini / 50M": 3821 / 50, "Phi-3-mini / 120M": 3821 / 120}
-# The 97.5 % quantile of Student's t by the number of seeds.
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45}
 
 # The keys that an arm changes. Keys that are not recipe keys:
 #   earlier.KEY: KEY of every phase before alignment that the recipe has
@@ -378,7 +377,7 @@ def interval(values: list[float], form: str = "{:.3f}") -> str:
     middle = form.format(mean(values))
     if len(values) < 2:
         return middle
-    half = STUDENT.get(len(values), 1.96) * stdev(values) / sqrt(len(values))
+    half = t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
     return f"{middle} [{form.format(mean(values) - half)}, {form.format(mean(values) + half)}]"
 
 

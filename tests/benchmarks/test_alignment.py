@@ -57,7 +57,7 @@ def test_every_arm_is_a_recipe_of_the_same_tokens_and_shape(alignment, target, f
 def test_a_token_of_the_target_costs_a_third_of_the_ratio(alignment):
     run = alignment.Run("demo", "kl", 7, (), trained=1000, read_by_target=300, written_by_target=60, seconds=1.0)
     assert run.cost(50) == pytest.approx(1000 + 360 * 2 * 50 / 6)
-    assert alignment.interval([1.0, 2.0, 3.0]) == "2.000 [-0.483, 4.483]"
+    assert alignment.interval([1.0, 2.0, 3.0]) == "2.000 [-0.484, 4.484]"
 
 
 def test_a_distribution_of_some_rows_or_of_a_sibling_costs_its_fraction(alignment):

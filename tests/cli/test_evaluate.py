@@ -207,6 +207,22 @@ def test_a_recipe_is_evaluated_as_a_stage(finished_run, fastdraft):
     assert fastdraft("evaluate", "recipe.yaml", "seed=12").code == 2, "its other stages are not done with this seed"
 
 
+def test_a_disagreement_in_the_card_of_a_run_is_shown_and_the_exit_code_is_1(finished_run, fastdraft):
+    path = finished_run / "runs" / "tiny" / "evaluate" / "card.json"
+    card = json.loads(path.read_text())
+    (task, (first, *more)), *others = card["verified"].items()
+    wrong = first | {"disagreements": ["31 target forwards, one pass expects 20.0"]}
+    path.write_text(json.dumps(card | {"verified": {task: [wrong, *more], **dict(others)}}))
+    ended = fastdraft("run", "recipe.yaml")
+    check_refused(ended, "VerificationError", f"first in {task}, greedy: 31 target forwards", code=1)
+    assert "best gamma" in ended.out
+    assert "Verification" in ended.out
+    assert ended.out.count("31 target forwards") == 1
+    path.write_text(json.dumps(card | {"verified": {}}))  # as with `evaluate.verify_prompts: 0`
+    ended = fastdraft("run", "recipe.yaml")
+    assert (ended.code, "best gamma" in ended.out, "Verification" in ended.out) == (0, True, False)
+
+
 def test_completions_are_kept_for_the_next_draft(folder, fastdraft):
     """Without --keep they are in the user's cache, under the target's digest."""
     command = ("evaluate", DRAFT, *PROMPTS, "--temperature", 0, "--gammas", 1, "--json")

@@ -1,11 +1,12 @@
-"""`warp` gives the distribution that transformers samples from."""
+"""`warp` gives the distribution that transformers samples from, and `draw_tokens` draws from it."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from fastdraft.maths.sampling import warp
+from fastdraft.maths.sampling import draw_tokens, warp
 
 B, T, V = 2, 3, 17
 
@@ -83,3 +84,30 @@ def test_limits_outside_their_range_are_refused() -> None:
         warp(torch.zeros(V), 1.0, top_p=0)
     with pytest.raises(ValueError, match=r"top_p is 1\.5"):
         warp(torch.zeros(V), 1.0, top_p=1.5)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 131, 257])
+def test_a_token_is_drawn_by_the_cumulative_sum(vocabulary: int) -> None:
+    rng = np.random.default_rng(3)
+    p_BV = torch.from_numpy(rng.random((97, vocabulary)) * (rng.random((97, vocabulary)) < 0.3)).float()
+    p_BV[:, 2] += 0.1
+    p_BV /= p_BV.sum(-1, keepdim=True)
+    coin_B = torch.from_numpy(rng.random(97))
+    sums_BV = p_BV.double().cumsum(-1)
+    expected_B = (sums_BV <= coin_B[:, None] * sums_BV[:, -1:]).sum(-1)
+    assert draw_tokens(p_BV, coin_B).tolist() == expected_B.tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 131])
+def test_the_smallest_and_largest_coin_draw_tokens_of_nonzero_probability(vocabulary: int) -> None:
+    p_BV = torch.zeros(2, vocabulary)
+    p_BV[:, [1, 3]] = 0.5
+    coin_B = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert draw_tokens(p_BV, coin_B).tolist() == [1, 3]
+    assert draw_tokens(p_BV, torch.ones(2, dtype=torch.float64)).tolist() == [3, 3], "a coin rounded up to 1"
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 131])
+def test_tokens_drawn_from_nan_are_in_the_vocabulary(vocabulary: int) -> None:
+    p_BV = torch.full((2, vocabulary), torch.nan)
+    assert (draw_tokens(p_BV, torch.tensor([0.0, 0.9])) < vocabulary).all()

@@ -99,11 +99,12 @@ def test_a_text_longer_than_the_context_is_an_error(target: LlamaForCausalLM) ->
         generate(target, PROMPTS[:1], SamplingParams(0), 95, NO_EOS, coins(1, 95))
 
 
-def test_nan_logits_are_an_error(tiny_llama: Callable[..., LlamaForCausalLM]) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(1.0), SamplingParams(0.7, 13, 0.9)])
+def test_nan_logits_are_an_error(tiny_llama: Callable[..., LlamaForCausalLM], sampling: SamplingParams) -> None:
     broken = tiny_llama(7)
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     with pytest.raises(TargetError, match="logits are NaN"):
-        generate(broken, PROMPTS, SamplingParams(0), 3, NO_EOS, coins(5, 3))
+        generate(broken, PROMPTS, sampling, 3, NO_EOS, coins(5, 3))
 
 
 # --- complete: requests, batches, the store

@@ -7,7 +7,6 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.generate import generate
-from fastdraft.synthesize.token_sampling import draw_tokens
 
 PROMPTS = [np.arange(length) * 7 % 131 for length in (1, 11, 5, 1, 7, 2, 29, 3)]
 NO_EOS: frozenset[int] = frozenset()
@@ -63,24 +62,3 @@ def test_a_target_with_sliding_window_uses_its_own_cache(sampling):
         else:
             logp_N = logits_NV.log_softmax(-1).gather(1, text[len(prompt) :, None])[:, 0]
             np.testing.assert_allclose(written.logp, logp_N.numpy(), atol=1e-4)
-
-
-@pytest.mark.parametrize("vocabulary", [5, 64, 131, 257])
-def test_a_token_is_drawn_by_the_cumulative_sum(vocabulary):
-    rng = np.random.default_rng(3)
-    p_BV = torch.from_numpy(rng.random((97, vocabulary)) * (rng.random((97, vocabulary)) < 0.3)).float()
-    p_BV[:, 2] += 0.1
-    p_BV /= p_BV.sum(-1, keepdim=True)
-    coin_B = torch.from_numpy(rng.random(97))
-    sums_BV = p_BV.double().cumsum(-1)
-    expected_B = (sums_BV <= coin_B[:, None] * sums_BV[:, -1:]).sum(-1)
-    assert draw_tokens(p_BV, coin_B).tolist() == expected_B.tolist()
-
-
-@pytest.mark.parametrize("vocabulary", [5, 64, 131])
-def test_the_smallest_and_largest_coin_draw_tokens_of_nonzero_probability(vocabulary):
-    p_BV = torch.zeros(2, vocabulary)
-    p_BV[:, [1, 3]] = 0.5
-    coin_B = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert draw_tokens(p_BV, coin_B).tolist() == [1, 3]
-    assert draw_tokens(p_BV, torch.ones(2, dtype=torch.float64)).tolist() == [3, 3], "a coin rounded up to 1"

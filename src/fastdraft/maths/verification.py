@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdraft.maths.sampling import draw_tokens
+
 
 class Block(NamedTuple):
     """The number of accepted drafted tokens, and the ids the target emits: the accepted ones and one of its own."""
@@ -38,7 +40,7 @@ def accept_sampled(p_G1V: Tensor, q_GV: Tensor, draft_G: Tensor, coin_G1: Tensor
     q_G = q_GV.gather(1, draft_G[:, None]).squeeze(1)
     accepted = _leading_true(coin_G1[:-1] * q_G < p_G)
     probs_V = p_G1V[-1] if accepted == len(draft_G) else residual(p_G1V[accepted], q_GV[accepted])
-    return Block(accepted, torch.cat([draft_G[:accepted], _inverse_cdf(probs_V, coin_G1[-1:])]))
+    return Block(accepted, torch.cat([draft_G[:accepted], draw_tokens(probs_V[None], coin_G1[-1:])]))
 
 
 def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
@@ -52,9 +54,3 @@ def residual(p_V: Tensor, q_V: Tensor) -> Tensor:
 def _leading_true(accepted_G: Tensor) -> int:
     """The number of true entries before the first false one."""
     return int(accepted_G.long().cumprod(0).sum())
-
-
-def _inverse_cdf(probs_V: Tensor, coin: Tensor) -> Tensor:
-    """(1) the token at which the cumulative distribution first exceeds the coin; never one of probability 0."""
-    cdf_V = probs_V.double().cumsum(0)
-    return (cdf_V <= coin.double() * cdf_V[-1]).sum(0, keepdim=True)

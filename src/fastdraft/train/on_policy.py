@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fastdraft.data.order import IGNORED, Batch
+from fastdraft.maths.sampling import draw_tokens
 from fastdraft.models.pretrained import cache_name
 from fastdraft.train.sampling_rng import uniform_draws
 
@@ -46,9 +47,7 @@ def _generate(model: PreTrainedModel, text_BT: Tensor, prompt_B: Tensor, coin_BT
     inputs_BT = text_BT[:, :start]
     for position in range(start, text_BT.shape[1]):
         output = model(input_ids=inputs_BT, use_cache=True, logits_to_keep=1, **{name: cache})
-        cdf_BV = output.logits[:, -1].float().softmax(-1).double().cumsum(-1)
-        # Inverse transform sampling: the token at which the cumulative distribution first exceeds the coin.
-        sampled_B = (cdf_BV <= coin_BT[:, position, None] * cdf_BV[:, -1:]).sum(-1)
+        sampled_B = draw_tokens(output.logits[:, -1].float().softmax(-1), coin_BT[:, position])
         text_BT[:, position] = text_BT[:, position].where(prompt_B > position, sampled_B)
         inputs_BT, cache = text_BT[:, position : position + 1], output[name]
     model.train(training)
