@@ -27,9 +27,12 @@ TIMED = ("seconds", "tokens_per_second", "mfu", "memory_bytes")
 
 
 def cards(folder: Path) -> dict[str, dict[str, object]]:
-    """The cards of the stages, without their costs."""
-    contents = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/card.json")}
-    return {name: {key: value for key, value in card.items() if key != "cost"} for name, card in contents.items()}
+    """The cards of the stages, without their costs and shards of completions, which depend on where a run stopped."""
+    cards = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/card.json")}
+    for card in cards.values():
+        del card["cost"]
+        card["contents"] = {name: of for name, of in card["contents"].items() if not name.endswith(".parquet")}
+    return cards
 
 
 def metrics(folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -216,6 +219,24 @@ def test_kills_at_any_moment_change_nothing(tiny, fastdraft):
         assert (killed / weights).read_bytes() == (calm / weights).read_bytes()
     assert [*killed.rglob("*.fastdraft-part"), *killed.rglob("*.fastdraft-old")] == []
     assert not (killed / "stale").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [("tokenize", "corpus.text.held_out_fraction=0.25"), ("synthesize", "synthesize.max_prompt_tokens=6")],
+)
+def test_a_kill_and_a_changed_key_and_back_end_as_a_calm_run(finished, tiny, fastdraft, stage, change):
+    keys = ["--until", stage]
+    assert stop(fastdraft, tiny / RUN, keys, stage, 0.03, signal.SIGKILL).code in (0, -signal.SIGKILL)
+    other = fastdraft("run", "recipe.yaml", change, *keys)
+    assert other.code == 0, other.err
+    ended = fastdraft("run", "recipe.yaml", *keys)
+    assert ended.code == 0, ended.err
+    calm = cards(finished / RUN)
+    assert cards(tiny / RUN) == {name: calm[name] for name in NAMES[: NAMES.index(stage) + 1]}
+    assert list((tiny / RUN / "stale").glob(f"{stage}-*"))
+    assert [*(tiny / RUN).rglob("*.fastdraft-part"), *(tiny / RUN).glob("*/*.attempts")] == []
 
 
 @pytest.mark.slow
