@@ -34,6 +34,6 @@ def test_a_weight_that_half_precision_cannot_hold(draft_of, tmp_path):
     with torch.no_grad():
         model.model.norm.weight[3] = 7e4
     model.save_pretrained(folder)
-    with pytest.raises(ExportError, match="a weight of 7e\\+04 in .*, fp16 holds at most .*\n  do: --weights bf16"):
+    with pytest.raises(ExportError, match="7e\\+04, fp16 holds at most .*\n  do: --weights bf16"):
         export_huggingface(folder, tmp_path / "out", "fp16")
     export_huggingface(folder, tmp_path / "out", "bf16")

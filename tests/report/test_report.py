@@ -206,6 +206,20 @@ def test_cards_of_another_version_become_notes(run):
     assert "evaluate is unreadable" in html
 
 
+@pytest.mark.parametrize("prompts", [0, 11])
+def test_a_disagreement_of_the_verification_is_shown_in_red(run, prompts):
+    def disagree(card):
+        (task, (first, *more)), *others = card["verified"].items()
+        wrong = first | {"disagreements": ["31 <target> forwards"]}
+        card["verified"] = {task: [wrong, *more], **dict(others)} if prompts else {}
+
+    assert 'class="wrong"' not in page.one(read_run(run))
+    edit(run / "evaluate" / "card.json", disagree)
+    html = page.one(read_run(run))
+    assert html.count('class="wrong"') == (2 if prompts else 0)
+    assert ("greedy: 31 &lt;target&gt; forwards" in html) == ("<h3>Verification" in html) == bool(prompts)
+
+
 def test_a_run_without_marked_texts(run):
     for name in ("marked.json", "acceptances.npz"):
         (run / "evaluate" / name).unlink()

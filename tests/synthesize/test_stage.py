@@ -175,7 +175,7 @@ def test_a_context_too_short_is_an_error_before_a_server_is_used(synthesized):
     synthesized(part)
     nobody = {"engine": "server", "server": {"urls": ["http://127.0.0.1:9/v1"], "model": "tiny"}}
     err = synthesized(part | nobody | {"max_new_tokens": 91}, code=2)
-    assert "a prompt and its completion take 98 tokens, the context of target holds 97\n  do: lower" in err
+    assert "max_new_tokens is 98, the context of target holds 97 tokens\n  do: lower" in err
 
 
 def test_the_table_shows_the_quality_report(finished):

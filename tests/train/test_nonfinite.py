@@ -150,7 +150,7 @@ def limit_memory():
 
 actions = {"": lambda: None, "exit": sys.exit, "limit memory": limit_memory}
 small.VOCABULARY = 4099  # logits of 57 MB
-settings |= {"batch_size": 500, "train_tokens": 4 * 500 * 7, "head_chunk_tokens": 10**6, "optimizer": "adamw"}
+settings |= {"batch_size": 500, "train_tokens": 4 * 500 * 7, "head_chunk_tokens": 65_536, "optimizer": "adamw"}
 phase = small.small_phase(Path(folder), **settings)
 phase = small.interrupt(phase, {2}, 3, actions[action])
 try:
