@@ -168,7 +168,7 @@ class RandomSequences:
 Step = Callable[[], None]
 
 
-def ours(model: PreTrainedModel, load: Load, device: torch.device, optimizer: str, precision: str) -> Step:
+def fastdraft_step(model: PreTrainedModel, load: Load, device: torch.device, optimizer: str, precision: str) -> Step:
     """A step of a phase as in the pipeline; compiled on accelerators, as in their recipes."""
     part = TrainPart(
         mix={"random": 1.0},
@@ -310,7 +310,7 @@ def serve(options: argparse.Namespace, load: Load, device: torch.device, clock: 
     if arm == "plain loop":
         step = plain(model, load, device, precision)
     else:
-        step = ours(model, load, device, "muon" if "Muon" in arm else "adamw", precision)
+        step = fastdraft_step(model, load, device, "muon" if "Muon" in arm else "adamw", precision)
     while True:
         wait_for_request()
         begun = clock()
