@@ -1,8 +1,8 @@
 """The files of a finished stage as its card records them: names, sizes and digests.
 
 They are checked whenever the stage is opened. A stage of up to 2 GiB is then read in full. In a larger one each file is
-sampled: its size, and 16 blocks of 64 KiB from head to tail. Reading a file in full runs at the speed of the disk, or
-at several GB/s from memory (docs/guarantees.md).
+sampled: its size, and 16 blocks of 64 KiB from head to tail, so that opening a stage reads at most 2 GiB, or 1 MiB for
+each of its files.
 """
 
 from __future__ import annotations
