@@ -207,7 +207,10 @@ def _load(parts: list[Path], config: PretrainedConfig, readers: list[GGUFReader]
         )
     if whole not in parts:
         remove(whole, inside=whole.parent)
-    return model
+    # Newer transformers call the dequantised model quantised, and do not save it.
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def _joined(readers: list[GGUFReader], destination: Path) -> Path:
