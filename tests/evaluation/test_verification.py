@@ -156,16 +156,16 @@ def test_texts_of_another_temperature_are_refused(pair: Verifier, completed: Cal
 def test_a_sampled_draft_that_differs_with_its_kv_cache_is_refused(
     pair: Verifier, perturbed: Callable[..., LlamaForCausalLM], completed: Callable
 ) -> None:
-    """A fifth of the drafted tokens are replaced, which costs a few percent of block efficiency."""
+    """Three in ten of the draft's cached predictions are wrong, which costs a tenth of block efficiency."""
     draft = perturbed(pair.target, 0.1, 3)
     rng = np.random.default_rng(5)
 
     def sometimes_wrong_with_a_cache(_model: object, _inputs: object, output: CausalLMOutputWithPast) -> None:
-        if output.get(cache_name(draft)) is not None and rng.random() < 0.2:
+        if output.get(cache_name(draft)) is not None and rng.random() < 0.3:
             output.logits = output.logits.roll(1, -1)
 
     draft.register_forward_hook(sometimes_wrong_with_a_cache)
-    prompts = [(np.arange(5) + i) % 131 for i in range(24)]
+    prompts = [(np.arange(5) + i) % 131 for i in range(61)]
     rows = completed(pair.target, prompts, SamplingParams(1.0), 23, EOS)
     assert verify(replace(pair, draft=draft), rows).disagreements
 

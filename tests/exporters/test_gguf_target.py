@@ -91,6 +91,18 @@ def test_the_model_that_is_opened_is_the_model_that_was_written(draft_of, tmp_pa
     assert [second.tokenizer(text).input_ids for text in PROBES] == [first.tokenizer(text).input_ids for text in PROBES]
 
 
+@pytest.mark.parametrize("weights", ["q8_0", "q4_0"])
+def test_the_weights_are_those_of_the_file_dequantised(draft_of, tmp_path, weights):
+    """In half precision, which holds them within 2^-11 of their size."""
+    file = exported(draft_of(), tmp_path, weights)
+    opened = pretrained.load(file, torch.float32).state_dict()
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    for name, weight in (("token_embd", "embed_tokens"), ("blk.1.ffn_down", "layers.1.mlp.down_proj")):
+        tensor = stored[f"{name}.weight"]
+        expected = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        torch.testing.assert_close(opened[f"model.{weight}.weight"], expected, rtol=2**-11, atol=1e-7)
+
+
 def test_a_sentencepiece_tokenizer_gives_the_same_ids(spoken, tmp_path):
     opened = pretrained.folder_of(exported(spoken, tmp_path))
     before, after = (pretrained.open_tokenizer(folder) for folder in (spoken, opened))

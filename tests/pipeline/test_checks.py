@@ -129,6 +129,18 @@ def test_no_command_uses_a_damaged_stage(finished_run, fastdraft, arguments, fil
     assert not list(finished_run.glob("runs/tiny/export/*"))
 
 
+def test_a_mistake_leaves_the_stages_in_stale_where_they_are(finished_run, fastdraft):
+    """Also those that the recipe, without the mistake, would bring back."""
+    (finished_run / RUN / "stale").mkdir()
+    (finished_run / RUN / "target").rename(finished_run / RUN / "stale/target-0")
+    ended = fastdraft("run", "recipe.yaml", "corpus.text.path=nowhere")
+    assert (ended.code, "nowhere" in ended.err) == (2, True), ended.err
+    assert (finished_run / RUN / "stale/target-0/card.json").is_file()
+    assert not (finished_run / RUN / "target").exists()
+    assert fastdraft("run", "recipe.yaml").code == 0
+    assert (finished_run / RUN / "target/card.json").is_file()
+
+
 def test_a_lost_shard_of_completions_is_made_again(finished_run, monkeypatch):
     """What the error says: after card and damaged file are removed, only the completions of that file are made."""
     monkeypatch.chdir(finished_run)

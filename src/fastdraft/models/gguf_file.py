@@ -58,6 +58,7 @@ def folder_of(file: Path, weights: bool = True) -> Path:
         "check that its download is complete, or give the model's folder or hub id",
         wanted="a whole file of version 2 or 3, of a causal language model",
     )
+    # A full disk is explained within `damaged`, which would call it a damaged file.
     with atomic_write(destination) as part, damaged, disk_full_explained(destination):
         part.mkdir(parents=True)
         _write(parts, part, weights)
@@ -207,9 +208,11 @@ def _load(parts: list[Path], config: PretrainedConfig, readers: list[GGUFReader]
         )
     if whole not in parts:
         remove(whole, inside=whole.parent)
-    # Newer transformers call the dequantised model quantised, and do not save it.
-    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
-    plain.load_state_dict(model.state_dict())
+    # transformers 5.24 calls the dequantised model quantised, and does not save it. The same tensors go into another.
+    with torch.device("meta"):
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
     return plain
 
 

@@ -28,7 +28,7 @@ from fastdraft.synthesize.completions_card import CompletionsCard
 from fastdraft.system import energy, processes
 from fastdraft.system.cards import Card, Cost, card_key, open_stage, read_card, write_card
 from fastdraft.system.errors import RecipeError, RunError
-from fastdraft.system.files import claim, disk_full_explained, remove, restore
+from fastdraft.system.files import claim, disk_full_explained, place_of, remove, restore
 from fastdraft.system.manifest import Manifest
 from fastdraft.system.progress import log_line
 
@@ -58,9 +58,9 @@ def run_stages(
 ) -> dict[str, Card]:
     """The cards of the stages passed: all stages of the recipe, those up to `until`, or `only` one.
 
-    The inputs of all stages that are not done are checked before one of them is begun. RunError if a stage that `only`
-    needs is not done; RecipeError if the recipe has no stage of that name; CardError if the files of a stage that is
-    done are damaged.
+    The inputs of all stages that are not done are checked before a folder is moved or made. RunError if a stage that
+    `only` needs is not done; RecipeError if the recipe has no stage of that name; CardError if the files of a stage
+    that is done are damaged.
     """
     stages = stages_of(run_context.recipe)
     _check_names(stages, until, only)
@@ -69,24 +69,27 @@ def run_stages(
     keys: dict[str, str] = {}
     for stage in stages:
         keys[stage.name] = key_of(stage, run_context.recipe, keys)
-    done = [name for name in keys if processes.on_rank0(partial(_is_done, run_context, manifest, name, keys[name]))]
+    done = [name for name in keys if processes.on_rank0(partial(_is_done, run_context.folder / name, keys[name]))]
     to_make = [name for name in keys if name not in done and only in (None, name)]
     if missing := [name for name in _needs(stages, only) if name in keys.keys() - set(done)]:
         raise RunError(
             f"{only} needs {', '.join(missing)}: not done with this recipe in {run_context.folder}\n"
             f"  do: fastdraft run RECIPE --until {missing[-1]} first, with the same keys and folder"
         )
+    if to_make:
+        processes.on_rank0(partial(check_inputs, run_context, to_make))
     passed: dict[str, Card] = {}
     for stage in stages:
+        if stage.name not in (*done, *to_make):
+            continue
         folder, card = run_context.folder / stage.name, MAKERS[stage.name].card
+        if found := processes.on_rank0(partial(restore, folder, keys[stage.name])):
+            manifest.note(f"{stage.name}: the result of this recipe was found in {found}")
+            log_line(f"{stage.name}: the result of this recipe was found in {found}")
         if stage.name in done:
             manifest.stage(stage.name, "already done")
-        elif stage.name in to_make:
-            if stage.name == to_make[0]:
-                processes.on_rank0(partial(check_inputs, run_context, to_make))
-            _make(stage, run_context, manifest, keys[stage.name])
         else:
-            continue
+            _make(stage, run_context, manifest, keys[stage.name])
         used = only in (None, stage.name) or stage.name in _needs(stages, only)
         passed[stage.name] = open_stage(folder, card) if used else read_card(folder, card)
     return passed
@@ -108,12 +111,9 @@ def _needs(stages: list[Stage], only: str | None) -> list[str]:
     return [stage.name for stage in stages if stage.name in needs]
 
 
-def _is_done(run_context: RunContext, manifest: Manifest, name: str, key: str) -> bool:
+def _is_done(folder: Path, key: str) -> bool:
     """Whether a stage is done, also if its result has to be brought back from `stale/`."""
-    if found := restore(run_context.folder / name, key):
-        manifest.note(f"{name}: the result of this recipe was found in {found}")
-        log_line(f"{name}: the result of this recipe was found in {found}")
-    return card_key(run_context.folder / name) == key
+    return card_key(place_of(folder, key)) == key
 
 
 def _make(stage: Stage, run_context: RunContext, manifest: Manifest, key: str) -> None:

@@ -134,12 +134,20 @@ def restore(folder: Path, key: str) -> str | None:
 
     A folder with another key is moved to `stale/` first.
     """
-    earlier = [path for path in (folder.parent / "stale").glob(f"{folder.name}-*") if stored_key(path) == key]
-    if stored_key(folder) == key or not earlier:
+    place = place_of(folder, key)
+    if place == folder:
         return None
     _move_to_stale(folder)
-    earlier[0].rename(folder)
-    return f"stale/{earlier[0].name}"
+    place.rename(folder)
+    return f"stale/{place.name}"
+
+
+def place_of(folder: Path, key: str) -> Path:
+    """Where the work with this key is: in the folder, in `stale/`, or nowhere yet, which gives the folder too."""
+    if stored_key(folder) == key:
+        return folder
+    stale = (folder.parent / "stale").glob(f"{folder.name}-*")
+    return next((path for path in stale if stored_key(path) == key), folder)
 
 
 def stored_key(folder: Path) -> str | None:
