@@ -39,7 +39,6 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny, fastdraft):
         (["--engine", "vllm"], "--engine: found vllm"),
         (["demo", "nowhere-at-all/x", "--terminal"], "nowhere-at-all"),
         (["--terminal", "--prompt", " "], "the prompt is empty"),
-        (["--terminal", "--temperature", "nan"], "temperature: found nan"),
         (["--terminal", "--device", "moon"], "device: found moon"),
         (["--terminal", "--device", "meta"], "device: found meta"),
         (["--host", "999.1.1.1"], "cannot serve on 999.1.1.1"),
@@ -50,3 +49,10 @@ def test_invalid_arguments_are_refused(fastdraft, arguments, message):
     assert ended.code == 2
     assert message in ended.err
     assert "do: " in ended.err
+
+
+def test_a_temperature_that_is_no_number_is_refused(fastdraft):
+    """By typer from 0.29, by the request before."""
+    ended = fastdraft("play", "--terminal", "--temperature", "nan")
+    assert ended.code == 2
+    assert "temperature" in ended.err

@@ -15,9 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import click
 from typer.core import TyperGroup
 
 from fastdraft.system.errors import FastDraftError, MainProcessFailed, RecipeError, RunError, UserError
@@ -33,7 +32,7 @@ MACHINE = {
 class Commands(TyperGroup):
     """The commands. A broken pipe to another process is an error: typer would end the command in silence."""
 
-    def invoke(self, context: click.Context) -> object:
+    def invoke(self, context: Any) -> object:  # a Context of click, or of the copy inside typer from 0.29
         """Run the command."""
         try:
             return super().invoke(context)

@@ -91,8 +91,8 @@ def writes_text(config: PretrainedConfig) -> bool:
     """Is this the configuration of a decoder? transformers can also open encoders such as BERT as one."""
     if has_own_code(config):
         return "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-    text = config.get_text_config()
-    if config.is_encoder_decoder or text.is_encoder_decoder:
+    # MusicGen, an encoder-decoder, has two parts for text, for which get_text_config raises ValueError.
+    if config.is_encoder_decoder or (text := config.get_text_config()).is_encoder_decoder:
         return False
     if not is_runnable(config):
         return any(name.endswith(DECODER_CLASSES) for name in config.architectures or DECODER_CLASSES)

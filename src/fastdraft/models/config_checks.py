@@ -43,8 +43,8 @@ MOST = {
     "intermediate": 1 << 20,
     "context_tokens": (1 << 31) - 1,
 }
-# A vocabulary of one token leaves nothing to predict.
-LEAST = dict.fromkeys(MOST, 1) | {"vocab_rows": 2}
+# A vocabulary of one token leaves nothing to predict. glm5_next, with latent attention, states a head_dim of 0.
+LEAST = dict.fromkeys(MOST, 1) | {"vocab_rows": 2, "head_size": 0}
 # The sizes that a configuration must state, by the name that transformers uses.
 NEEDED = {
     "vocab_rows": "vocab_size",
@@ -58,8 +58,10 @@ FAMILY_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 def read(text: PretrainedConfig, size: str) -> int | None:
     """A size under any of its ALIASES; the first layer's if each layer has its own. None if it is not stated."""
+    # transformers from 5.2x refuses to read from the whole configuration what differs between layers.
+    first = text.per_layer_config[0] if getattr(text, "is_heterogeneous", False) else text
     for name in ALIASES[size]:
-        value = getattr(text, name, None)
+        value = getattr(first, name, None)
         value = value[0] if isinstance(value, list | tuple) and value else value
         if isinstance(value, int) and value > 0:
             return int(value)
