@@ -48,7 +48,7 @@ def test_a_pair_from_the_command_to_its_model_card(stages_of, fastdraft):
     ended = fastdraft("bench", "target", DRAFT, *QUICK, "--save", "--json")
     assert ended.code == 0, ended.err
     result = BenchResult.model_validate_json(ended.out)
-    assert "saved in runs/tiny/bench/bench-transformers-cpu-fp32.json" in ended.err
+    assert f"saved in runs/tiny/bench/bench-transformers-cpu-{result.target.weights}.json" in ended.err
     assert list(result.prompts.items()) == [("text", 2), ("rows", 2)]
     assert result.equality.equal + len(result.equality.near_ties) == result.equality.texts == 2 * 2 * 3
     assert [(cell.task, cell.temperature) for cell in result.cells] == [
