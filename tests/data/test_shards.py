@@ -126,13 +126,6 @@ def test_a_shard_of_the_same_size_with_different_content(folder):
     assert changed.digest != card.digest == SplitCard.model_validate_json(card.model_dump_json()).digest
 
 
-def test_a_card_without_digests_is_read(folder):
-    old = {"bytes_per_token": 2, "documents": 3, "tokens": 26}
-    files = [{"name": f"0000{i}.ds", "tokens": tokens} for i, tokens in enumerate([11, 13, 2])]
-    shards = Shards(folder, SplitCard.model_validate(old | {"files": files}))
-    assert shards[0:26].tolist() == list(range(26))
-
-
 def test_more_shards_than_a_process_may_open_files(make_shards):
     """Each memory map keeps its file open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -30,7 +30,7 @@ def folder(tmp_path, tiny_llama) -> Path:
     return tmp_path / "target"
 
 
-def part(folder: Path, **keys: object) -> TargetPart:
+def part(folder: Path | str, **keys: object) -> TargetPart:
     return TargetPart(path=str(folder), **keys)
 
 
@@ -212,6 +212,15 @@ def test_a_multimodal_target_opens_for_text(folder, family):
     assert (card["vocab_rows"], card["family"]) == (131, values["text_config"]["model_type"])
     assert card["parameters"] == sum(p.numel() for p in model.parameters())
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 131)
+
+
+@pytest.mark.parametrize("place", ["loop", "./loop", "nowhere"])
+def test_a_link_that_leads_nowhere(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("nowhere").symlink_to("nothing")
+    with pytest.raises(TargetError, match="is a link to .*\n  do: correct the link"):
+        target.card(part(place))
 
 
 def test_no_folder(tmp_path):

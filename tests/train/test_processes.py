@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import socket
 import warnings
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fastdraft.train.loop import train
 PROCESSES = multiprocessing.get_context("forkserver")
 CONFTEST = Path(__file__).with_name("conftest.py")
 SECONDS = 120
+FORGIVEN_UNTIL = date(2027, 3, 1)
 COMMON = """
 import importlib.util, os, signal
 from pathlib import Path
@@ -106,10 +108,10 @@ def run_jobs(count: int, *jobs: dict[str, object]) -> None:
 
     If the C library aborts one because its heap is damaged, run the command again, as after a kill. That was seen once,
     in fsdp over gloo, and not again in 22 minutes of such phases, under valgrind or an address sanitizer (dev/LOG.md,
-    2026-11-28).
+    2026-11-28). From FORGIVEN_UNTIL on an abort fails the test.
     """
     codes = fork(count, JOBS, jobs=jobs, conftest=CONFTEST)
-    if -signal.SIGABRT in codes:
+    if -signal.SIGABRT in codes and date.today() < FORGIVEN_UNTIL:
         warnings.warn(UserWarning(f"a process was aborted: {codes}"), stacklevel=2)
         codes = fork(count, JOBS, jobs=jobs, conftest=CONFTEST)
     assert codes == [0] * count

@@ -25,12 +25,12 @@ MAX_OPEN_MAPS = 64
 
 
 class ShardFile(BaseModel):
-    """One shard; `sample_digest` is None in cards of older versions."""
+    """One shard."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     tokens: int
-    sample_digest: str | None = None
+    sample_digest: str
 
 
 class SplitCard(BaseModel):
@@ -153,7 +153,7 @@ class Shards:
         if size != expected:
             state = "missing" if size is None else f"{size} bytes"
             raise self._damage(f"{path} is {state}, its card says {expected} bytes")
-        if card.sample_digest is not None and sample_digest(path) != card.sample_digest:
+        if sample_digest(path) != card.sample_digest:
             raise self._damage(f"{path} has the size in its card, but its content has changed")
 
     def _damage(self, what: str) -> ShardError:

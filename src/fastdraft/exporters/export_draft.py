@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from fastdraft.models.token_bytes import PROBES
 from fastdraft.results.export import EngineAcceptance, ExportCard
 from fastdraft.system.cards import Cost, write_card
 from fastdraft.system.errors import ExportError, VocabularyMismatch
-from fastdraft.system.files import atomic_write
+from fastdraft.system.files import atomic_write, make_folder
 from fastdraft.system.progress import log_line
 
 RECIPE = "recipe.yaml"
@@ -141,12 +140,11 @@ def at_commit(part: TargetPart, commit: str | None) -> TargetPart:
 
 
 def _check_free(out: Path) -> None:
-    """ExportError if `out` exists or cannot be created, before any work is done."""
+    """ExportError if `out` exists, RunError if it cannot be made, before any work is done."""
     if out.exists():
         raise ExportError(f"{out} exists already\n  do: remove it, or choose another folder with --out")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ExportError(f"{out} cannot be written: no write access to {parent}\n  do: choose another with --out")
+    make_folder(out, "--out")
+    out.rmdir()
 
 
 def accepted(target: pretrained.Model, draft_folder: Path, engines: tuple[str, ...]) -> tuple[EngineAcceptance, ...]:
