@@ -67,7 +67,7 @@ def test_a_pair_from_the_command_to_its_model_card(stages_of, fastdraft):
     assert len(evidence.speeds) == 4
     assert "transformers 5" in evidence.speeds[0].where
     card = "\n".join([*model_card_sections.speed(evidence), *model_card_sections.gamma(evidence)])
-    assert "wall clock with over without" in card
+    assert "wall-clock speed-up" in card
     assert result.advice.lines[0] in card
     file.write_text("{}")
     with pytest.raises(CardError, match="is not a valid benchmark:(.|\n)*  do: "):

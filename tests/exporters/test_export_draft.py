@@ -107,7 +107,7 @@ def test_the_card_reports_what_the_runs_cards_say(done, exported):
         trained = read_card(done / phase, DraftCard)
         assert f"| {phase} | {trained.trained_tokens:,} |" in text
         assert all(f"{nats:.3f}" in text for nats in trained.held_out_nats.values())
-    for said in ("not recorded: see the source", "Not measured. It depends on engine", "Of what was measured, least"):
+    for said in ("not recorded: see the source", "Not measured. It depends on engine", "Of the tasks above, the lowest"):
         assert said in text
     assert str(Path.cwd()) not in text
     assert (folder / "recipe.yaml").read_text() == (done / "resolved.yaml").read_text()
@@ -255,11 +255,11 @@ def test_a_licence_that_binds_the_draft_goes_with_it(done):
     for said in (
         "\n# Llama draft for target\n",
         "**Built with Llama.**",
-        'a name that begins with "Llama"',
+        'must begin with "Llama"',
         "`LICENSE`",
     ):
         assert said in text
-    assert "llama3.1, which binds the draft" in shown(folder, card)
+    assert "llama3.1, which applies to the draft" in shown(folder, card)
 
 
 def test_the_licence_is_that_of_the_target_which_the_draft_was_trained_for(done):

@@ -1,10 +1,10 @@
-"""What a target's licence asks of a draft is said in the draft's card, and its naming rule is kept."""
+"""The conditions of a target's licence are in the draft's card, and its naming rule is enforced."""
 
 import pytest
 
 from fastdraft.exporters.licence_terms import FREE, ON_THE_HUB, TERMS, in_a_line, metadata, misnamed, section, terms_of
 
-NAMED = [name for name, terms in TERMS.items() if terms.begins]
+NAMED = [name for name, terms in TERMS.items() if terms.name_prefix]
 
 
 def said(licence: str | None, *files: str) -> str:
@@ -19,8 +19,8 @@ def test_every_llama_but_the_second_has_the_naming_rule():
         assert f"Llama {version} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved." in said(name)
     assert '"Llama"' in said("llama3.1")
     assert '"Llama 3"' in said("llama3")
-    assert "begins with" not in said("llama2")
-    assert "forbids to improve any other large language model" in said("llama2")
+    assert "begin with" not in said("llama2")
+    assert "to improve any large language model other than Llama 2" in said("llama2")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_every_llama_but_the_second_has_the_naming_rule():
         (None, "me/draft", True),
     ],
 )
-def test_a_name_begins_as_the_licence_asks(licence, repo, allowed):
+def test_a_name_begins_as_the_licence_requires(licence, repo, allowed):
     assert (misnamed(licence, repo) is None) == allowed
 
 
@@ -56,26 +56,26 @@ def test_what_binds_a_draft_is_its_cards_licence_and_is_reported(licence):
     expected = metadata(licence)
     assert expected["license"] == (licence if licence in ON_THE_HUB else "other")
     assert licence in expected.values()
-    for part in (terms.title, terms.address, terms.shows, terms.notice, *terms.asks):
+    for part in (terms.title, terms.address, terms.display, terms.notice, *terms.others):
         assert part is None or part in text
     assert "the target came without one: add it" in text
     assert "`LICENSE.txt`" in said(licence, "LICENSE.txt", "model.gguf")
-    assert "binds the draft" in in_a_line(licence)
+    assert "applies to the draft" in in_a_line(licence)
 
 
 def test_terms_of_gemma_pass_on():
-    assert "Model Derivative: the terms pass on to it" in said("gemma")
+    assert "Model Derivative, to which the terms apply" in said("gemma")
     assert "ai.google.dev/gemma/terms" in said("gemma")
 
 
 @pytest.mark.parametrize("licence", FREE)
 def test_a_free_licence_asks_nothing(licence):
-    assert f"`{licence}`, which asks nothing" in said(licence)
+    assert f"`{licence}`, which sets no conditions" in said(licence)
     assert metadata(licence) == {}
 
 
 def test_what_is_not_known_is_reported():
     assert "licence is not known: neither the recipe (`target.licence`) nor" in said(None)
-    assert "`some-terms`, which may bind this draft" in said("some-terms")
+    assert "`some-terms`, which may apply to this draft" in said("some-terms")
     assert metadata(None) == metadata("some-terms") == {}
     assert "not known" in in_a_line(None)

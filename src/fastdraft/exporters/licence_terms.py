@@ -1,7 +1,7 @@
-"""What a target's licence demands of a draft: a table, read from the licences' texts. This is no legal advice.
+"""The conditions that a target's licence sets for a draft: a table of some licences. This is no legal advice.
 
-A draft contains its target's tokenizer files, and is trained on the target's outputs. Terms about models that are made
-with a model's materials or outputs therefore bind it, and its card must say so.
+A draft contains its target's tokenizer files, and is trained on the target's outputs. Conditions on models that are
+made with a model's materials or outputs therefore apply to it, and its card must state them.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ TEXTS = ("LICENSE", "LICENCE", "USE_POLICY")
 class Terms(NamedTuple):
     """The terms of one licence.
 
-    begins: the prefix that a draft's name must have. shows: the text that must be displayed with it.
-    notice: the line of its NOTICE file. asks: other conditions for distributing the draft.
+    name_prefix: the prefix that a draft's name must have. display: the text that must be displayed with it.
+    notice: the line of its NOTICE file. others: further conditions, as predicates of "the licence".
     """
 
     title: str
     address: str
-    begins: str | None = None
-    shows: str | None = None
+    name_prefix: str | None = None
+    display: str | None = None
     notice: str | None = None
-    asks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
-def _llama(version: str, maker: str = "", begins: str | None = "Llama", *asks: str) -> Terms:
+def _llama(version: str, maker: str = "", name_prefix: str | None = "Llama", *others: str) -> Terms:
     """Section 1.b of the Llama community licences; from Llama 3.1 on they differ only in their names."""
     name = f"{maker}Llama {version}"
     return Terms(
         title=f"{name} Community License",
         address=f"https://www.llama.com/llama{version.replace('.', '_')}/license/",
-        begins=begins,
-        shows=begins and f"Built with {maker}{begins}",
+        name_prefix=name_prefix,
+        display=name_prefix and f"Built with {maker}{name_prefix}",
         notice=f"{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights "
         f"Reserved.",
-        asks=asks,
+        others=others,
     )
 
 
 def _no_other(name: str) -> str:
-    return f"forbids to improve any other large language model with it or its outputs, {name} and its derivatives apart"
+    return f"forbids using it or its outputs to improve any large language model other than {name} and its derivatives"
 
 
 # By the hub's name of the licence.
@@ -64,22 +64,23 @@ TERMS = {
         title="Gemma Terms of Use",
         address="https://ai.google.dev/gemma/terms",
         notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
-        asks=(
-            "counts a model that was trained on Gemma's outputs to perform like it as a Model Derivative: the terms "
-            "pass on to it",
-            "wants the use restrictions of its section 3.2 in the agreement under which the draft is handed on",
+        others=(
+            "treats a model that was trained on Gemma's outputs to perform like Gemma as a Model Derivative, to which "
+            "the terms apply",
+            "requires that the agreement under which the draft is distributed contains the use restrictions of its "
+            "section 3.2",
         ),
     ),
     "qwen": Terms(
         title="Qwen License Agreement",
         address="https://huggingface.co/Qwen/Qwen2.5-72B-Instruct/blob/main/LICENSE",
-        shows="Built with Qwen",
+        display="Built with Qwen",
     ),
     "qwen-research": Terms(
         title="Qwen Research License Agreement",
         address="https://huggingface.co/Qwen/Qwen2.5-3B-Instruct/blob/main/LICENSE",
-        shows="Built with Qwen",
-        asks=("forbids commercial use",),
+        display="Built with Qwen",
+        others=("forbids commercial use",),
     ),
 }
 # Licences without conditions on models that are made with a model or its outputs.
@@ -106,24 +107,28 @@ def metadata(licence: str | None) -> dict[str, Any]:
 def misnamed(licence: str | None, repo: str) -> str | None:
     """The licence's rule that the name of a repository breaks; None if it breaks none."""
     terms = terms_of(licence)
-    if terms is None or terms.begins is None or _letters(repo.rpartition("/")[2]).startswith(_letters(terms.begins)):
+    if (
+        terms is None
+        or terms.name_prefix is None
+        or _letters(repo.rpartition("/")[2]).startswith(_letters(terms.name_prefix))
+    ):
         return None
-    return f'the target is under the {terms.title}: the name of a draft of it must begin with "{terms.begins}"'
+    return f'the target is under the {terms.title}: the name of a draft of it must begin with "{terms.name_prefix}"'
 
 
 def in_a_line(licence: str | None) -> str:
     """The licence in one line, for a terminal."""
     if licence is None:
-        return "target's licence: not known; target.licence can say it"
+        return "target's licence: not known; set target.licence if you know it"
     terms = terms_of(licence)
     if terms is None:
         return f"target's licence: {licence}"
-    rule = f'a draft\'s name must begin with "{terms.begins}"; ' if terms.begins else ""
-    return f"target's licence: {licence}, which binds the draft: {rule}README.md says what it asks"
+    rule = f'a draft\'s name must begin with "{terms.name_prefix}"; ' if terms.name_prefix else ""
+    return f"target's licence: {licence}, which applies to the draft: {rule}README.md lists its conditions"
 
 
 def accompany(folder: Path, licence: str | None, target: Path) -> None:
-    """Write the NOTICE file that a licence demands, and copy the licence files of the target's folder."""
+    """Write the NOTICE file that a licence requires, and copy the licence files of the target's folder."""
     terms = terms_of(licence)
     if terms is None:
         return
@@ -142,36 +147,39 @@ def section(licence: str | None, files: Iterable[str]) -> Iterator[str]:
     if licence is None:
         yield (
             "The target's licence is not known: neither the recipe (`target.licence`) nor the target's README.md names "
-            "it. Read it before you hand this draft on: it may bind models that are made with the target."
+            "it. Read it before you distribute this draft: it may apply to models that are made with the target."
         )
     elif terms is None and _identifier(licence) in FREE:
-        yield f"The target is under {code(licence)}, which asks nothing of models that are made with it or its outputs."
+        yield (
+            f"The target is under {code(licence)}, which sets no conditions on models that are made with it or its "
+            f"outputs."
+        )
     elif terms is None:
-        yield f"The target is under {code(licence)}, which may bind this draft: read it before you hand the draft on."
+        yield f"The target is under {code(licence)}, which may apply to this draft: read it before you distribute it."
     else:
         yield from _binding(terms, list(files))
 
 
 def _binding(terms: Terms, files: list[str]) -> Iterator[str]:
     texts = ", ".join(code(name) for name in files if name.upper().startswith(TEXTS))
-    if terms.shows:
-        yield f"**{terms.shows}.**"
+    if terms.display:
+        yield f"**{terms.display}.**"
         yield ""
     yield (
-        f"The target is under the [{terms.title}]({terms.address}), which binds this draft too: it was made with the "
-        f"target's files and outputs. Whoever hands the draft on"
+        f"The target is under the [{terms.title}]({terms.address}), which also applies to this draft: it was made "
+        f"with the target's files and outputs. If you distribute the draft:"
     )
     yield ""
-    if terms.begins:
-        yield f'- gives it a name that begins with "{terms.begins}"'
-    if terms.shows:
-        yield f'- shows "{terms.shows}" where people see it'
-    yield f"- gives a copy of the licence with it: {texts or 'not here, because the target came without one: add it'}"
+    if terms.name_prefix:
+        yield f'- its name must begin with "{terms.name_prefix}"'
+    if terms.display:
+        yield f'- display "{terms.display}" where users see it'
+    yield f"- include a copy of the licence: {texts or 'none is here, because the target came without one: add it'}"
     if terms.notice:
-        yield f"- keeps the file `{NOTICE}`: {terms.notice}"
-    yield from (f"- must know that the licence {each}" for each in terms.asks)
+        yield f"- keep the file `{NOTICE}`: {terms.notice}"
+    yield from (f"- note that the licence {each}" for each in terms.others)
     yield ""
-    yield "This is no legal advice; what counts is the licence's text."
+    yield "This is no legal advice; the text of the licence is authoritative."
 
 
 def _identifier(licence: str | None) -> str:

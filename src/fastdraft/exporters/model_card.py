@@ -44,7 +44,7 @@ def _summary(evidence: Evidence, export: ExportCard) -> Iterator[str]:
     fraction = evidence.parameters / evidence.target.parameters
     revision = f", revision {code(export.target_revision)}" if export.target_revision else ""
     terms = licence_terms.terms_of(export.target_licence)
-    kind = f"{terms.begins} draft" if terms and terms.begins else "A draft"
+    kind = f"{terms.name_prefix} draft" if terms and terms.name_prefix else "A draft"
     yield f"# {kind} for {plain(name_of(evidence.part.path))}"
     yield ""
     yield (
@@ -55,7 +55,8 @@ def _summary(evidence: Evidence, export: ExportCard) -> Iterator[str]:
     yield ""
     yield f"- Target: {code(name_of(evidence.part.path))}{revision}, files' digest {code(export.target_digest)}"
     yield f"- This folder: {plain(export.format)}, weights {plain(export.weights)}"
-    yield f"- Vocabulary: {evidence.target.vocab_rows:,} rows, the target's padded one, with its very tokenizer files"
+    rows = evidence.target.vocab_rows
+    yield f"- Vocabulary: {rows:,} rows, those of the target with its padding, and its tokenizer files unchanged"
     if evidence.phases:
         paper = "[arXiv:2411.11055](https://arxiv.org/abs/2411.11055)"
         yield f"- Trained by FastDraft ({paper}): {', '.join(evidence.phases)}"
@@ -124,7 +125,7 @@ def _use(evidence: Evidence, export: ExportCard) -> Iterator[str]:
 
 
 def _reproduction(evidence: Evidence) -> Iterator[str]:
-    yield "## How to make it again"
+    yield "## Reproduction"
     yield ""
     if evidence.recipe is None:
         yield "Not recorded."

@@ -38,7 +38,7 @@ def training(evidence: Evidence) -> Iterator[str]:
     yield "## Training"
     yield ""
     if not evidence.phases:
-        yield "Not recorded: this draft did not come with its run."
+        yield "Not recorded: the run that made this draft is not here."
         return
     rows = [
         [
@@ -142,7 +142,7 @@ def speed(evidence: Evidence) -> Iterator[str]:
         ]
         for speed in evidence.speeds
     ]
-    yield from table(["where", "task", "sampling", "gamma", "wall clock with over without"], rows)
+    yield from table(["where", "task", "sampling", "gamma", "wall-clock speed-up"], rows)
 
 
 def gamma(evidence: Evidence) -> Iterator[str]:
@@ -166,16 +166,16 @@ def weak(evidence: Evidence) -> Iterator[str]:
     yield ""
     tasks = dict.fromkeys(result.task for result in evidence.last)
     if len(tasks) < 2:
-        yield "Not measured: it takes results on more than one task."
+        yield "Not measured: results on more than one task are needed."
         return
     mean = {task: fmean(result.alpha.value for result in evidence.last if result.task == task) for task in tasks}
     worst = sorted(tasks, key=lambda task: mean[task])[: len(tasks) // 2]
-    weakest = ", ".join(f"{plain(task)} (alpha {mean[task]:.3f} in the mean over distributions)" for task in worst)
-    yield f"Of what was measured, least accepted: {weakest}. Nothing is known of texts unlike those measured above."
+    weakest = ", ".join(f"{plain(task)} (alpha {mean[task]:.3f} in the mean over sampling settings)" for task in worst)
+    yield f"Of the tasks above, the lowest acceptance: {weakest}. Other kinds of text were not measured."
 
 
 def best_gamma(results: Sequence[TaskResult]) -> int:
-    """The block length with the best memory-bound speed-up, in the mean over tasks and sampling settings."""
+    """The block length with the best memory-bound speed-up, averaged over tasks and sampling settings."""
     if not results:
         return GAMMA
     gammas = set.intersection(*({at.gamma for at in result.gammas} for result in results))
