@@ -67,7 +67,7 @@ class TrainPart(Part):
         None,
         min_length=1,
         description="Online teacher to use instead of the target, such as a smaller model of its family: a hub id, "
-        "a folder or `demo`. It must have the target's vocabulary.",
+        "a folder, `demo` or `smollm2`. It must have the target's vocabulary.",
     )
     teacher_fraction: float = Field(
         1.0,
@@ -119,6 +119,11 @@ class TrainPart(Part):
         "stop", description="If the loss is NaN or infinite, or explodes: stop, or skip the step and count it."
     )
     head_chunk_tokens: BatchSize = Field(1024, description="Tokens whose logits are in memory at a time.")
+    sampled_softmax: Count | None = Field(
+        None,
+        description="Number of tokens, drawn at random, that stand in the loss for all tokens that are not in the "
+        "batch; by default all have logits. For drafts that are mostly output layer. See docs/align.md.",
+    )
     checkpoint_seconds: Annotated[Seconds, Mark.NO_RESULT] = Field(60, description="Seconds between checkpoints.")
     held_out_every_tokens: Total = Field(
         250_000,
@@ -158,6 +163,11 @@ class TrainPart(Part):
         sampled = [f"objective {name}" for name in self.objectives if name in SAMPLE_OBJECTIVES]
         return [*sampled, *(["teacher_logits offline"] if self.teacher_logits == "offline" else [])]
 
+    @property
+    def _is_offline_alone(self) -> bool:
+        """Whether every term of the loss is a divergence from stored distributions, or cross entropy."""
+        return self.teacher_logits == "offline" and not SAMPLE_OBJECTIVES & self.objectives.keys()
+
     @field_validator("objective", mode="before")
     @classmethod
     def _known_objectives(cls, objective: Any) -> Any:
@@ -189,6 +199,8 @@ class TrainPart(Part):
             raise ValueError(f"on_policy needs an online teacher and only objectives of its distribution; {settings}")
         if self.on_policy and self.teacher_fraction < 1:
             raise ValueError(f"on_policy needs teacher_fraction 1, found {self.teacher_fraction:g}")
+        if self.sampled_softmax and not (self.objectives.keys() == {"cross_entropy"} or self._is_offline_alone):
+            raise ValueError(f"sampled_softmax needs cross_entropy or a distribution stored offline; {settings}")
         if self.teacher_logits == "offline" and self.temperature != 1:
             raise ValueError(f"teacher_logits offline needs temperature 1, found {self.temperature}")
         return self

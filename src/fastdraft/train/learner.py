@@ -14,9 +14,10 @@ from fastdraft.config import TrainPart
 from fastdraft.data.order import IGNORED, Batch
 from fastdraft.train.attention import blockwise_attention
 from fastdraft.train.block_loss import BlockLengthLoss
-from fastdraft.train.head import on_scaled_logits, summed_loss
+from fastdraft.train.head import ClosedFormLoss, on_scaled_logits, summed_loss
 from fastdraft.train.objectives import Objective
 from fastdraft.train.on_policy import continue_on_policy
+from fastdraft.train.sampled_softmax import SampledSoftmax, renumbered, sample_rows
 
 
 class Learner(nn.Module):
@@ -43,13 +44,19 @@ class Learner(nn.Module):
         with nullcontext() if self._dtype == torch.float32 else torch.autocast(device.type, self._dtype):
             if self.training and part.on_policy:
                 batch = continue_on_policy(self.model, batch, part.on_policy)
-            loss = objective(batch)
+            sample, vocab_rows = None, self.model.config.get_text_config().vocab_size
+            if self.training and part.sampled_softmax:
+                sample = sample_rows(batch, vocab_rows, part.sampled_softmax)
+            loss = objective(batch if sample is None else renumbered(batch, sample, vocab_rows))
             with self._attention(device):
                 output = self._bodies[self.training](input_ids=batch.inputs_BT, use_cache=False)
         hidden_NE = output.last_hidden_state.flatten(0, 1).to(self._dtype)
         weight_VE = self.model.get_output_embeddings().weight
         if isinstance(loss, BlockLengthLoss):
             loss = loss.first_pass(hidden_NE, weight_VE, self.model.config, part.head_chunk_tokens)
+        if sample is not None:
+            assert isinstance(loss, ClosedFormLoss), "the schema allows sampled_softmax for these alone"
+            loss, weight_VE = SampledSoftmax(loss, sample), weight_VE[sample.rows_R]
         loss = on_scaled_logits(loss, self.model.config)
         labelled_M = (batch.labels_BT.flatten() != IGNORED).nonzero()[:, 0]
         return summed_loss(hidden_NE, weight_VE, loss, part.head_chunk_tokens, part.compile, labelled_M)
