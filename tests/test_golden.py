@@ -15,9 +15,9 @@ import torch
 from fastdraft.config.resolve import resolve
 from fastdraft.evaluation.one_pass import evaluate
 from fastdraft.maths.acceptance import acceptance_rate, block_efficiency, chain
+from fastdraft.models import named_pairs
 from fastdraft.models.pretrained import open_model, open_tokenizer
 from fastdraft.pipeline.stages import key_of, stages_of
-from fastdraft.play.open_pair import packaged_draft
 from fastdraft.synthesize.completion_store import CompletionStore
 from fastdraft.synthesize.completions import Request, SamplingParams
 from fastdraft.synthesize.decoding_params import DecodingParams
@@ -68,7 +68,7 @@ def losses(run: Path) -> dict[str, float | str]:
 def acceptances(store: CompletionStore) -> dict[str, float | str]:
     """Rates of the packaged draft, which accepts a good share, on what the packaged target writes."""
     target, tokenizer = open_model("demo", torch.device("cpu"), torch.float32), open_tokenizer("demo")
-    draft = open_model(packaged_draft().folder, torch.device("cpu"), torch.float32)
+    draft = open_model(named_pairs.draft("demo"), torch.device("cpu"), torch.float32)
     eos = frozenset({tokenizer.eos_token_id})
     decoding = DecodingParams(max_new_tokens=31, eos=eos, seed=7, target_revision="demo", batch_size=len(PROMPTS))
     numbers: dict[str, float | str] = {}

@@ -68,9 +68,9 @@ def plan(
 ) -> Plan:
     """Which draft a target should have, what it will cost, and whether it will pay; nothing is trained.
 
-    `target` is a hub id, a folder, a config.json or `demo`. The draft is that of `params_millions`, otherwise that of
-    the recipe, otherwise the paper's fraction of the target. Without a recipe the paper's tokens are costed. The device
-    `cpu` is measured here, others have published figures.
+    `target` is a hub id, a folder, a config.json, a GGUF file, `demo` or `smollm2`. The draft is that of
+    `params_millions`, otherwise that of the recipe, otherwise the paper's fraction of the target. Without a recipe the
+    paper's tokens are costed. The device `cpu` is measured here, others have published figures.
     """
     from fastdraft import init
     from fastdraft.config import TargetPart
@@ -90,9 +90,11 @@ def plan(
 def check(target: str, draft: str) -> Report:
     """Does a draft fit its target? The rule of every engine, and stricter ones. `report.holds` is True if all hold."""
     from fastdraft.compatibility.report import check_pair
+    from fastdraft.models import named_pairs
     from fastdraft.models.model_files import read
 
-    return check_pair(read(target, weights=False), read(draft))
+    draft_files = read(named_pairs.draft(draft) if draft in named_pairs.NAMES else draft)
+    return check_pair(read(target, weights=False), draft_files)
 
 
 def evaluate(

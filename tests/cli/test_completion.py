@@ -146,10 +146,10 @@ def test_keys_and_their_values(incomplete, expected):
 def test_files_and_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
-    for name in ("a.yaml", "b.yml", "c.txt", ".hidden.yaml", "runs/d.yaml"):
+    for name in ("a.yaml", "b.yml", "c.txt", "d.gguf", ".hidden.yaml", "runs/d.yaml"):
         (tmp_path / name).touch()
     assert list(completion.recipes("")) == ["a.yaml", "b.yml", "runs/"]
     assert list(completion.recipes("runs/")) == ["runs/d.yaml", "runs/mine/"]
     assert list(completion.models("r")) == ["runs/"]
-    assert list(completion.models("")) == ["demo", "runs/"]
+    assert list(completion.models("")) == ["demo", "smollm2", "d.gguf", "runs/"]
     assert list(completion.recipes("nowhere/")) == []

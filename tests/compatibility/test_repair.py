@@ -284,10 +284,9 @@ def test_the_draft_itself_stays_as_it_was(pair, make_model, tmp_path):
 
 
 def test_where_it_goes(pair, tmp_path, monkeypatch):
-    """Beside a local folder; here for one in a cache, or in this package."""
+    """Next to a local folder, also from within it."""
     shutil.copytree(pair[1], tmp_path / "models" / "mine")
     monkeypatch.chdir(tmp_path)
-    for name, wanted in (("models/mine", tmp_path / "models" / "mine-repaired"), ("demo", Path("demo-repaired"))):
-        assert default_folder(read(name)) == wanted
+    assert default_folder(read("models/mine")) == tmp_path / "models" / "mine-repaired"
     monkeypatch.chdir(tmp_path / "models" / "mine")
     assert default_folder(read(".")) == tmp_path / "models" / "mine-repaired"

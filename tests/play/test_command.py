@@ -6,11 +6,12 @@ import pytest
 
 from fastdraft.config import TargetPart
 from fastdraft.exporters.export_draft import accepted
-from fastdraft.play.open_pair import ENGINES, packaged_draft
+from fastdraft.models import named_pairs
+from fastdraft.play.open_pair import ENGINES
 
 
 def test_the_packaged_draft_fits_the_packaged_target():
-    engines = accepted(TargetPart(path="demo"), packaged_draft().folder, tuple(ENGINES.values()))
+    engines = accepted(TargetPart(path="demo"), named_pairs.draft("demo"), tuple(ENGINES.values()))
     assert len(engines) >= 2
 
 

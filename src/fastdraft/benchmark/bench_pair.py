@@ -22,7 +22,7 @@ from fastdraft.data.shards import Tokens
 from fastdraft.evaluation.tasks import tasks_of
 from fastdraft.exporters.export_draft import accepted
 from fastdraft.exporters.formats import FORMATS
-from fastdraft.models import architecture, draft_origin, pretrained
+from fastdraft.models import architecture, draft_origin, named_pairs, pretrained
 from fastdraft.models.draft_origin import Origin
 from fastdraft.models.openvino import MODEL_FILE
 from fastdraft.models.run_context import RunContext
@@ -147,10 +147,13 @@ def _time(pair: Bench) -> tuple[list[Steps], list[Cell], Equality]:
 def _prompts_by_task(
     options: BenchOptions, origin: Origin, part: TargetPart, context_tokens: int
 ) -> Mapping[str, Sequence[Tokens]]:
-    """BenchError if a prompt and its completion exceed the context of target or draft."""
-    if options.tasks:
+    """The prompts of the options; by default those of a named pair, or held-out ones of the draft's run.
+
+    BenchError if a prompt and its completion exceed the context of target or draft.
+    """
+    if names := options.tasks or named_pairs.prompt_files(origin.folder):
         tokenizer = pretrained.open_tokenizer(part)
-        tasks = tasks_of(options.tasks, tokenizer, context_tokens, options.prompts, options.tokens)
+        tasks = tasks_of(names, tokenizer, context_tokens, options.prompts, options.tokens)
         for line in (line for task in tasks for line in task.left_out_lines()):
             log_line(line)
         return {task.name: task.prompts for task in tasks}

@@ -22,7 +22,9 @@ Arguments = Annotated[
 Draft = Annotated[
     str | None, typer.Option(help="Draft: its folder, the folder of its run, or a hub id.", rich_help_panel=PANEL)
 ]
-Target = Annotated[str | None, typer.Option(help="Target: hub id, folder, or `demo`.", rich_help_panel=PANEL)]
+Target = Annotated[
+    str | None, typer.Option(help="Target: hub id, folder, GGUF file, `demo` or `smollm2`.", rich_help_panel=PANEL)
+]
 Data = Annotated[
     str | None,
     typer.Option(

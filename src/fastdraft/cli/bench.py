@@ -16,7 +16,9 @@ WEIGHTS = "; ".join(f"{name}: {', '.join(weights)}" for name, weights in ENGINES
 Target = Annotated[
     str,
     typer.Argument(
-        metavar="TARGET", help="Hub id, folder, or `demo`; or a finished export.", autocompletion=completion.models
+        metavar="TARGET",
+        help="Hub id, folder, GGUF file, `demo` or `smollm2`; or a finished export.",
+        autocompletion=completion.models,
     ),
 ]
 Draft = Annotated[

@@ -19,12 +19,15 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="Hub id, folder, or `demo`. The weights are not needed.",
+        help="Hub id, folder, GGUF file, `demo` or `smollm2`. The weights are not needed.",
         autocompletion=completion.models,
     ),
 ]
 Draft = Annotated[
-    str, typer.Argument(metavar="DRAFT", help="Hub id, folder, or `demo`.", autocompletion=completion.models)
+    str,
+    typer.Argument(
+        metavar="DRAFT", help="Hub id, folder, GGUF file, `demo` or `smollm2`.", autocompletion=completion.models
+    ),
 ]
 Repair = Annotated[bool, typer.Option("--repair", help="Write a copy of the draft that fits, and check the copy.")]
 Out = Annotated[Path | None, typer.Option(help="New folder for the repaired draft. Default: DRAFT-repaired.")]
@@ -34,12 +37,14 @@ def check(target: Target, draft: Draft, repair: Repair = False, out: Out = None,
     """Check that a draft fits its target, by each engine's rules and stricter ones. Exit code 1: some fail."""
     from fastdraft.compatibility import repair as repairs
     from fastdraft.compatibility.report import check_pair
+    from fastdraft.models import named_pairs
     from fastdraft.models.model_files import read
     from fastdraft.report import terminal_check
 
     if out is not None and not repair:
         raise RepairError(f"--out {out} is the folder of a repaired draft\n  do: add --repair, or leave out --out")
-    target_files, draft_files = read(target, weights=False), read(draft)
+    target_files = read(target, weights=False)
+    draft_files = read(named_pairs.draft(draft) if draft in named_pairs.NAMES else draft)
     out = out or repairs.default_folder(draft_files)
     if repair:
         repairs.check_free(out)

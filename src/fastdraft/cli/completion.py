@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from fastdraft.models.named_pairs import NAMES
+
 Completer = Callable[[str], Iterable[str]]
 
 
@@ -24,9 +26,13 @@ def recipes(incomplete: str) -> Iterator[str]:
 
 
 def models(incomplete: str) -> Iterator[str]:
-    """Folders, and `demo`, the packaged target."""
-    yield from among(["demo"])(incomplete)
-    yield from (f"{path}/" for path in _paths(incomplete) if path.is_dir())
+    """Names of pairs, folders and GGUF files."""
+    yield from among(NAMES)(incomplete)
+    for path in _paths(incomplete):
+        if path.is_dir():
+            yield f"{path}/"
+        elif path.suffix == ".gguf":
+            yield str(path)
 
 
 def _paths(incomplete: str) -> list[Path]:

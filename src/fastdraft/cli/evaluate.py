@@ -29,7 +29,10 @@ Subject = Annotated[
 ]
 Target = Annotated[
     str | None,
-    typer.Option(help="Hub id, folder, or `demo`. Default: the target of the draft's run.", rich_help_panel=PANEL),
+    typer.Option(
+        help="Hub id, folder, GGUF file, `demo` or `smollm2`. Default: the target of the draft's run.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Data = Annotated[
     Path | None,

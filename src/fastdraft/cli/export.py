@@ -25,7 +25,9 @@ Weights = Annotated[
         autocompletion=completion.among(dict.fromkeys(name for names in FORMATS.values() for name in names)),
     ),
 ]
-Target = Annotated[str | None, typer.Option(help="Hub id, folder, or `demo`. Default: the target of the run.")]
+Target = Annotated[
+    str | None, typer.Option(help="Hub id, folder, GGUF file, `demo` or `smollm2`. Default: the target of the run.")
+]
 Out = Annotated[
     Path | None, typer.Option(help="New folder. Default: RUN/export/FORMAT-WEIGHTS, or a folder next to DRAFT.")
 ]

@@ -17,7 +17,11 @@ DEVICE_NAMES = completion.among(["cpu", *DEVICES])
 
 Target = Annotated[
     str,
-    typer.Argument(metavar="TARGET", help="Hub id, folder, config.json, or `demo`.", autocompletion=completion.models),
+    typer.Argument(
+        metavar="TARGET",
+        help="Hub id, folder, config.json, GGUF file, `demo` or `smollm2`.",
+        autocompletion=completion.models,
+    ),
 ]
 Params = Annotated[str | None, typer.Option(help="Size of the draft, like 50M. Default: 1/60 of the target.")]
 DeviceName = Annotated[

@@ -13,16 +13,21 @@ from fastdraft.cli.options import screen
 from fastdraft.system import limits
 
 LOOPBACK = "127.0.0.1"
-PROMPT = "def read_lines(path):\n"
+# Without --prompt: a question for a target with a chat template, the beginning of a function for any other.
+QUESTION, CODE = "Explain to a ten-year-old why the sky is blue.", "def read_lines(path):\n"
 
 Target = Annotated[
     str,
-    typer.Argument(metavar="[TARGET]", help="Hub id, folder, or `demo`.", autocompletion=completion.models),
+    typer.Argument(
+        metavar="[TARGET]", help="Hub id, folder, GGUF file, `demo` or `smollm2`.", autocompletion=completion.models
+    ),
 ]
 Draft = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar="[DRAFT]", help="Folder of a draft or its run, a hub id, or `demo`.", autocompletion=completion.models
+        metavar="[DRAFT]",
+        help="Folder of a draft or its run, or a hub id. Default, for `demo` and `smollm2`: the packaged draft.",
+        autocompletion=completion.models,
     ),
 ]
 Engine = Annotated[
@@ -32,7 +37,14 @@ Device = Annotated[str | None, typer.Option(help="Device, in the engine's naming
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free port from 7860 on.")]
 Host = Annotated[str, typer.Option(help="Address to listen on. Any other than loopback opens the page to the network.")]
 InTerminal = Annotated[bool, typer.Option("--terminal", help="Print to the terminal instead of serving a page.")]
-Prompt = Annotated[str, typer.Option(help="With --terminal: the text to continue.")]
+Prompt = Annotated[str | None, typer.Option(help="With --terminal: the message, or the text to continue.")]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="With --terminal: put the prompt into the target's chat template. Default: if it has one.",
+    ),
+]
 Gamma = Annotated[int, typer.Option(min=1, max=16, help="With --terminal: drafted tokens per block.")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="With --terminal: 0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0.05, max=1, help="With --terminal.")]
@@ -41,19 +53,21 @@ Tokens = Annotated[int, typer.Option(min=1, max=limits.SEQUENCE, help="With --te
 
 def play(
     target: Target = "demo",
-    draft: Draft = "demo",
+    draft: Draft = None,
     engine: Engine = "transformers",
     device: Device = None,
     port: Port = None,
     host: Host = LOOPBACK,
     terminal: InTerminal = False,
-    prompt: Prompt = PROMPT,
+    prompt: Prompt = None,
+    chat: Chat = None,
     gamma: Gamma = 4,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     tokens: Tokens = 96,
 ) -> None:
-    """Decode a prompt with and without the draft and compare both. Without arguments: the packaged demo pair."""
+    """Decode a prompt with and without the draft and compare both. Without arguments: the pair `demo`."""
+    from fastdraft.models.named_pairs import NAMES
     from fastdraft.play import page
     from fastdraft.play import terminal as terminal_player
     from fastdraft.play.open_pair import open_pair
@@ -65,9 +79,16 @@ def play(
     if not terminal:
         need("gradio", page.EXTRA)
         page.check_address(host, port)
+    if draft is None and target not in NAMES:
+        raise PlayError(
+            f"no draft for {target}\n  do: fastdraft play {target} DRAFT; only {' and '.join(NAMES)} have one"
+        )
+    draft = draft or target
     player = open_pair(target, draft, engine, device)
     if terminal:
-        request = page.make_request(player, prompt, gamma, temperature, top_p, tokens)
+        chat = player.tokenizer.chat_template is not None if chat is None else chat
+        prompt = prompt or (QUESTION if chat else CODE)
+        request = page.make_request(player, prompt, chat, gamma, temperature, top_p, tokens)
         terminal_player.show(player, request, screen)
         return
     if host not in (LOOPBACK, "localhost", "::1"):

@@ -81,9 +81,9 @@ def check_free(out: Path) -> None:
 
 
 def default_folder(draft: ModelFiles) -> Path:
-    """The default folder of a repaired draft: next to it, or in the working directory for a hub model or `demo`."""
+    """The default folder of a repaired draft: next to it, or in the working directory for a hub model."""
     local = Path(draft.name).expanduser()
-    folder = local.resolve() if local.is_dir() and draft.name != "demo" else Path(draft.name.rpartition("/")[2])
+    folder = local.resolve() if local.is_dir() else Path(draft.name.rpartition("/")[2])
     return folder.with_name(f"{folder.name}-repaired")
 
 

@@ -13,7 +13,7 @@ from fastdraft.system import limits
 class TargetPart(Part):
     """The target model that the draft is trained for."""
 
-    path: str = Field(description="Hub id, local folder, GGUF file, or `demo` (the packaged target).")
+    path: str = Field(description="Hub id, local folder, GGUF file, `demo` (the packaged target) or `smollm2`.")
     revision: str | None = Field(None, description="Hub revision (commit, branch or tag).")
     trust_remote_code: bool = Field(False, description="Run Python code that is shipped with the target.")
     allow_pickle: bool = Field(False, description="Load pickled weights. They can run arbitrary code.")
@@ -35,7 +35,8 @@ class DraftPart(Part):
         description="Initial weights: `random`; `target_embedding` (the target's embedding, projected on its principal "
         "components); `prune:MODEL` (MODEL has the target's vocabulary; layers are removed, and width if a smaller "
         "`hidden_size` is given); `transplant:MODEL` (MODEL has another tokenizer; it gets embedding rows for the "
-        "target's vocabulary). MODEL is a hub id, a folder or `demo`, and gives the sizes that are not set below.",
+        "target's vocabulary). MODEL is a hub id, a folder, `demo` or `smollm2`, and gives the sizes that are "
+        "not set below.",
     )
     params_millions: PositiveFloat | None = Field(
         None,

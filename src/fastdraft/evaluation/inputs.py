@@ -25,7 +25,7 @@ from fastdraft.evaluation.recording import (
 from fastdraft.evaluation.run_recording import card_of_run, is_run_evaluation
 from fastdraft.evaluation.tasks import tasks_of
 from fastdraft.models import draft as drafts
-from fastdraft.models import draft_origin, pretrained, target
+from fastdraft.models import draft_origin, named_pairs, pretrained, target
 from fastdraft.models.draft_origin import Origin
 from fastdraft.models.target import TargetCard
 from fastdraft.models.token_bytes import id_bytes
@@ -181,7 +181,7 @@ def _check_target(
     options: EvaluateOptions, card: RecordingCard, data: Path, origins_by_name: dict[str, Origin]
 ) -> None:
     """RecordingError unless the completions are of `options.target`, or else of the target each draft was made for."""
-    is_local = options.target == "demo" or os.path.exists(os.path.expanduser(options.target or ""))
+    is_local = options.target in named_pairs.NAMES or os.path.exists(os.path.expanduser(options.target or ""))
     if options.target is None:
         digests = {name: digest for name, origin in origins_by_name.items() if (digest := target_digest(origin))}
     elif options.target == card.target.name and not is_local:

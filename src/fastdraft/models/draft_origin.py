@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fastdraft.config import Recipe, TargetPart
 from fastdraft.config.resolve import resolve
-from fastdraft.models import target
+from fastdraft.models import named_pairs, target
 from fastdraft.models.draft import DraftCard, check_stage
 from fastdraft.models.pretrained import folder_of
 from fastdraft.models.run_context import PHASES
@@ -53,10 +53,12 @@ class Origin(NamedTuple):
 
 
 def origin_of(draft: str | Path) -> Origin:
-    """The origin of a draft: a hub id, its own folder, the folder of its phase, or a run, for its last draft.
+    """The origin of a draft: the name of a pair, a hub id, its folder, that of its phase, or a run (its last draft).
 
     ExportError if there is no draft; CardError if a training phase wrote it, and it has changed since.
     """
+    if draft in named_pairs.NAMES:
+        return Origin(named_pairs.draft(str(draft)), None)
     local = Path(draft).expanduser()
     if isinstance(draft, str) and not local.exists() and not draft.startswith((".", "/", "~")):
         return Origin(folder_of(draft), None)
@@ -74,7 +76,10 @@ def origin_of(draft: str | Path) -> Origin:
 
 
 def target_of(origin: Origin) -> TargetPart:
-    """The target of the draft's run; ExportError if there is no run."""
+    """The target of the draft's run or pair; ExportError if it is part of neither."""
+    for name in named_pairs.NAMES:
+        if origin.folder == named_pairs.draft(name):
+            return TargetPart(path=name)
     recipe = origin.recipe()
     if recipe is None:
         raise ExportError(f"no run next to {origin.folder} names the target of this draft\n  do: add --target TARGET")
@@ -87,7 +92,7 @@ def target_card(origin: Origin, part: TargetPart) -> TargetCard:
     A local target's card is computed anew, so that changed files are noticed; a hub target's is read from the run.
     """
     recipe, stored = origin.recipe(), origin.card("target", TargetCard)
-    is_local = part.path == "demo" or Path(part.path).expanduser().exists()
+    is_local = part.path in named_pairs.NAMES or Path(part.path).expanduser().exists()
     same_files = recipe is not None and recipe.target.model_copy(update={"licence": part.licence}) == part
     if stored is not None and same_files and not is_local:
         return stored

@@ -76,7 +76,7 @@ def _reason(name: str, revision: str | None, error: BaseException | None) -> str
             "  do: check the name; for a private model `hf auth login`; for a folder give its path"
         )
     if isinstance(error, HFValidationError):
-        return f"not a hub id either: {first}\n  do: give a folder, a config.json, a hub id, or `demo`"
+        return f"not a hub id either: {first}\n  do: give a folder, a config.json, a hub id, `demo` or `smollm2`"
     if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
         return f"the hub requires authentication: {first}\n  do: `hf auth login`, with a token that can read it"
     if isinstance(error, HfHubHTTPError):

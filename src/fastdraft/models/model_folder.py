@@ -1,19 +1,19 @@
 """The folder of a model, and the digest of its files. Only GGUF files need torch and transformers.
 
-Every function takes a `Model`: a Path is a local folder; a string is a hub id, a local folder or `demo` (the packaged
-target); a TargetPart adds the hub revision, and whether remote code and pickled weights are allowed.
+Every function takes a `Model`: a Path is a local folder; a string is a hub id, a local folder, a GGUF file or the name
+of a pair (its target); a TargetPart adds the hub revision, and whether remote code and pickled weights are allowed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 import xxhash
 
 from fastdraft.config import TargetPart
+from fastdraft.models import named_pairs
 from fastdraft.models.file_errors import errors_explained
 from fastdraft.models.gguf_tokenizer import VOCABULARY
 from fastdraft.system.errors import TargetError
@@ -48,18 +48,21 @@ def folder_of(model: Model, weights: bool = True) -> Path:
     TargetError if there is no such folder, or if it has only pickled weights and `allow_pickle` is off.
     """
     part = as_part(model)
-    if part.path == "demo":
-        return Path(str(resources.files("fastdraft.demo").joinpath("target")))
     with errors_explained(f"{part.path!a} cannot be read", "check the path and its permissions"):
-        local = Path(part.path).expanduser()
+        local = named_pairs.target(part.path) if part.path in named_pairs.NAMES else Path(part.path).expanduser()
         if local.suffix == ".gguf":
             from fastdraft.models import gguf_file
 
             return gguf_file.folder_of(local, weights)
+        if local.is_symlink() and not local.exists():
+            raise TargetError(f"{local} is a link to {local.readlink()}, which leads nowhere\n  do: correct the link")
         folder = local if local.exists() or part.path.startswith((".", "/", "~")) else _download(part, weights)
         folder = folder.parent if folder.name == "config.json" else folder
         if not (folder / "config.json").is_file():
-            raise TargetError(f"no config.json in {folder}\n  do: give the folder of a model, a hub id, or `demo`")
+            names = " or ".join(named_pairs.NAMES)
+            raise TargetError(
+                f"no config.json in {folder}\n  do: give the folder of a model, a GGUF file, a hub id, {names}"
+            )
         # openvino_model.bin of an OpenVINO export is not a pickle.
         files = [file for file in folder.iterdir() if not file.name.startswith("openvino_")]
     weight_files = [file for file in files if file.suffix in (".safetensors", *PICKLED)]

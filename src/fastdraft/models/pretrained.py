@@ -1,7 +1,7 @@
 """Open a model of any causal family: its configuration, tokenizer and weights; model_folder.py finds its folder.
 
-Every function takes a `Model`: a Path is a local folder; a string is a hub id, a local folder or `demo` (the packaged
-target); a TargetPart adds the hub revision, and whether remote code and pickled weights are allowed.
+Every function takes a `Model`: a Path is a local folder; a string is a hub id, a local folder, a GGUF file or the name
+of a pair; a TargetPart adds the hub revision, and whether remote code and pickled weights are allowed.
 """
 
 from __future__ import annotations

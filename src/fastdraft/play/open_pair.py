@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
-
 from transformers import PreTrainedModel
 
 from fastdraft.benchmark.bench_pair import context_tokens, engine_folder
@@ -21,7 +18,6 @@ from fastdraft.play.engine_openvino import OpenVino
 from fastdraft.play.engine_transformers import Transformers
 from fastdraft.system.torch_device import usable_device
 
-DEMO = "demo"
 # Engines of the playground, with their names in the compatibility rules.
 ENGINES = {"transformers": "transformers", "openvino": "OpenVINO GenAI"}
 # The fastest OpenVINO setting on a CPU (docs/bench.md).
@@ -36,7 +32,7 @@ def open_pair(target_name: str, draft_name: str, engine: str, device: str | None
     RecipeError if it does not have the device.
     """
     target = TargetPart(path=target_name)
-    origin = packaged_draft() if draft_name == DEMO else draft_origin.origin_of(draft_name)
+    origin = draft_origin.origin_of(draft_name)
     accepted(target, origin.folder, (ENGINES[engine],))
     card = draft_origin.target_card(Origin(origin.folder, None), target)
     tokenizer, eos = pretrained.open_tokenizer(target), frozenset(card.eos_ids)
@@ -59,8 +55,3 @@ def open_pair(target_name: str, draft_name: str, engine: str, device: str | None
         eos=eos,
     )
     return OpenVino(OpenedOpenVino(files, SETTING.properties), tokenizer, context)
-
-
-def packaged_draft() -> Origin:
-    """The draft of the demo target, which is part of the package."""
-    return Origin(Path(str(resources.files("fastdraft.demo").joinpath("draft"))), None)

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastdraft.data.record_files import UnusableRow
 from fastdraft.exporters.markdown import code
 from fastdraft.play.blocks import SIDES, Player, Request, Side, Writer, decode_both
 from fastdraft.play.rendering import CSS, legend_html, numbers_html, text_html, verdict
 from fastdraft.synthesize.completions import SamplingParams
+from fastdraft.synthesize.prompt_sets import chat_tokens, text_tokens
 from fastdraft.system.errors import FastDraftError, PlayError
 from fastdraft.system.optional_packages import need
 
@@ -49,9 +51,12 @@ class Pair:
 
 
 def make_request(
-    player: Player, prompt: str, gamma: float, temperature: float, top_p: float, max_new_tokens: float
+    player: Player, prompt: str, chat: bool, gamma: float, temperature: float, top_p: float, max_new_tokens: float
 ) -> Request:
-    """A request from the values of the controls, with a random seed; PlayError if it cannot be decoded."""
+    """A request from the values of the controls, with a random seed; PlayError if it cannot be decoded.
+
+    With `chat` the prompt is a user's message under the target's chat template, which it must have.
+    """
     wanted = {"gamma": (1, MAX_GAMMA, gamma), "temperature": (0, 2, temperature), "top-p": (MIN_TOP_P, 1, top_p)}
     wanted["tokens"] = (1, player.context_tokens, max_new_tokens)
     for name, (low, high, value) in wanted.items():
@@ -63,8 +68,12 @@ def make_request(
         raise PlayError(
             f"the prompt has {len(prompt)} characters, wanted at most {MAX_PROMPT_CHARACTERS}\n  do: shorten it"
         )
-    ids = player.tokenizer(prompt, return_tensors="np").input_ids[0].astype("int64")
-    if len(ids) == 0 or len(ids) + int(max_new_tokens) + int(gamma) > player.context_tokens:
+    message = [{"role": "user", "content": prompt}]
+    try:
+        ids = chat_tokens(player.tokenizer, message) if chat else text_tokens(player.tokenizer, prompt)
+    except UnusableRow as error:
+        raise PlayError(f"the prompt is one of the {error}\n  do: change it, or decode it without chat") from error
+    if len(ids) + int(max_new_tokens) + int(gamma) > player.context_tokens:
         raise PlayError(
             f"the prompt has {len(ids)} tokens; with {int(max_new_tokens)} more they exceed the context of "
             f"{player.context_tokens}\n  do: shorten the prompt or the continuation"
@@ -110,6 +119,14 @@ def build(pair: Pair) -> Any:
             f"# FastDraft\n{code(pair.target)} alone, and with the draft {code(pair.draft)}, in {pair.player.name}."
         )
         prompt = gradio.Textbox(label="Prompt", lines=4, max_length=MAX_PROMPT_CHARACTERS, elem_id="prompt")
+        has_template = pair.player.tokenizer.chat_template is not None
+        chat = gradio.Checkbox(
+            has_template,
+            label="Chat",
+            info="the prompt is a message under the target's chat template",
+            visible=has_template,
+            elem_id="chat",
+        )
         with gradio.Row():
             gamma = gradio.Slider(1, MAX_GAMMA, 4, step=1, label="Gamma", info="drafted tokens per block")
             temperature = gradio.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy")
@@ -130,7 +147,7 @@ def build(pair: Pair) -> Any:
         gradio.Markdown(INTERLEAVED if pair.player.interleaves else ONE_BY_ONE)
         click = run.click(
             _click_handler(pair.player, gradio),
-            [prompt, gamma, temperature, top_p, tokens],
+            [prompt, chat, gamma, temperature, top_p, tokens],
             [*texts, *numbers, verdict_box],
             concurrency_limit=1,
             show_progress="minimal",
@@ -143,9 +160,12 @@ def build(pair: Pair) -> Any:
 def _click_handler(player: Player, gradio: Any) -> Any:
     """The handler of the button. The page shows every error and stays usable."""
 
-    def answer(prompt: str, gamma: float, temperature: float, top_p: float, tokens: float) -> Iterator[PageState]:
+    def answer(
+        prompt: str, chat: bool, gamma: float, temperature: float, top_p: float, tokens: float
+    ) -> Iterator[PageState]:
         try:
-            yield from page_states(player, prompt, make_request(player, prompt, gamma, temperature, top_p, tokens))
+            request = make_request(player, prompt, chat, gamma, temperature, top_p, tokens)
+            yield from page_states(player, prompt, request)
         except FastDraftError as error:
             raise gradio.Error(escape(str(error)), print_exception=False) from error
         except Exception as error:
