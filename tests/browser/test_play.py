@@ -99,6 +99,32 @@ def test_a_bad_prompt_is_refused_and_the_next_one_works(tab):
     await_equal(tab, "x = 1")
 
 
+@pytest.fixture
+def chat(player, open_tab, monkeypatch):
+    """A page for a target with a chat template."""
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    monkeypatch.setattr(player.tokenizer, "chat_template", template)
+    page = serve(Pair(player, "target", "draft"), LOOPBACK, None, wait=False)
+    opened = open_tab()
+    opened.page.goto(page.local_url)
+    opened.page.wait_for_selector("#new")
+    yield opened
+    page.close()
+
+
+def test_a_conversation_continues_until_a_new_one_is_begun(chat):
+    decode(chat, "one", Tokens=7)
+    await_equal(chat, "user: one")
+    decode(chat, "two")
+    chat.page.wait_for_function("document.querySelector('#plain-text .prompt').innerText.includes('user: two')")
+    assert "assistant: " in chat.page.inner_text("#plain-text .prompt")
+    await_equal(chat, "user: one")
+    chat.page.click("#new")
+    chat.page.wait_for_function("document.querySelector('#prompt textarea').value === ''")
+    decode(chat, "three")
+    await_equal(chat, "user: three")
+
+
 def test_stop_stops(tab):
     decode(tab, "def long():", Tokens=480)
     tab.page.wait_for_function("document.querySelectorAll('#drafted-text i').length > 8")
@@ -125,7 +151,7 @@ def test_ten_concurrent_prompts_are_decoded_one_by_one(address, monkeypatch):
 
     monkeypatch.setattr(Fallible, "blocks", watched)
     client = Client(address, verbose=False)
-    jobs = [client.submit(f"x = {number}", 4, 0, 1, 31, api_name="/answer") for number in range(10)]
+    jobs = [client.submit(f"x = {number}", False, 4, 0, 1, 31, api_name="/answer") for number in range(10)]
     for number, job in enumerate(jobs):
         text, *_, comparison = job.result(timeout=120)
         assert f"x = {number}</span>" in text

@@ -107,7 +107,11 @@ def test_the_card_reports_what_the_runs_cards_say(done, exported):
         trained = read_card(done / phase, DraftCard)
         assert f"| {phase} | {trained.trained_tokens:,} |" in text
         assert all(f"{nats:.3f}" in text for nats in trained.held_out_nats.values())
-    for said in ("not recorded: see the source", "Not measured. It depends on engine", "Of the tasks above, the lowest"):
+    for said in (
+        "not recorded: see the source",
+        "Not measured. It depends on engine",
+        "Of the tasks above, the lowest",
+    ):
         assert said in text
     assert str(Path.cwd()) not in text
     assert (folder / "recipe.yaml").read_text() == (done / "resolved.yaml").read_text()

@@ -9,10 +9,10 @@ from fastdraft.synthesize.completion_store import CompletionStore
 
 ROOT = Path(__file__).parents[2]
 CORPORA = ROOT.parent / "shared" / "data" / "corpora"
-# A third of the recipe's tokens and completions. With its longer evaluation (160 tokens) this gave alpha .546 at T = 1.
+# Two thirds of these tokens and prompts gave alpha .449 at T = 1, with interval .435 to .464.
 SHORTER = [
-    *("pretrain.train_tokens=300000", "align.train_tokens=700000"),
-    *("synthesize.prompts=1000", "evaluate.max_new_tokens=96"),
+    *("pretrain.train_tokens=300000", "align.train_tokens=700000", "synthesize.prompts=1000"),
+    *("evaluate.prompts=48", "evaluate.max_new_tokens=64", "evaluate.verify_prompts=8"),
 ]
 
 
@@ -34,11 +34,11 @@ def test_a_draft_for_a_real_target(stories260k, fastdraft, tmp_path):
     assert alpha["align", 0.0]["low"] > alpha["pretrain", 0.0]["high"]
 
     greedy, sampled = cards["evaluate"]["verified"]["stories"]
-    assert (greedy["prompts"], greedy["temperature"], sampled["temperature"]) == (16, 0.0, 1.0)
-    assert greedy["compared"] >= 14
+    assert (greedy["prompts"], greedy["temperature"], sampled["temperature"]) == (8, 0.0, 1.0)
+    assert greedy["compared"] >= 7
     assert greedy["real"] == greedy["one_pass"]
     assert greedy["disagreements"] == sampled["disagreements"] == []
-    assert greedy["real"]["value"] > 2
+    assert greedy["real"]["value"] > 1.8
 
     # The target's tokenizer adds a begin-of-text token, which no prompt lacks.
     card = cards["target"]

@@ -146,22 +146,29 @@ def test_a_character_of_several_tokens_is_the_piece_of_the_last(tokenizer):
 )
 def test_invalid_requests_are_refused(player, prompt, tokens, message):
     with pytest.raises(PlayError, match=message):
-        make_request(player, prompt, False, 4, 0, 1, tokens)
+        make_request(player, prompt, 4, 0, 1, tokens)
 
 
-def test_a_chat_prompt_is_under_the_targets_template(player, monkeypatch):
+def test_a_conversation_is_under_the_targets_template(player, monkeypatch):
     template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<answer>"
     monkeypatch.setattr(player.tokenizer, "chat_template", template)
-    request = make_request(player, "def f():", True, 3, 0.0, 1.0, TOKENS)
+    first = [{"role": "user", "content": "def f():"}]
+    request = make_request(player, first, 3, 0.0, 1.0, TOKENS)
     assert player.tokenizer.decode(request.prompt) == "<user>def f():<answer>"
+    *_, state = page_states(player, first, request)
+    assert state.conversation[:-1] == first
+    assert state.conversation[-1]["role"] == "assistant"
+    following = make_request(player, [*state.conversation, *first], 3, 0.0, 1.0, TOKENS)
+    answer = state.conversation[-1]["content"]
+    assert player.tokenizer.decode(following.prompt) == f"<user>def f():<assistant>{answer}<user>def f():<answer>"
     monkeypatch.setattr(player.tokenizer, "chat_template", "{{ raise_exception('never') }}")
     with pytest.raises(PlayError, match="without chat"):
-        make_request(player, "def f():", True, 3, 0.0, 1.0, TOKENS)
+        make_request(player, first, 3, 0.0, 1.0, TOKENS)
 
 
 def test_the_last_page_state_has_the_verdict(player):
-    request = make_request(player, "def f():", False, 3, 0.0, 1.0, TOKENS)
-    *_, (plain, drafted, _, _, comparison) = page_states(player, "def f():", request)
+    request = make_request(player, "def f():", 3, 0.0, 1.0, TOKENS)
+    *_, (plain, drafted, _, _, comparison, _) = page_states(player, "def f():", request)
     assert plain != drafted
     assert "The texts are equal, token for token." in comparison
     differing = verdict(

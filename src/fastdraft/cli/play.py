@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -13,8 +15,7 @@ from fastdraft.cli.options import screen
 from fastdraft.system import limits
 
 LOOPBACK = "127.0.0.1"
-# Without --prompt: a question for a target with a chat template, the beginning of a function for any other.
-QUESTION, CODE = "Explain to a ten-year-old why the sky is blue.", "def read_lines(path):\n"
+CODE = "def read_lines(path):\n"
 
 Target = Annotated[
     str,
@@ -37,7 +38,13 @@ Device = Annotated[str | None, typer.Option(help="Device, in the engine's naming
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free port from 7860 on.")]
 Host = Annotated[str, typer.Option(help="Address to listen on. Any other than loopback opens the page to the network.")]
 InTerminal = Annotated[bool, typer.Option("--terminal", help="Print to the terminal instead of serving a page.")]
-Prompt = Annotated[str | None, typer.Option(help="With --terminal: the message, or the text to continue.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="With --terminal: the text to continue, or a message. Default: the beginning of a function; with a chat "
+        "template, messages from standard input up to an empty line.",
+    ),
+]
 Chat = Annotated[
     bool | None,
     typer.Option(
@@ -87,10 +94,20 @@ def play(
     player = open_pair(target, draft, engine, device)
     if terminal:
         chat = player.tokenizer.chat_template is not None if chat is None else chat
-        prompt = prompt or (QUESTION if chat else CODE)
-        request = page.make_request(player, prompt, chat, gamma, temperature, top_p, tokens)
-        terminal_player.show(player, request, screen)
+        conversation: list[page.Message] = []
+        for text in [prompt or CODE] if prompt or not chat else _typed():
+            conversation.append({"role": "user", "content": text})
+            whole = conversation if chat else text
+            request = page.make_request(player, whole, gamma, temperature, top_p, tokens)
+            conversation.append(page.answer_message(player, terminal_player.show(player, request, screen)))
         return
     if host not in (LOOPBACK, "localhost", "::1"):
         print(f"warning: everybody who reaches {host} can use this page; it has no password", file=sys.stderr)
     page.serve(page.Pair(player, target, draft), host, port)
+
+
+def _typed() -> Iterator[str]:
+    """The lines of standard input, up to an empty one."""
+    with suppress(EOFError):
+        while line := input("you: ").strip():
+            yield line

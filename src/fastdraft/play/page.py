@@ -13,7 +13,7 @@ import torch
 
 from fastdraft.data.record_files import UnusableRow
 from fastdraft.exporters.markdown import code
-from fastdraft.play.blocks import SIDES, Player, Request, Side, Writer, decode_both
+from fastdraft.play.blocks import SIDES, Player, Request, Side, Transcript, Writer, decode_both
 from fastdraft.play.rendering import CSS, legend_html, numbers_html, text_html, verdict
 from fastdraft.synthesize.completions import SamplingParams
 from fastdraft.synthesize.prompt_sets import chat_tokens, text_tokens
@@ -31,14 +31,18 @@ INTERLEAVED = "The two sides take turns, block by block. Each is timed by its ow
 ONE_BY_ONE = "The engine runs one side to its end, then the other. Each is timed by its own seconds."
 
 
+Message = dict[str, str]
+
+
 class PageState(NamedTuple):
-    """Values of the page's outputs, in the order of the click handler: texts, numbers, verdict."""
+    """Values of the page's outputs, in the order of the click handler: texts, numbers, verdict, messages so far."""
 
     plain_text: str
     drafted_text: str
     plain_numbers: str
     drafted_numbers: str
     verdict: str
+    conversation: list[Message]
 
 
 @dataclass(frozen=True)
@@ -51,32 +55,36 @@ class Pair:
 
 
 def make_request(
-    player: Player, prompt: str, chat: bool, gamma: float, temperature: float, top_p: float, max_new_tokens: float
+    player: Player, prompt: str | list[Message], gamma: float, temperature: float, top_p: float, max_new_tokens: float
 ) -> Request:
     """A request from the values of the controls, with a random seed; PlayError if it cannot be decoded.
 
-    With `chat` the prompt is a user's message under the target's chat template, which it must have.
+    A text is continued. Messages, of which the last is a user's, go through the target's chat template, which it must
+    have.
     """
     wanted = {"gamma": (1, MAX_GAMMA, gamma), "temperature": (0, 2, temperature), "top-p": (MIN_TOP_P, 1, top_p)}
     wanted["tokens"] = (1, player.context_tokens, max_new_tokens)
     for name, (low, high, value) in wanted.items():
         if not low <= value <= high:  # not a number either
             raise PlayError(f"{name}: found {value:g}, wanted {low:g} to {high:,}\n  do: choose a number between them")
-    if not prompt.strip():
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if not text.strip():
         raise PlayError("the prompt is empty\n  do: write one")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
+    if len(text) > MAX_PROMPT_CHARACTERS:
         raise PlayError(
-            f"the prompt has {len(prompt)} characters, wanted at most {MAX_PROMPT_CHARACTERS}\n  do: shorten it"
+            f"the prompt has {len(text)} characters, wanted at most {MAX_PROMPT_CHARACTERS}\n  do: shorten it"
         )
-    message = [{"role": "user", "content": prompt}]
     try:
-        ids = chat_tokens(player.tokenizer, message) if chat else text_tokens(player.tokenizer, prompt)
+        if isinstance(prompt, str):
+            ids = text_tokens(player.tokenizer, prompt)
+        else:
+            ids = chat_tokens(player.tokenizer, prompt)
     except UnusableRow as error:
         raise PlayError(f"the prompt is one of the {error}\n  do: change it, or decode it without chat") from error
     if len(ids) + int(max_new_tokens) + int(gamma) > player.context_tokens:
         raise PlayError(
             f"the prompt has {len(ids)} tokens; with {int(max_new_tokens)} more they exceed the context of "
-            f"{player.context_tokens}\n  do: shorten the prompt or the continuation"
+            f"{player.context_tokens}\n  do: shorten the prompt or the continuation, or begin a new conversation"
         )
     return Request(
         prompt=ids,
@@ -87,27 +95,39 @@ def make_request(
     )
 
 
-def page_states(player: Player, prompt: str, request: Request) -> Iterator[PageState]:
-    """States of the page while blocks arrive; the last one has the verdict."""
+def page_states(player: Player, prompt: str | list[Message], request: Request) -> Iterator[PageState]:
+    """States of the page while blocks arrive; the last one has the verdict, and the answer in the conversation."""
+    conversation = [] if isinstance(prompt, str) else prompt
+    shown = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n\n" for m in prompt)
     writers = {side: Writer(player.tokenizer, request.prompt) for side in SIDES}
     updated = 0.0
     for side, block in decode_both(player, request):
         writers[side].add(block)
         if monotonic() - updated > UPDATE_SECONDS:
-            yield _page_state(prompt, writers, "…")
+            yield _page_state(shown, writers, "…", conversation)
             updated = monotonic()
     plain, drafted = (writers[side].transcript for side in SIDES)
-    yield _page_state(prompt, writers, verdict(plain, drafted, request.sampling.greedy, player.keeps_distribution))
+    comparison = verdict(plain, drafted, request.sampling.greedy, player.keeps_distribution)
+    if conversation:
+        conversation = [*conversation, answer_message(player, drafted)]
+    yield _page_state(shown, writers, comparison, conversation)
 
 
-def _page_state(prompt: str, writers: dict[Side, Writer], verdict_text: str) -> PageState:
+def answer_message(player: Player, transcript: Transcript) -> Message:
+    """What was generated, as the assistant's message of a conversation."""
+    content = player.tokenizer.decode(transcript.tokens, skip_special_tokens=True)
+    return {"role": "assistant", "content": str(content)}
+
+
+def _page_state(shown: str, writers: dict[Side, Writer], verdict_text: str, conversation: list[Message]) -> PageState:
     plain, drafted = (writers[side].transcript for side in SIDES)
     return PageState(
-        plain_text=text_html(prompt, plain),
-        drafted_text=text_html(prompt, drafted),
+        plain_text=text_html(shown, plain),
+        drafted_text=text_html(shown, drafted),
         plain_numbers=numbers_html(plain),
         drafted_numbers=numbers_html(drafted),
         verdict=verdict_text,
+        conversation=conversation,
     )
 
 
@@ -123,7 +143,7 @@ def build(pair: Pair) -> Any:
         chat = gradio.Checkbox(
             has_template,
             label="Chat",
-            info="the prompt is a message under the target's chat template",
+            info="the prompt is the next message of a conversation, under the target's chat template",
             visible=has_template,
             elem_id="chat",
         )
@@ -135,6 +155,8 @@ def build(pair: Pair) -> Any:
         with gradio.Row():
             run = gradio.Button("Decode", variant="primary", elem_id="run")
             stop = gradio.Button("Stop", elem_id="stop")
+            fresh = gradio.Button("New conversation", visible=has_template, elem_id="new")
+        conversation = gradio.State([])
         verdict_box = gradio.Markdown(elem_id="verdict")
         texts, numbers = [], []
         with gradio.Row():
@@ -147,12 +169,13 @@ def build(pair: Pair) -> Any:
         gradio.Markdown(INTERLEAVED if pair.player.interleaves else ONE_BY_ONE)
         click = run.click(
             _click_handler(pair.player, gradio),
-            [prompt, chat, gamma, temperature, top_p, tokens],
-            [*texts, *numbers, verdict_box],
+            [prompt, chat, conversation, gamma, temperature, top_p, tokens],
+            [*texts, *numbers, verdict_box, conversation],
             concurrency_limit=1,
             show_progress="minimal",
         )
         stop.click(None, cancels=[click])
+        fresh.click(lambda: ("", []), None, [prompt, conversation])
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page
 
@@ -161,11 +184,18 @@ def _click_handler(player: Player, gradio: Any) -> Any:
     """The handler of the button. The page shows every error and stays usable."""
 
     def answer(
-        prompt: str, chat: bool, gamma: float, temperature: float, top_p: float, tokens: float
+        prompt: str,
+        chat: bool,
+        conversation: list[Message],
+        gamma: float,
+        temperature: float,
+        top_p: float,
+        tokens: float,
     ) -> Iterator[PageState]:
+        whole = [*conversation, {"role": "user", "content": prompt}] if chat else prompt
         try:
-            request = make_request(player, prompt, chat, gamma, temperature, top_p, tokens)
-            yield from page_states(player, prompt, request)
+            request = make_request(player, whole, gamma, temperature, top_p, tokens)
+            yield from page_states(player, whole, request)
         except FastDraftError as error:
             raise gradio.Error(escape(str(error)), print_exception=False) from error
         except Exception as error:

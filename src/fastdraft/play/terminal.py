@@ -11,8 +11,11 @@ from fastdraft.play.rendering import MEANINGS, STYLES, text_rich, verdict
 TITLES = {"plain": "plain", "drafted": "with the draft"}
 
 
-def show(player: Player, request: Request, screen: Console) -> None:
-    """Print the text of each side as it is generated, one side after the other, then the comparison."""
+def show(player: Player, request: Request, screen: Console) -> Transcript:
+    """Print the text of each side as it is generated, one side after the other, then the comparison.
+
+    Returns the text with the draft.
+    """
     transcripts: dict[Side, Transcript] = {}
     for side in SIDES:
         writer = Writer(player.tokenizer, request.prompt)
@@ -33,3 +36,4 @@ def show(player: Player, request: Request, screen: Console) -> None:
     )
     legend = [Text(MARK_NAMES[mark], STYLES[mark]).append(f" {meaning}  ", "dim") for mark, meaning in MEANINGS.items()]
     screen.print(*legend)
+    return transcripts["drafted"]

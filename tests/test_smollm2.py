@@ -1,0 +1,52 @@
+"""The pair `smollm2`, a real LLM and its draft, where the package of the LLM can be had."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fastdraft as api
+from fastdraft.models import named_pairs
+from fastdraft.models.architecture import parameters
+from fastdraft.models.pretrained import open_config
+from fastdraft.system.errors import TargetError
+
+
+@pytest.fixture(scope="module")
+def target() -> Path:
+    try:
+        return named_pairs.target("smollm2")
+    except TargetError as error:
+        pytest.skip(f"the package of the LLM cannot be had here: {error}")
+
+
+@pytest.mark.slow
+def test_the_packaged_draft_drafts_for_a_real_llm(target, fastdraft):
+    report = api.check("smollm2", "smollm2")
+    assert report.holds, report
+    draft, llm = (parameters(open_config(model)) for model in (named_pairs.draft("smollm2"), "smollm2"))
+    assert llm == 134_515_008
+    assert draft <= llm / 15
+    chat = named_pairs.prompt_files(named_pairs.draft("smollm2"))[0]
+    arguments = ["--tasks", chat, "--prompts", 2, "--tokens", 19, "--gammas", 3, "--repeats", 1, "--temperature", 0]
+    ended = fastdraft("bench", "smollm2", "smollm2", "--engine", "transformers", *arguments, "--json")
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert result["equality"]["equal"] + len(result["equality"]["near_ties"]) == result["equality"]["texts"] == 2 * 2
+    (cell,) = result["cells"]
+    (drafted,) = cell["drafts"]
+    assert drafted["block_efficiency"] == pytest.approx(drafted["predicted"]["block_efficiency"], rel=0.05)
+    assert drafted["block_efficiency"] > 1.2
+
+
+@pytest.mark.engine("llama_cpp")
+def test_llama_cpp_accepts_what_one_pass_predicts(target, fastdraft):
+    """From the GGUF file of the target to a GGUF file of the draft, and llama.cpp's own counts."""
+    arguments = ["--prompts", 1, "--tokens", 31, "--gammas", 3, "--repeats", 1, "--temperature", 0, "--weights", "q8_0"]
+    ended = fastdraft("bench", "smollm2", "smollm2", "--engine", "llama.cpp", *arguments, "--json")
+    assert ended.code == 0, ended.err
+    cells = json.loads(ended.out)["cells"]
+    assert len(cells) == len(named_pairs.prompt_files(named_pairs.draft("smollm2")))
+    for cell in cells:
+        (drafted,) = cell["drafts"]
+        assert drafted["block_efficiency"] == pytest.approx(drafted["predicted"]["block_efficiency"], rel=0.1)
