@@ -1,4 +1,4 @@
-# make demo | make test | make test-engines | make check | make docs; `make setup` is their common first step.
+# make demo | make llm | make test | make test-engines | make check | make docs; `make setup` is their common first step.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
@@ -16,7 +16,7 @@ WORKERS := $(shell $(PYTHON) -c "import os; print(min(2 * os.cpu_count(), 8))")
 PYTEST := -m pytest -q -n $(WORKERS) --dist worksteal --durations 30
 test test-fast test-newest test-lowest: export OMP_NUM_THREADS = 1
 
-.PHONY: setup setup-dev setup-engines demo test test-fast test-engines test-newest test-lowest check docs
+.PHONY: setup setup-dev setup-engines demo llm test test-fast test-engines test-newest test-lowest check docs
 
 setup: .venv/base
 setup-dev: .venv/dev
@@ -38,6 +38,12 @@ setup-engines: .venv/engines
 
 demo: setup
 	$(BIN)/fastdraft run recipes/demo.yaml
+
+# A real LLM of 135M parameters, fetched once, and its packaged draft: what each way of decoding reaches on this machine.
+llm: setup
+	$(INSTALL) -e '.[openvino]'
+	$(BIN)/fastdraft bench smollm2 smollm2 --prompts 3 --tokens 48 --repeats 2 --gammas 2-4 --temperatures 0
+	@echo 'To chat with it: .venv/bin/pip install -e ".[play]", then .venv/bin/fastdraft play smollm2 --engine openvino'
 
 test: setup-dev check
 	$(BIN)/python $(PYTEST) -m "not engine"

@@ -15,8 +15,8 @@ from fastdraft.models.shape import DraftShape, default_budget_millions, derive, 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
 CONFIGS = ROOT.parent / "shared" / "data" / "configs"
-# Recipes of published targets are named TARGET-SIZE.
-SIZED = [path for path in RECIPES if re.search(r"-\d+m$", path.stem)]
+# Recipes of published targets are named TARGET-SIZE, with the draft's size; in that of SmolLM2-135M it is the target's.
+SIZED = [path for path in RECIPES if re.search(r"-\d+m$", path.stem) and path.stem != "smollm2-135m"]
 PAPERS = ("phi3-mini-50m", "phi3-mini-120m", "llama3.1-8b-150m")
 # Targets whose configuration is read from another model's folder: their sizes are the same.
 CONFIG_FOLDERS = {"Llama-3.1-8B-Instruct": "Llama-3.1-8B"}

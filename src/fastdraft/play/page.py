@@ -98,19 +98,19 @@ def make_request(
 def page_states(player: Player, prompt: str | list[Message], request: Request) -> Iterator[PageState]:
     """States of the page while blocks arrive; the last one has the verdict, and the answer in the conversation."""
     conversation = [] if isinstance(prompt, str) else prompt
-    shown = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n\n" for m in prompt)
+    prompt_text = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n\n" for m in prompt)
     writers = {side: Writer(player.tokenizer, request.prompt) for side in SIDES}
     updated = 0.0
     for side, block in decode_both(player, request):
         writers[side].add(block)
         if monotonic() - updated > UPDATE_SECONDS:
-            yield _page_state(shown, writers, "…", conversation)
+            yield _page_state(prompt_text, writers, "…", conversation)
             updated = monotonic()
     plain, drafted = (writers[side].transcript for side in SIDES)
     comparison = verdict(plain, drafted, request.sampling.greedy, player.keeps_distribution)
     if conversation:
         conversation = [*conversation, answer_message(player, drafted)]
-    yield _page_state(shown, writers, comparison, conversation)
+    yield _page_state(prompt_text, writers, comparison, conversation)
 
 
 def answer_message(player: Player, transcript: Transcript) -> Message:
@@ -119,11 +119,13 @@ def answer_message(player: Player, transcript: Transcript) -> Message:
     return {"role": "assistant", "content": str(content)}
 
 
-def _page_state(shown: str, writers: dict[Side, Writer], verdict_text: str, conversation: list[Message]) -> PageState:
+def _page_state(
+    prompt_text: str, writers: dict[Side, Writer], verdict_text: str, conversation: list[Message]
+) -> PageState:
     plain, drafted = (writers[side].transcript for side in SIDES)
     return PageState(
-        plain_text=text_html(shown, plain),
-        drafted_text=text_html(shown, drafted),
+        plain_text=text_html(prompt_text, plain),
+        drafted_text=text_html(prompt_text, drafted),
         plain_numbers=numbers_html(plain),
         drafted_numbers=numbers_html(drafted),
         verdict=verdict_text,
