@@ -59,7 +59,7 @@ def make_request(
 ) -> Request:
     """A request from the values of the controls, with a random seed; PlayError if it cannot be decoded.
 
-    A text is continued. Messages, the last one a user's, go through the target's chat template; the target must have one.
+    A text is continued. Messages, the last one a user's, go through the target's chat template, which must exist.
     """
     wanted = {"gamma": (1, MAX_GAMMA, gamma), "temperature": (0, 2, temperature), "top-p": (MIN_TOP_P, 1, top_p)}
     wanted["tokens"] = (1, player.context_tokens, max_new_tokens)
