@@ -42,7 +42,7 @@ demo: setup
 # A real LLM of 135M parameters, fetched once, and its packaged draft: what each way of decoding reaches on this machine.
 llm: setup
 	$(INSTALL) -e '.[openvino]'
-	$(BIN)/fastdraft bench smollm2 smollm2 --prompts 3 --tokens 48 --repeats 2 --gammas 2-4 --temperature 0
+	$(BIN)/fastdraft bench smollm2 smollm2 --prompts 2 --tokens 48 --repeats 2 --gammas 2-4 --temperature 0
 	@echo 'To chat with it: .venv/bin/pip install -e ".[play]", then .venv/bin/fastdraft play smollm2 --engine openvino'
 
 test: setup-dev check

@@ -196,6 +196,8 @@ def test_the_commands_name_what_the_engine_opens(done, exported):
     """llama.cpp a file; an id on the hub only where the engine reads what lies there."""
     folder, card = exported
     assert card.path_for_engine(folder) == folder
+    with_vocabulary = card.model_copy(update={"files": {**card.files, "vocabulary.gguf": 5}})
+    assert with_vocabulary.path_for_engine(folder) == folder
     gguf = card.model_copy(update={"format": "gguf", "files": {"NOTICE": 1, "draft-q8_0.gguf": 3}})
     assert f"llama-server -m TARGET -md {folder}/draft-q8_0.gguf " in shown(folder, gguf)
     origin = origin_of(done)

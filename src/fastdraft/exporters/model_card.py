@@ -114,8 +114,8 @@ def _use(evidence: Evidence, export: ExportCard) -> Iterator[str]:
     yield "## Use"
     yield ""
     yield (
-        "DRAFT is this folder where it is the form that the engine reads, or what `fastdraft export` makes for it; "
-        "llama.cpp reads the file in it. TARGET is the target in the form of the draft."
+        "DRAFT is this folder if the engine reads its format, otherwise the folder that `fastdraft export` makes from "
+        "it; llama.cpp opens the file in it. TARGET is the target in the same format."
     )
     for engine, snippet in USAGE.items():
         source = f"{code(file_name)} in this folder" if file_name else "this folder"

@@ -75,5 +75,6 @@ class ExportCard(Card):
     proof: Proof
 
     def path_for_engine(self, folder: Path) -> Path:
-        """The path that engines open: the folder, or the GGUF file in it."""
-        return next((folder / name for name in self.files if name.endswith(".gguf")), folder)
+        """The path that engines open: the folder, or the file of a GGUF export."""
+        names = [name for name in self.files if name.endswith(".gguf")] if self.format == "gguf" else []
+        return folder / names[0] if names else folder
