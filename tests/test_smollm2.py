@@ -9,6 +9,8 @@ import fastdraft as api
 from fastdraft.models import named_pairs
 from fastdraft.models.architecture import parameters
 from fastdraft.models.pretrained import open_config
+from fastdraft.play.open_pair import open_pair
+from fastdraft.play.page import make_request, page_states
 from fastdraft.system.errors import TargetError
 
 
@@ -21,22 +23,18 @@ def target() -> Path:
 
 
 @pytest.mark.slow
-def test_the_packaged_draft_drafts_for_a_real_llm(target, fastdraft):
+def test_the_packaged_draft_drafts_for_a_real_llm(target):
     report = api.check("smollm2", "smollm2")
     assert report.holds, report
     draft, llm = (parameters(open_config(model)) for model in (named_pairs.draft("smollm2"), "smollm2"))
     assert llm == 134_515_008
     assert draft <= llm / 15
-    chat = named_pairs.prompt_files(named_pairs.draft("smollm2"))[0]
-    arguments = ["--tasks", chat, "--prompts", 2, "--tokens", 19, "--gammas", 3, "--repeats", 1, "--temperature", 0]
-    ended = fastdraft("bench", "smollm2", "smollm2", "--engine", "transformers", *arguments, "--json")
-    assert ended.code == 0, ended.err
-    result = json.loads(ended.out)
-    assert result["equality"]["equal"] + len(result["equality"]["near_ties"]) == result["equality"]["texts"] == 2 * 2
-    (cell,) = result["cells"]
-    (drafted,) = cell["drafts"]
-    assert drafted["block_efficiency"] == pytest.approx(drafted["predicted"]["block_efficiency"], rel=0.05)
-    assert drafted["block_efficiency"] > 1.2
+    player = open_pair("smollm2", "smollm2", "transformers", None)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    *_, state = page_states(player, question, make_request(player, question, 3, 0.0, 1.0, 13))
+    assert "The texts are equal, token for token." in state.verdict
+    assert "Paris" in state.conversation[-1]["content"]
+    assert 'class="a"' in state.drafted_text, "no drafted token was accepted"
 
 
 @pytest.mark.engine("llama_cpp")

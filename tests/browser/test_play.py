@@ -112,6 +112,8 @@ def chat(player, open_tab, monkeypatch):
     page.close()
 
 
+# gradio leaves the socket open with which it finds a free port; a second page makes that visible.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
 def test_a_conversation_continues_until_a_new_one_is_begun(chat):
     decode(chat, "one", Tokens=7)
     await_equal(chat, "user: one")
