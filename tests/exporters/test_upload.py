@@ -152,7 +152,11 @@ def test_a_name_that_the_targets_licence_forbids(exported):
 
 
 def test_it_reports_the_targets_licence(exported):
-    for licence, expected in ((None, "licence: not known"), ("mit", "licence: mit"), ("gemma", "gemma, which binds")):
+    for licence, expected in (
+        (None, "licence: not known"),
+        ("mit", "licence: mit"),
+        ("gemma", "gemma, which applies to"),
+    ):
         said = planned(licensed(exported, licence), "me/draft", private=False).summary()
         assert expected in said
         assert "WARNING" not in said

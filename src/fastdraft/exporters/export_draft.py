@@ -25,7 +25,7 @@ from fastdraft.models.token_bytes import PROBES
 from fastdraft.results.export import EngineAcceptance, ExportCard
 from fastdraft.system.cards import Cost, write_card
 from fastdraft.system.errors import ExportError, VocabularyMismatch
-from fastdraft.system.files import atomic_write, make_folder
+from fastdraft.system.files import atomic_write, make_folder, remove
 from fastdraft.system.progress import log_line
 
 RECIPE = "recipe.yaml"
@@ -144,7 +144,7 @@ def _check_free(out: Path) -> None:
     if out.exists():
         raise ExportError(f"{out} exists already\n  do: remove it, or choose another folder with --out")
     make_folder(out, "--out")
-    out.rmdir()
+    remove(out, inside=out.parent)
 
 
 def accepted(target: pretrained.Model, draft_folder: Path, engines: tuple[str, ...]) -> tuple[EngineAcceptance, ...]:
