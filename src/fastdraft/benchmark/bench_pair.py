@@ -24,6 +24,7 @@ from fastdraft.exporters.export_draft import accepted
 from fastdraft.exporters.formats import FORMATS
 from fastdraft.models import architecture, draft_origin, named_pairs, pretrained
 from fastdraft.models.draft_origin import Origin
+from fastdraft.models.gguf_tokenizer import VOCABULARY
 from fastdraft.models.openvino import MODEL_FILE
 from fastdraft.models.run_context import RunContext
 from fastdraft.results.bench import BenchResult, Cell, Equality, Model, Steps
@@ -186,7 +187,8 @@ def engine_folder(engine: type[Engine], folder: Path, weights: str) -> tuple[Pat
     """A model in the engine's format, and its precision; exported once into the user's cache unless it is an export."""
     if engine.format is None:
         return folder, weights
-    if any(folder.glob(EXPORTED_FILES[engine.format])):
+    # The folder of a GGUF target, and of its draft, has a GGUF file that holds the vocabulary alone.
+    if any(file.name != VOCABULARY for file in folder.glob(EXPORTED_FILES[engine.format])):
         has_card = (folder / FILE).is_file()
         return folder, open_stage(folder, ExportCard).weights if has_card else "as given"
     export_format = FORMATS[engine.format]
