@@ -60,16 +60,11 @@ def test_the_expected_normaliser_is_that_of_the_whole_vocabulary(batch):
     batch = Batch(batch.inputs_BT, batch.labels_BT)
     logits_V, others = torch.randn(V, generator=torch.Generator().manual_seed(5)), V - 13
     draws = [Batch(batch.inputs_BT, batch.labels_BT, (Place("text", step),)) for step in range(1000)]
-    normalisers = torch.tensor(
-        [float((logits_V[sample.rows_R] + sample.log_weight_R).exp().sum()) for sample in _samples(draws, others // 3)]
-    )
+    samples = [sample_rows(draw, V, others // 3) for draw in draws]
+    normalisers = torch.stack([(logits_V[sample.rows_R] + sample.log_weight_R).exp().sum() for sample in samples])
     error = normalisers.std() / math.sqrt(len(draws))
     assert abs(normalisers.mean() - logits_V.exp().sum()) < 4 * error
     assert len(normalisers.unique()) > len(draws) / 2
-
-
-def _samples(batches, samples):
-    return [sample_rows(batch, V, samples) for batch in batches]
 
 
 def test_renumbered_ids_name_the_same_tokens(batch):
